@@ -1,0 +1,11 @@
+"""Backbones: images to stage features, and the queries and keys of the last blocks.
+
+A new backbone is one module that satisfies `Backbone` and registers a builder by name.
+"""
+
+from afactl.backbones.registry import Backbone, BackboneOutput, backbone_names, build_backbone, register
+
+__all__ = ["Backbone", "BackboneOutput", "backbone_names", "build_backbone", "register"]
+
+# Importing a module registers its backbones.
+from afactl.backbones import mit  # noqa: E402, F401

@@ -1,0 +1,127 @@
+"""Class activation maps (Eq. 2, 4) and their fusion over scales and flips.
+
+Shapes: B batch, C foreground classes, D feature channels, hs x ws token grid, h x w image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afactl.errors import ShapeError, check_shape
+
+IGNORE = 255
+
+
+def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
+    """W_c . F of Eq. 2, before the ReLU: fusion over flips takes the maximum first.
+
+    Args:
+        features: B x D x hs x ws, the last stage.
+        weight: C x D, the classification layer.
+
+    Returns:
+        B x C x hs x ws, unbounded.
+    """
+    check_shape("features", features, "B D hs ws", D=weight.shape[1])
+    return F.conv2d(features, weight[:, :, None, None])
+
+
+def top_k_pooling(features: Tensor, percent: float) -> Tensor:
+    """Mean of the top `percent` per cent of each channel's activations (Table 1).
+
+    Args:
+        features: B x D x hs x ws.
+        percent: in [0, 100]; 0 takes the single largest (gmp), 100 all (gap).
+
+    Returns:
+        B x D.
+    """
+    values = features.flatten(2)
+    count = max(1, round(values.shape[2] * percent / 100))
+    if count == 1:
+        return values.amax(dim=2)
+    if count == values.shape[2]:
+        return values.mean(dim=2)
+    return values.topk(count, dim=2).values.mean(dim=2)
+
+
+def normalize_cam(cam: Tensor) -> Tensor:
+    """Min-max normalisation per image and class: (M - min) / (max - min + 1e-5).
+
+    Args:
+        cam: B x C x h x w.
+
+    Returns:
+        B x C x h x w in [0, 1); a constant map becomes 0.
+    """
+    cam = cam - cam.amin(dim=(2, 3), keepdim=True)
+    return cam / (cam.amax(dim=(2, 3), keepdim=True) + 1e-5)
+
+
+def fuse_cams(views: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> Tensor:
+    """Fuse raw maps over scales and flips (the multi-scale CAM for training and evaluation).
+
+    Per scale: resize to the image, maximum of the map and the flipped-back map of the flipped
+    image, ReLU. Then the sum over scales, normalised.
+
+    Args:
+        views: per scale (raw map of the image, raw map of the mirrored image), B x C x hs x ws.
+        size: (h, w) of the image.
+
+    Returns:
+        B x C x h x w in [0, 1).
+    """
+    total: Tensor | float = 0.0
+    for plain, mirrored in views:
+        # Mirroring commutes with the resize, so both maps are resized by one call.
+        both = torch.stack([plain, mirrored.flip(-1)]).flatten(0, 1)
+        both = F.interpolate(both, size=size, mode="bilinear", align_corners=False)
+        total = total + torch.relu(both.unflatten(0, (2, -1)).amax(dim=0))
+    return normalize_cam(total)
+
+
+def threshold_cam(
+    cam: Tensor,
+    label: Tensor,
+    beta_low: float,
+    beta_high: float,
+    box: Tensor | None = None,
+) -> Tensor:
+    """Pseudo label Y_p from thresholds (Eq. 4).
+
+    Args:
+        cam: B x C x h x w in [0, 1].
+        label: B x C, image-level labels, 1 where the class is present.
+        beta_low, beta_high: at most beta_low is background, in (beta_low, beta_high] is ignored.
+            Equal thresholds leave nothing ignored.
+        box: B x 4 as (y0, y1, x0, x1), the true image inside padding; outside is ignored.
+
+    Returns:
+        B x h x w uint8: class c as c + 1, background 0, ignored 255.
+
+    Raises:
+        ShapeError: axes do not fit, or beta_low > beta_high.
+    """
+    check_shape("cam", cam, "B C h w")
+    check_shape("label", label, "B C", B=cam.shape[0], C=cam.shape[1])
+    if beta_low > beta_high:
+        raise ShapeError(f"thresholds: expected beta_low <= beta_high, got {beta_low} > {beta_high}")
+    value, index = (cam * label[:, :, None, None]).max(dim=1)
+    pseudo = index + 1
+    pseudo[value <= beta_high] = IGNORE
+    pseudo[value <= beta_low] = 0
+    return ignore_outside(pseudo.to(torch.uint8), box)
+
+
+def ignore_outside(label: Tensor, box: Tensor | None) -> Tensor:
+    """A copy of the B x h x w label that is 255 outside each image's (y0, y1, x0, x1) box."""
+    if box is None:
+        return label
+    inside = torch.full_like(label, IGNORE)
+    for i, (y0, y1, x0, x1) in enumerate(box.tolist()):
+        inside[i, y0:y1, x0:x1] = label[i, y0:y1, x0:x1]
+    return inside

@@ -1,0 +1,164 @@
+"""Save, load and resume: weights as safetensors, training state loadable with weights_only=True.
+
+A checkpoint is a folder with `weights.safetensors` (its metadata says which network it fits) and
+`training.pt` (optimizer and iteration). It is written beside its place and then moved there, so
+a killed job leaves the former one whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from afactl.errors import CheckpointError
+from afactl.foreign_weights import fetch_hugging_face, read_state, translate
+from afactl.model import AFA
+
+WEIGHTS = "weights.safetensors"
+TRAINING = "training.pt"
+
+
+class Architecture(NamedTuple):
+    """What is needed to build the network that weights fit, and to name its classes."""
+
+    backbone: str
+    classes: tuple[str, ...]
+    pooling: str | float
+    decoder_width: int
+    drop_path: float
+
+    def build(self) -> AFA:
+        """The network with random weights."""
+        return AFA(self.backbone, len(self.classes), self.pooling, self.decoder_width, self.drop_path)
+
+
+def save_checkpoint(
+    folder: Path, model: AFA, optimizer: torch.optim.Optimizer, iteration: int, architecture: Architecture
+) -> None:
+    """Write a checkpoint to `folder`, replacing the one there only when the new one is complete."""
+    from safetensors.torch import save_file
+
+    fresh = folder.with_name(folder.name + ".new")
+    former = folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    metadata = {"architecture": json.dumps(architecture._asdict()), "iteration": str(iteration)}
+    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    save_file(state, fresh / WEIGHTS, metadata=metadata)
+    torch.save({"optimizer": optimizer.state_dict(), "iteration": iteration}, fresh / TRAINING)
+    shutil.rmtree(former, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, former)
+    os.rename(fresh, folder)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def find_checkpoint(run: Path, which: str = "best") -> Path:
+    """The folder of a run's checkpoint.
+
+    Args:
+        which: "best" (of the validation score; falls back to the last where none was kept) or "last".
+
+    Raises:
+        CheckpointError: the run has none yet.
+    """
+    candidates = (["best"] if which == "best" else []) + ["last", "last.new", "last.old"]
+    for name in candidates:
+        folder = run / "checkpoints" / name
+        # training.pt is written last: without it the folder is half a checkpoint.
+        if (folder / WEIGHTS).is_file() and (folder / TRAINING).is_file():
+            return folder
+    raise CheckpointError(f"{run}: no checkpoint yet; train first: afactl train PRESET --out {run}")
+
+
+def load_model(folder: Path) -> tuple[AFA, Architecture, int]:
+    """The network of a checkpoint in evaluation mode, what it is, and its iteration.
+
+    Raises:
+        CheckpointError: missing, unreadable, or not one of ours.
+    """
+    from safetensors import safe_open
+
+    path = folder / WEIGHTS
+    state = read_state(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    try:
+        fields = json.loads(metadata["architecture"])
+        fields["classes"] = tuple(fields["classes"])
+        architecture = Architecture(**fields)
+        iteration = int(metadata["iteration"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected weights saved by afactl train, found no description of the network") from error
+    model = architecture.build()
+    load_state(model, state, str(path))
+    return model.eval(), architecture, iteration
+
+
+def restore_training(folder: Path, model: AFA, optimizer: torch.optim.Optimizer) -> int:
+    """Put a checkpoint's weights and optimizer state back; gives its iteration.
+
+    Raises:
+        CheckpointError: unreadable, or of another architecture.
+    """
+    load_state(model, read_state(folder / WEIGHTS), str(folder / WEIGHTS))
+    try:
+        state = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["iteration"])
+    except Exception as error:  # torch raises many kinds; the remedy is the same
+        raise CheckpointError(f"{folder / TRAINING}: cannot be read ({str(error).splitlines()[0]})") from error
+
+
+def initialize(model: AFA, init: str) -> str:
+    """Start weights: "none" (random), "hf:REPOSITORY", or a file in one of the known formats.
+
+    Weights of the backbone alone leave the heads random.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        UsageError: hf: could not be fetched. CheckpointError: the file does not fit.
+    """
+    if init == "none":
+        return "random weights"
+    path = fetch_hugging_face(init.removeprefix("hf:")) if init.startswith("hf:") else Path(init)
+    state = translate(read_state(path), str(path))
+    if all(name.startswith("backbone.") for name in state):
+        load_state(model.backbone, {n.removeprefix("backbone."): v for n, v in state.items()}, str(path))
+        return f"backbone from {init}, heads random"
+    load_state(model, state, str(path))
+    return f"all weights from {init}"
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights that must fit exactly.
+
+    Raises:
+        CheckpointError: names or shapes differ; says how many and shows the first.
+    """
+    expected: dict[str, Any] = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [f"{n} is {found[n]}, expected {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
+    wrong += [f"{n} is missing" for n in expected if n not in found]
+    wrong += [f"{n} is not known" for n in found if n not in expected]
+    if wrong:
+        raise CheckpointError(
+            f"{source}: weights of another architecture, {len(wrong)} of {len(expected)} parameters do not fit "
+            f"(first: {wrong[0]}); choose the matching model.backbone and classes"
+        )
+    module.load_state_dict(dict(state))
+
+
+def weights_hash(folder: Path) -> str:
+    """First 16 hex digits of the SHA-256 of a checkpoint's weights: what caches are tied to."""
+    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16]

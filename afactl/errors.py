@@ -1,0 +1,78 @@
+"""Errors a user can act on. Each says what was expected, what came, and what to do.
+
+Every error is one line of text and carries the exit code of the command that meets it:
+2 for a call that cannot work as it was written, 1 for a job that failed on the way.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class AfactlError(Exception):
+    """Base of all errors that `afactl` reports as one line. `exit_code` is the command's."""
+
+    exit_code = 1
+
+
+class UsageError(AfactlError):
+    """The call itself cannot work: a bad option, a folder that holds something else."""
+
+    exit_code = 2
+
+
+class PresetError(UsageError):
+    """A preset is unknown, has an unknown key or a value of the wrong type or range."""
+
+
+class DataError(AfactlError):
+    """A photo, mask, label file or split is missing, broken or contradicts itself."""
+
+
+class CacheError(AfactlError):
+    """An HDF5 cache was made by other weights or settings, or cannot be read."""
+
+
+class CheckpointError(AfactlError):
+    """Weights are missing, unreadable, or belong to another architecture."""
+
+
+class DependencyError(AfactlError):
+    """An optional package is needed for what was asked."""
+
+
+class ShapeError(AfactlError, ValueError):
+    """A tensor has another shape than the function's docstring states."""
+
+
+def check_shape(name: str, tensor: torch.Tensor, axes: str, **sizes: int) -> None:
+    """Raise unless `tensor` has one axis per letter of `axes`, with the sizes that are given.
+
+    Args:
+        name: what the caller calls the tensor, for the message.
+        axes: axis names separated by blanks, such as ``"B C h w"``.
+        sizes: expected sizes of some of those axes.
+
+    Raises:
+        ShapeError: the number of axes or a size differs.
+    """
+    letters = axes.split()
+    if tensor.ndim != len(letters):
+        raise ShapeError(f"{name}: expected {len(letters)} axes ({axes}), got shape {tuple(tensor.shape)}")
+    for letter, size in zip(letters, tensor.shape, strict=True):
+        if letter in sizes and sizes[letter] != size:
+            raise ShapeError(
+                f"{name}: expected {letter} = {sizes[letter]} in ({axes}), got shape {tuple(tensor.shape)}"
+            )
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as `; did you mean "voc"?`, or the whole list where nothing is close."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"

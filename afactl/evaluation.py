@@ -1,0 +1,178 @@
+"""Scores of a split: validation during training, the rows of `eval`, and the paper's Table 3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from afactl.cache import Cache, CacheHeader
+from afactl.cam import threshold_cam
+from afactl.datasets.images import read_image
+from afactl.datasets.registry import data_fingerprint
+from afactl.datasets.samples import Sample, Split
+from afactl.datasets.transforms import normalize
+from afactl.inference import CamRecord, TrainedRun, multi_hot, open_cam_cache, record_of, segment, to_tensor
+from afactl.metrics import confusion_matrix, mean_iou
+from afactl.model import AFA, evaluation_mode
+from afactl.presets import Preset
+from afactl.pseudo_labels import best_class, propagate, refine_cam, refine_planes
+from afactl.refinement.par import pixel_adaptive_refinement
+
+Track = Callable[[Sequence[Sample]], Iterator[Sample]]
+
+# Rows of Table 3 that come from one run, in the paper's order.
+WITHOUT_PROPAGATION = "AFA (w/o prop.)"
+WITH_MHSA = "AFA (prop. with MHSA)"
+WITH_AFFINITY = "AFA"
+WITHOUT_AFA = "w/o AFA"
+TABLE3_ROWS = (WITHOUT_PROPAGATION, WITH_MHSA, WITH_AFFINITY)
+PSEUDO_STAGE = "pseudo-labels"
+
+
+@torch.no_grad()
+def validate(model: AFA, split: Split, preset: Preset, device: torch.device) -> dict[str, float]:
+    """The validation during training: one pass per photo for the segmentation, and the raw CAM.
+
+    Returns:
+        "val_seg_miou": segmentation, single scale, without image-level truth.
+        "val_cam_miou": multi-scale CAM at the scoring threshold, with image-level truth.
+    """
+    classes = len(split.classes)
+    seg_counts = cam_counts = np.zeros((classes + 1, classes + 1), np.int64)
+    with evaluation_mode(model):
+        for sample in split.samples:
+            image, truth = read_image(sample.image), split.read_mask(sample)
+            logits = segment(model, image, device, long_side=preset.eval.long_side)
+            seg_counts = seg_counts + confusion_matrix(truth, _to_uint8(logits.argmax(0)), classes + 1)
+            passed = model.multi_scale_cam(normalize(to_tensor(image, device)), preset.cam.scales, 1.0)
+            label = multi_hot(sample.labels, classes).to(device)[None]
+            pseudo = threshold_cam(passed.cam, label, preset.cam.background, preset.cam.background)[0]
+            cam_counts = cam_counts + confusion_matrix(truth, _to_uint8(pseudo), classes + 1)
+    return {"val_seg_miou": 100 * mean_iou(seg_counts), "val_cam_miou": 100 * mean_iou(cam_counts)}
+
+
+def _to_uint8(label: torch.Tensor) -> np.ndarray:
+    return label.to(torch.uint8).cpu().numpy()
+
+
+class Score(NamedTuple):
+    """One confusion matrix by name; `confusion` is K x K, rows the truth."""
+
+    name: str
+    confusion: np.ndarray
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU in per cent over the classes that occur in the truth."""
+        return 100 * mean_iou(self.confusion)
+
+
+def evaluate_segmentation(run: TrainedRun, split: Split, crf: bool, track: Track = iter) -> list[Score]:
+    """The rows of `eval`: single scale; multi-scale + flip; and with `crf` also + CRF.
+
+    No image-level truth is used.
+    """
+    preset = run.preset
+    classes = len(split.classes) + 1
+    names = ["single scale", "multi-scale + flip"] + (["multi-scale + flip + CRF"] if crf else [])
+    refine = _crf(preset) if crf else None
+    counts = {name: np.zeros((classes, classes), np.int64) for name in names}
+    for sample in track(split.samples):
+        image, truth = read_image(sample.image), split.read_mask(sample)
+        single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
+        fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
+        predictions = [_to_uint8(single.argmax(0)), _to_uint8(fused.argmax(0))]
+        if refine is not None:
+            predictions.append(refine(image, fused.softmax(0).cpu().numpy()).argmax(0).astype(np.uint8))
+        for name, prediction in zip(names, predictions, strict=True):
+            counts[name] += confusion_matrix(truth, prediction, classes)
+    return [Score(name, counts[name]) for name in names]
+
+
+def _crf(preset: Preset) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    from afactl.refinement.crf import dense_crf
+
+    return partial(dense_crf, **preset.crf.model_dump())
+
+
+def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device) -> np.ndarray:
+    """The pseudo labels of Table 3 for one photo: each row without and with PAR.
+
+    Without propagation the CAM is cut at `cam.background` (with PAR: background plane of that
+    value, softmax, PAR, argmax). With propagation the background plane is `affinity.background`.
+
+    Args:
+        image: h x w x 3 uint8.
+
+    Returns:
+        3 x 2 x h x w uint8, rows as TABLE3_ROWS, then (without PAR, with PAR).
+    """
+    refine = partial(pixel_adaptive_refinement, **preset.par.model_dump())
+    pixels = to_tensor(image, device)[0]
+    cam = torch.from_numpy(record.cam).to(device).float()
+    classes = torch.from_numpy(record.classes).to(device)
+    size = image.shape[:2]
+    if len(classes) == 0:  # nothing is said to be there: all is background
+        return np.zeros((len(TABLE3_ROWS), 2, *size), np.uint8)
+    settings, threshold = preset.affinity, preset.cam.background
+    present = torch.ones(1, len(classes), device=device)
+    local = threshold_cam(cam[None], present, threshold, threshold)[0]
+    values = torch.cat([classes.new_zeros(1), classes + 1]).to(torch.uint8)
+    rows = [torch.stack([values[local.long()], refine_cam(pixels, cam, classes, (threshold,), refine)[0]])]
+    for matrix in (record.attention, record.affinity):
+        weights = torch.from_numpy(matrix).to(device).float()
+        planes = propagate(
+            cam, weights, record.grid, (settings.background,), settings.radius, settings.alpha, settings.eps
+        )
+        planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+        rows.append(torch.cat([best_class(planes, classes, size), refine_planes(pixels, planes, classes, refine)]))
+    return _to_uint8(torch.stack(rows))
+
+
+class Table3(NamedTuple):
+    """Scores of pseudo labels.
+
+    Attributes:
+        scores: per row name (without PAR, with PAR).
+        images: scored. passes: images that needed the network now. labelled: images whose
+            pseudo labels had to be made now.
+    """
+
+    scores: dict[str, tuple[Score, Score]]
+    images: int
+    passes: int
+    labelled: int
+
+
+def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter) -> Table3:
+    """Rows of Table 3 that a run gives by itself; every intermediate goes through the caches.
+
+    Raises:
+        CacheError: a cache there was made by other weights, data or settings.
+    """
+    preset, classes = run.preset, len(split.classes) + 1
+    names = [(row, par) for row in range(len(TABLE3_ROWS)) for par in range(2)]
+    counts = {name: np.zeros((classes, classes), np.int64) for name in names}
+    passes = labelled = 0
+    settings = {name: getattr(preset, name).model_dump(mode="json") for name in ("cam", "par", "affinity")}
+    header = CacheHeader(PSEUDO_STAGE, settings, run.weights, data_fingerprint(split))
+    path = run.folder / "cache" / f"{PSEUDO_STAGE}-{split.name}.h5"
+    with open_cam_cache(run, split, overwrite) as cams, Cache.open(path, header, overwrite) as labels:
+        for sample in track(split.samples):
+            if sample.image_id not in labels:
+                image = read_image(sample.image)
+                record, passed = record_of(run, cams, sample, image)
+                labels.append(sample.image_id, {"labels": pseudo_labels_of(image, record, preset, run.device)}, {})
+                passes, labelled = passes + passed, labelled + 1
+            pseudo, truth = labels.read(sample.image_id)["labels"], split.read_mask(sample)
+            for row, par in names:
+                counts[row, par] += confusion_matrix(truth, pseudo[row, par], classes)
+    scores = {
+        name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(TABLE3_ROWS)
+    }
+    return Table3(scores, len(split.samples), passes, labelled)

@@ -1,0 +1,170 @@
+"""Weights that others published, under our names.
+
+Three formats are told apart by their keys:
+- the ImageNet weights of MiT (`mit_b1.pth`): names of our backbone, plus a classification head;
+- Hugging Face (`nvidia/mit-b1`): `segformer.encoder.*`, with q, k and v apart;
+- the AFA authors' trained checkpoints (`wetr_iter_*.pth`): `encoder.*`, `decoder.*`, `classifier`,
+  `attn_proj`, perhaps behind `module.`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from afactl.errors import CheckpointError, UsageError
+
+_AUTHORS = (
+    (r"encoder\.(.+)", r"backbone.\1"),
+    (r"decoder\.linear_fuse\.conv\.(.+)", r"decoder.fuse.\1"),
+    (r"decoder\.linear_fuse\.bn\.(.+)", r"decoder.norm.\1"),
+    (r"decoder\.linear_pred\.(.+)", r"decoder.predict.\1"),
+    (r"attn_proj\.(.+)", r"affinity_head.\1"),
+    (r"classifier\.weight", r"classifier"),
+)
+_HUGGING_FACE = (
+    (r"attention\.self\.query\.", "attn.q."),
+    (r"attention\.self\.sr\.", "attn.sr."),
+    (r"attention\.self\.layer_norm\.", "attn.norm."),
+    (r"attention\.output\.dense\.", "attn.proj."),
+    (r"layer_norm_1\.", "norm1."),
+    (r"layer_norm_2\.", "norm2."),
+    (r"mlp\.dense1\.", "mlp.fc1."),
+    (r"mlp\.dense2\.", "mlp.fc2."),
+    (r"mlp\.dwconv\.", "mlp.dwconv."),
+)
+
+
+def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A trained checkpoint of the authors (`wetr_iter_*.pth`) as a state dict of `model.AFA`.
+
+    Raises:
+        CheckpointError: a name that belongs to no part of the network.
+    """
+    mapped = {}
+    for name, value in state.items():
+        name = name.removeprefix("module.")
+        stage = re.fullmatch(r"decoder\.linear_c([1-4])\.proj\.(.+)", name)
+        if stage:
+            # A linear layer over tokens is a 1 x 1 convolution over maps.
+            value = value[:, :, None, None] if stage[2] == "weight" else value
+            mapped[f"decoder.project.{int(stage[1]) - 1}.{stage[2]}"] = value
+            continue
+        for pattern, ours in _AUTHORS:
+            if re.fullmatch(pattern, name):
+                name = re.sub(pattern, ours, name)
+                break
+        else:
+            raise CheckpointError(f"weights: {name} is no part of an AFA checkpoint")
+        if name == "classifier":
+            value = value.flatten(1)
+        elif name.startswith("affinity_head."):
+            value = value.flatten() if name.endswith("weight") else value.reshape(())
+        mapped[name] = value
+    return mapped
+
+
+def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A Hugging Face SegFormer encoder as `backbone.*`; classification head and decoder dropped."""
+    mapped: dict[str, Tensor] = {}
+    halves: dict[str, dict[str, Tensor]] = {}
+    for name, value in state.items():
+        match = re.fullmatch(r"segformer\.encoder\.(.+)", name)
+        if match is None:
+            continue
+        name = match[1]
+        pair = re.fullmatch(r"block\.(\d)\.(\d+)\.attention\.self\.(key|value)\.(.+)", name)
+        if pair:
+            kv = f"backbone.block{int(pair[1]) + 1}.{pair[2]}.attn.kv.{pair[4]}"
+            halves.setdefault(kv, {})[pair[3]] = value
+            continue
+        name = re.sub(r"^patch_embeddings\.(\d)\.layer_norm\.", lambda m: f"patch_embed{int(m[1]) + 1}.norm.", name)
+        name = re.sub(r"^patch_embeddings\.(\d)\.", lambda m: f"patch_embed{int(m[1]) + 1}.", name)
+        name = re.sub(r"^layer_norm\.(\d)\.", lambda m: f"norm{int(m[1]) + 1}.", name)
+        name = re.sub(r"^block\.(\d)\.", lambda m: f"block{int(m[1]) + 1}.", name)
+        for pattern, ours in _HUGGING_FACE:
+            name = re.sub(pattern, ours, name)
+        mapped[f"backbone.{name}"] = value
+    for kv, parts in halves.items():
+        if set(parts) != {"key", "value"}:
+            raise CheckpointError(f"weights: {kv} needs both key and value, got {', '.join(sorted(parts))}")
+        mapped[kv] = torch.cat([parts["key"], parts["value"]])
+    return mapped
+
+
+def from_imagenet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published ImageNet weights of a MiT as `backbone.*`; the classification head dropped."""
+    return {f"backbone.{name}": value for name, value in state.items() if not name.startswith("head.")}
+
+
+def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Any of the three formats, or a state dict of our own, under our names.
+
+    Args:
+        source: where it came from, for the message.
+
+    Raises:
+        CheckpointError: none of the formats.
+    """
+    names = {name.removeprefix("module.") for name in state}
+    if any(name.startswith("segformer.encoder.") for name in names):
+        return from_hugging_face(state)
+    if any(name.startswith("encoder.patch_embed1.") for name in names):
+        return from_authors(state)
+    if any(name.startswith("backbone.patch_embed1.") for name in names):
+        return dict(state)
+    if any(name.startswith("patch_embed1.") for name in names):
+        return from_imagenet({name.removeprefix("module."): value for name, value in state.items()})
+    raise CheckpointError(
+        f"{source}: expected MiT weights (patch_embed1.*), a Hugging Face SegFormer (segformer.encoder.*) "
+        f"or an AFA checkpoint (encoder.*), got names such as {', '.join(sorted(names)[:3]) or 'none'}"
+    )
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` or a PyTorch file; never runs code from the file.
+
+    Raises:
+        CheckpointError: missing, unreadable, or not a mapping of names to tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file; give --init FILE, or --init none for random weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # every library error here means the same to the user
+        raise CheckpointError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path}: expected a mapping of names to tensors, got {type(state).__name__}")
+    return state
+
+
+def fetch_hugging_face(repository: str) -> Path:
+    """Download (or find in the cache) the weights of a Hugging Face repository.
+
+    Raises:
+        UsageError: not reachable; names the two ways that need no network.
+    """
+    from huggingface_hub import hf_hub_download
+
+    error: Exception | None = None
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            return Path(hf_hub_download(repository, name))
+        except Exception as caught:  # offline, unknown repository, missing file: the remedy is one
+            error = error or caught
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    raise UsageError(
+        f"--init hf:{repository}: could not be fetched ({reason}); "
+        "give --init FILE with the weights you have, or --init none for random weights"
+    )

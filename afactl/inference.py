@@ -1,0 +1,243 @@
+"""One image at a time through a trained network: segmentation, CAMs, and the cache of CAMs.
+
+Shapes: C foreground classes, K = C + 1, P - 1 present classes, h x w image, N = hs * ws tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afactl.affinity import mean_attention
+from afactl.cache import Cache, CacheHeader
+from afactl.checkpoints import Architecture, find_checkpoint, load_model, weights_hash
+from afactl.datasets.images import read_image
+from afactl.datasets.registry import check_files, data_fingerprint, load_split
+from afactl.datasets.samples import Sample, Split
+from afactl.datasets.transforms import normalize, resize_long_side
+from afactl.errors import CheckpointError, UsageError
+from afactl.model import AFA
+from afactl.presets import Preset
+from afactl.runs import run_preset
+
+CAM_STAGE = "cams"
+
+
+class TrainedRun(NamedTuple):
+    """A run ready for inference.
+
+    Attributes:
+        weights: hash of the weights, which caches are tied to.
+        iteration: of the checkpoint.
+    """
+
+    folder: Path
+    preset: Preset
+    model: AFA
+    architecture: Architecture
+    device: torch.device
+    weights: str
+    iteration: int
+
+
+def open_run(folder: Path, device: torch.device, which: str = "best") -> TrainedRun:
+    """Load a run's network.
+
+    Args:
+        which: "best" or "last" checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit.
+    """
+    checkpoint = find_checkpoint(folder, which)
+    model, architecture, iteration = load_model(checkpoint)
+    return TrainedRun(
+        folder, run_preset(folder), model.to(device), architecture, device, weights_hash(checkpoint), iteration
+    )
+
+
+def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> Split:
+    """A split of the run's dataset, with its files checked.
+
+    Args:
+        data: where the dataset lies, if not where the run was trained from.
+        masks: the true masks are needed.
+
+    Raises:
+        DataError: no such split, missing files. UsageError: masks are needed and the dataset has none.
+        CheckpointError: the dataset's classes are not those of the network.
+    """
+    root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
+    found = load_split(run.preset.data.name, root, split)
+    if found.classes != run.architecture.classes:
+        raise CheckpointError(
+            f"{run.folder}: trained on the classes {', '.join(run.architecture.classes)}, "
+            f"but the dataset has {', '.join(found.classes)}; give the dataset of the run with --data"
+        )
+    if masks and found.read_mask is None:
+        raise UsageError(f"split {split}: scoring needs true masks and this dataset has none; see masks/ in docs/data.md")
+    check_files(found, masks)
+    return found
+
+
+def to_tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    """h x w x 3 uint8 -> 1 x 3 x h x w float in 0..255."""
+    return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+
+
+def multi_hot(labels: Iterable[int], classes: int) -> Tensor:
+    """Class indices as a C vector of 0 and 1."""
+    label = torch.zeros(classes)
+    label[list(labels)] = 1
+    return label
+
+
+@torch.inference_mode()
+def segment(
+    model: AFA,
+    image: np.ndarray,
+    device: torch.device,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    long_side: int | None = None,
+) -> Tensor:
+    """Segmentation logits of one photo, fused by maximum over scales and flips.
+
+    Args:
+        image: h x w x 3 uint8.
+        scales: factors on top of `long_side`.
+        flip: also pass the mirrored image.
+        long_side: resize the photo so first; None keeps its size.
+
+    Returns:
+        K x h x w float32 at the photo's size.
+    """
+    pixels = normalize(to_tensor(image, device))
+    size = image.shape[:2]
+    base = resize_long_side(*size, long_side) if long_side else size
+    fused: Tensor | None = None
+    for scale in scales:
+        target = (max(1, math.floor(scale * base[0])), max(1, math.floor(scale * base[1])))
+        scaled = pixels
+        if target != size:
+            scaled = F.interpolate(pixels, size=target, mode="bilinear", align_corners=False)
+        views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
+        logits = model.decoder(model.backbone(views).features).float()
+        if flip:
+            logits = torch.maximum(logits[:1], logits[1:].flip(-1))
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
+        fused = logits if fused is None else torch.maximum(fused, logits)
+    return fused
+
+
+class CamRecord(NamedTuple):
+    """What the network says about one image, as it is kept in the cache.
+
+    Attributes:
+        cam: P-1 x h x w float16 in [0, 1), multi-scale CAMs of the present classes.
+        classes: P-1 class indices in [0, C), int64, sorted.
+        affinity: N x N float16, learned, at scale 1.
+        attention: N x N float16, mean softmaxed MHSA of the last blocks, at scale 1.
+        grid: (hs, ws).
+    """
+
+    cam: np.ndarray
+    classes: np.ndarray
+    affinity: np.ndarray
+    attention: np.ndarray
+    grid: tuple[int, int]
+
+
+def cam_record(run: TrainedRun, image: np.ndarray, labels: Sequence[int]) -> CamRecord:
+    """Pass one h x w x 3 uint8 photo with its image-level labels through the network."""
+    pixels = normalize(to_tensor(image, run.device))
+    passed = run.model.multi_scale_cam(pixels, run.preset.cam.scales, affinity_scale=1.0)
+    with torch.no_grad():
+        affinity = run.model.affinity(passed)[0]
+        attention = mean_attention(passed.queries, passed.keys)[0]
+    classes = sorted(labels)
+
+    def half(tensor: Tensor) -> np.ndarray:
+        return tensor.to(torch.float16).cpu().numpy()
+
+    return CamRecord(
+        half(passed.cam[0, classes]), np.array(classes, np.int64), half(affinity), half(attention), passed.grid
+    )
+
+
+def cam_cache_path(run: TrainedRun, split: str) -> Path:
+    """Where a run keeps the CAMs of a split."""
+    return run.folder / "cache" / f"cams-{split}.h5"
+
+
+def open_cam_cache(run: TrainedRun, split: Split, overwrite: bool = False) -> Cache:
+    """The cache of a split's CAMs, made by these weights and settings.
+
+    Raises:
+        CacheError: the file there was made by others; names --overwrite.
+    """
+    header = CacheHeader(CAM_STAGE, {"scales": list(run.preset.cam.scales)}, run.weights, data_fingerprint(split))
+    return Cache.open(cam_cache_path(run, split.name), header, overwrite)
+
+
+def read_record(cache: Cache, image_id: str) -> CamRecord:
+    """A record out of the cache.
+
+    Raises:
+        CacheError: the image is not in it.
+    """
+    arrays = cache.read(image_id)
+    height, width = arrays["grid"].tolist()
+    return CamRecord(arrays["cam"], arrays["keys"], arrays["affinity"], arrays["attention"], (height, width))
+
+
+def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray | None = None) -> tuple[CamRecord, bool]:
+    """A sample's record: out of the cache, or through the network and into the cache.
+
+    Args:
+        image: the photo, if it has been read already.
+
+    Returns:
+        (record, whether a forward pass was needed).
+    """
+    if sample.image_id in cache:
+        return read_record(cache, sample.image_id), False
+    image = read_image(sample.image) if image is None else image
+    record = cam_record(run, image, sample.labels)
+    arrays = {
+        "cam": record.cam,
+        "keys": record.classes,
+        "size": np.array(image.shape[:2], np.int64),
+        "affinity": record.affinity,
+        "attention": record.attention,
+        "grid": np.array(record.grid, np.int64),
+    }
+    cache.append(sample.image_id, arrays, {})
+    return record, True
+
+
+def dump_cams(
+    run: TrainedRun, split: Split, overwrite: bool = False, track: Callable[[Sequence[Sample]], Iterator[Sample]] = iter
+) -> tuple[Path, int, int]:
+    """Put the CAMs, affinity and attention of a split into the run's cache; finished images are skipped.
+
+    Args:
+        track: wraps the iteration over samples, for a progress bar.
+
+    Returns:
+        (file, images in the split, images passed through the network now).
+    """
+    computed = 0
+    with open_cam_cache(run, split, overwrite) as cache:
+        for sample in track(split.samples):
+            if sample.image_id not in cache:
+                record_of(run, cache, sample)
+                computed += 1
+    return cam_cache_path(run, split.name), len(split.samples), computed

@@ -1,0 +1,204 @@
+"""AFA: backbone, classifier, affinity head and SegFormer decoder (Fig. 3).
+
+Shapes: B batch, C foreground classes, K = C + 1, h x w image, hs x ws token grid, N = hs * ws,
+n heads of the last blocks, d head width, D_i channels of stage i.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afactl.affinity import affinity_logits, attention_logits
+from afactl.backbones import BackboneOutput, build_backbone
+from afactl.cam import class_activation_map, fuse_cams, top_k_pooling
+from afactl.errors import UsageError, check_shape
+
+POOLING_PERCENT = {"gmp": 0.0, "gap": 100.0}
+
+
+class AFAOutput(NamedTuple):
+    """Everything one forward pass shows.
+
+    Attributes:
+        cls_logits: B x C.
+        seg_logits: B x K x h1 x w1, at stage-1 size (a quarter of the image).
+        cam: B x C x hs x ws, W_c . F of Eq. 2 before the ReLU.
+        attn: B x n x N x N, S of the last two blocks, raw Q K^T (the last block's heads last).
+        affinity: B x N x N in (0, 1), sigmoid(A) of Eq. 3.
+    """
+
+    cls_logits: Tensor
+    seg_logits: Tensor
+    cam: Tensor
+    attn: Tensor
+    affinity: Tensor
+
+
+class CamPass(NamedTuple):
+    """What the multi-scale pass gives.
+
+    Attributes:
+        cam: B x C x h x w in [0, 1), fused over scales and flips.
+        queries, keys: B x n x N x d of the un-flipped image at the asked scale, from which
+            `AFA.affinity` and `affinity.mean_attention` follow where they are needed.
+        grid: (hs, ws) of that scale.
+    """
+
+    cam: Tensor
+    queries: Tensor
+    keys: Tensor
+    grid: tuple[int, int]
+
+
+class Decoder(nn.Module):
+    """SegFormer's all-MLP decoder: linear per stage, upsample, fuse, predict."""
+
+    def __init__(self, in_channels: Sequence[int], width: int, classes: int) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in in_channels)
+        self.fuse = nn.Conv2d(width * len(in_channels), width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.dropout = nn.Dropout2d(0.1)
+        self.predict = nn.Conv2d(width, classes, 1)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Stage maps, finest first -> B x K x h1 x w1 logits.
+
+        The fusion of the concatenated stages is a sum of one 1 x 1 convolution per stage, and
+        that commutes with bilinear upsampling: each stage is projected and fused on its own
+        grid and upsampled last, which is equal and cheaper.
+        """
+        size = features[0].shape[2:]
+        # Concatenation order is coarsest first.
+        slices = self.fuse.weight.chunk(len(features), dim=1)[::-1]
+        fused: Tensor | float = 0.0
+        for features_i, project, weight in zip(features, self.project, slices, strict=True):
+            x = F.conv2d(project(features_i), weight)
+            fused = fused + (x if x.shape[2:] == size else _resize(x, size))
+        return self.predict(self.dropout(torch.relu(self.norm(fused))))
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class AffinityHead(nn.Module):
+    """The MLP of Eq. 3: one weight per head and a bias."""
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads))
+        self.bias = nn.Parameter(torch.zeros(()))
+        bound = heads**-0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """B x n x N x d twice -> B x N x N logits."""
+        return affinity_logits(queries, keys, self.weight, self.bias)
+
+
+class AFA(nn.Module):
+    """The whole network.
+
+    Args:
+        backbone: name of a registered backbone.
+        classes: C, foreground classes.
+        pooling: "gmp", "gap", or the per cent of top-k pooling (Table 1).
+        decoder_width: channels of the decoder.
+        drop_path: stochastic depth of the backbone's last block.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        classes: int,
+        pooling: str | float = "gmp",
+        decoder_width: int = 256,
+        drop_path: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.backbone = build_backbone(backbone, drop_path)
+        channels = self.backbone.out_channels
+        self.pooling_percent = POOLING_PERCENT[pooling] if isinstance(pooling, str) else float(pooling)
+        self.classifier = nn.Parameter(torch.empty(classes, channels[-1]))
+        nn.init.kaiming_uniform_(self.classifier, a=math.sqrt(5))
+        self.affinity_head = AffinityHead(self.backbone.attention_heads)
+        self.decoder = Decoder(channels, decoder_width, classes + 1)
+
+    @property
+    def classes(self) -> int:
+        """C, the number of foreground classes."""
+        return self.classifier.shape[0]
+
+    def forward(self, image: Tensor) -> AFAOutput:
+        """B x 3 x h x w, normalised -> every named output. Training and dumping take the parts they need."""
+        check_shape("image", image, "B 3 h w", **{"3": 3})
+        encoded = self.backbone(image)
+        return AFAOutput(
+            cls_logits=self.classify(encoded),
+            seg_logits=self.decoder(encoded.features),
+            cam=self.activate(encoded),
+            attn=attention_logits(encoded.queries, encoded.keys),
+            affinity=self.affinity(encoded),
+        )
+
+    def classify(self, encoded: BackboneOutput) -> Tensor:
+        """B x C logits: pool the last stage, then the linear classifier without bias."""
+        return top_k_pooling(encoded.features[-1], self.pooling_percent) @ self.classifier.T
+
+    def activate(self, encoded: BackboneOutput) -> Tensor:
+        """B x C x hs x ws raw class activation maps."""
+        return class_activation_map(encoded.features[-1], self.classifier)
+
+    def affinity(self, encoded: BackboneOutput | CamPass) -> Tensor:
+        """B x N x N affinity in (0, 1), symmetric."""
+        return torch.sigmoid(self.affinity_head(encoded.queries, encoded.keys))
+
+    @torch.no_grad()
+    def multi_scale_cam(self, image: Tensor, scales: Sequence[float], affinity_scale: float) -> CamPass:
+        """CAM over scales and flips, in evaluation mode, without gradient and without decoder.
+
+        The image is resized to floor(s h) x floor(s w), bilinearly, and passed with its mirror
+        image. The network's mode is restored afterwards; its statistics stay untouched.
+
+        Args:
+            image: B x 3 x h x w, normalised.
+            scales: factors s; `affinity_scale` is one of them.
+            affinity_scale: the scale whose un-flipped queries and keys are given.
+
+        Raises:
+            UsageError: `affinity_scale` is not among the scales.
+        """
+        if affinity_scale not in scales:
+            raise UsageError(f"cam.scales: expected {affinity_scale} among them for the affinity, got {tuple(scales)}")
+        size = image.shape[2:]
+        views = []
+        with evaluation_mode(self):
+            for scale in scales:
+                scaled = image
+                if scale != 1.0:
+                    scaled = _resize(image, (max(1, math.floor(scale * size[0])), max(1, math.floor(scale * size[1]))))
+                encoded = self.backbone(torch.cat([scaled, scaled.flip(-1)]))
+                views.append(self.activate(encoded).chunk(2))
+                if scale == affinity_scale:
+                    queries, keys = encoded.queries.chunk(2)[0], encoded.keys.chunk(2)[0]
+                    grid = tuple(encoded.features[-1].shape[2:])
+        return CamPass(fuse_cams(views, tuple(size)), queries, keys, grid)
+
+
+@contextlib.contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block, the former mode after it."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

@@ -1,0 +1,128 @@
+"""Run folders: where a training job puts everything, and how later commands find it.
+
+runs/<preset>-<date>-<time>/
+    preset.yaml     the resolved preset
+    manifest.json   versions, git revision, seed, effective batch, device, command, data fingerprint
+    metrics.jsonl   one line per logged step or validation
+    checkpoints/    last/ and best/
+    cache/          HDF5 of the stages
+    figures/        pictures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from afactl.errors import UsageError
+from afactl.presets import Preset, load_preset, save_preset
+
+
+def new_run(preset: Preset, name: str, out: Path | None) -> Path:
+    """Create a run folder with its resolved preset.
+
+    Args:
+        name: of the preset, for the default folder `runs/<name>-<date>-<time>`.
+        out: the folder to use instead.
+
+    Raises:
+        UsageError: the folder holds something already, or cannot be written.
+    """
+    run = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if run.is_dir() and any(run.iterdir()):
+        what = "a run" if (run / "preset.yaml").exists() else "other files"
+        raise UsageError(f"--out {run}: the folder holds {what} already; give an empty one, or --resume to go on with a run")
+    try:
+        for part in ("checkpoints", "cache", "figures"):
+            (run / part).mkdir(parents=True, exist_ok=True)
+        save_preset(preset, run / "preset.yaml")
+    except OSError as error:
+        raise UsageError(f"--out {run}: cannot be written ({error.strerror or error}); give another folder") from error
+    return run
+
+
+def find_run(run: Path | None, root: Path = Path("runs")) -> tuple[Path, str]:
+    """The run that a command works on, and how it was chosen.
+
+    Args:
+        run: what the user gave, or None: then `$AFACTL_RUN`, or else the newest under `root`.
+
+    Returns:
+        (folder, "given" | "from AFACTL_RUN" | "the newest under runs").
+
+    Raises:
+        UsageError: there is none, or the folder is no run.
+    """
+    chosen, how = run, "given"
+    if chosen is None and os.environ.get("AFACTL_RUN"):
+        chosen, how = Path(os.environ["AFACTL_RUN"]), "from AFACTL_RUN"
+    if chosen is None:
+        found = [preset.parent for preset in root.glob("*/preset.yaml")]
+        if not found:
+            raise UsageError(f"no run under {root}/; train one first (afactl train demo) or give --run RUN")
+        chosen, how = max(found, key=lambda folder: (folder / "preset.yaml").stat().st_mtime), f"the newest under {root}"
+    if not (chosen / "preset.yaml").is_file():
+        raise UsageError(f"--run {chosen}: expected a run folder with a preset.yaml; train one with afactl train PRESET")
+    return chosen, how
+
+
+def run_preset(run: Path) -> Preset:
+    """The preset a run was trained with."""
+    return load_preset(str(run / "preset.yaml"))
+
+
+def write_manifest(run: Path, **facts: Any) -> None:
+    """Write manifest.json: what is needed to tell later how this run came about.
+
+    Args:
+        facts: JSON-able values of the job: seed, device, effective batch, data fingerprint.
+    """
+    import h5py
+    import numpy
+    import torch
+
+    from afactl import __version__
+
+    manifest = {
+        "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "git_revision": _git_revision(),
+        "versions": {
+            "afactl": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            "h5py": h5py.__version__,
+        },
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        **facts,
+    }
+    (run / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """The manifest of a run, or {} where it is missing."""
+    path = run / "manifest.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def append_metrics(run: Path, **values: Any) -> None:
+    """Append one line to metrics.jsonl; opened and closed each time, so a kill loses nothing written."""
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def _git_revision() -> str | None:
+    """The commit of the source checkout, or None for an installed package."""
+    source = Path(__file__).resolve().parent.parent
+    if not (source / ".git").exists():
+        return None
+    result = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or None
