@@ -167,7 +167,7 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
             if sample.image_id not in labels:
                 image = read_image(sample.image)
                 record, passed = record_of(run, cams, sample, image)
-                labels.append(sample.image_id, {"labels": pseudo_labels_of(image, record, preset, run.device)}, {})
+                labels.append(sample.image_id, {"labels": pseudo_labels_of(image, record, preset, run.device)})
                 passes, labelled = passes + passed, labelled + 1
             pseudo, truth = labels.read(sample.image_id)["labels"], split.read_mask(sample)
             for row, par in names:

@@ -219,7 +219,7 @@ def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray |
         "attention": record.attention,
         "grid": np.array(record.grid, np.int64),
     }
-    cache.append(sample.image_id, arrays, {})
+    cache.append(sample.image_id, arrays)
     return record, True
 
 

@@ -35,9 +35,11 @@ class Split:
         samples: the photos, in a fixed order.
         read_mask: gives the true mask of a sample as h x w uint8, values 0..C or 255 (ignore).
             None where the dataset has no masks: training and prediction work, scoring does not.
+        mask_path: where a sample's mask lies; None where masks are not files of their own.
     """
 
     name: str
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     read_mask: Callable[[Sample], np.ndarray] | None
+    mask_path: Callable[[Sample], Path] | None = None

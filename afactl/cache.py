@@ -1,0 +1,220 @@
+"""HDF5 store of a stage's results, one group per image.
+
+/images/<id>/<array>        plain arrays
+/images/<id> @complete      written last: without it the image does not count
+/ @schema @stage @settings @weights @data @complete
+
+One image is appended and flushed at a time. HDF5 writes its tree to disk in no safe order of its
+own, so an append makes two flushes: one that brings the arrays to the file, and one for the
+`complete` mark. A file that a killed writer left unreadable is told apart by h5py on opening.
+
+Ids are percent-encoded, since "/" and "." have a meaning in HDF5 paths.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
+
+import h5py
+import numpy as np
+from filelock import FileLock, Timeout
+
+from afactl.errors import CacheError
+
+SCHEMA = 1
+LOCK_SECONDS = 2.0
+# Below this an array is stored as it is: compression would cost more than it saves.
+COMPRESS_BYTES = 1024
+
+
+class CacheHeader(NamedTuple):
+    """What a cache was made with; a later job must agree with all of it.
+
+    Attributes:
+        stage: which job's results. settings: the preset values they depend on, JSON-able.
+        weights: hash of the weights. data: fingerprint of the split.
+    """
+
+    stage: str
+    settings: dict[str, Any]
+    weights: str
+    data: str
+
+
+def encode_id(image_id: str) -> str:
+    """A name for HDF5 from any image id; `decode_id` gives the id back.
+
+    Raises:
+        CacheError: the empty id.
+    """
+    if not image_id:
+        raise CacheError("cache: expected an image id, got an empty one")
+    name = quote(image_id, safe=" ", errors="surrogatepass")
+    # HDF5 gives "." a meaning as a whole name only.
+    return name.replace(".", "%2E") if set(name) == {"."} else name
+
+
+def decode_id(name: str) -> str:
+    """The image id of an encoded name."""
+    return unquote(name, errors="surrogatepass")
+
+
+class Cache:
+    """An open cache; made by `Cache.open`. A context manager, which closes the file."""
+
+    def __init__(self, path: Path, file: h5py.File, lock: FileLock) -> None:
+        self.path, self._file, self._lock = path, file, lock
+        self._complete = {name for name, group in file["images"].items() if group.attrs.get("complete")}
+
+    @classmethod
+    def open(cls, path: Path, header: CacheHeader, overwrite: bool = False) -> Cache:
+        """Open a cache for appending, or make it.
+
+        Args:
+            overwrite: throw away what is there.
+
+        Raises:
+            CacheError: made by other weights, data or settings (says which); not a cache;
+                another process has it open; the folder cannot be written.
+        """
+        lock = FileLock(f"{path}.lock")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout as error:
+            raise CacheError(f"{path}: another process is writing it; wait for that one to end") from error
+        except OSError as error:
+            raise CacheError(f"{path}: cannot be written ({error.strerror or error})") from error
+        try:
+            return cls(path, _open_file(path, header, overwrite), lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file and let others in."""
+        self._file.close()
+        self._lock.release()
+
+    def __contains__(self, image_id: str) -> bool:
+        return encode_id(image_id) in self._complete
+
+    def __len__(self) -> int:
+        return len(self._complete)
+
+    def ids(self) -> list[str]:
+        """Ids of the complete images, in the order in which they came."""
+        return [decode_id(name) for name in self._file["images"] if name in self._complete]
+
+    def append(self, image_id: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add an image. What a killed writer left of it is replaced.
+
+        Raises:
+            CacheError: the image is complete already, or an array holds Python objects.
+        """
+        name = encode_id(image_id)
+        if name in self._complete:
+            raise CacheError(f"{self.path}: {image_id} is there already; --overwrite makes the cache anew")
+        images = self._file["images"]
+        if name in images:
+            del images[name]
+        group = images.create_group(name, track_order=True)
+        for key, array in arrays.items():
+            if array.dtype.hasobject:
+                raise CacheError(f"{self.path}: {key} of {image_id} holds Python objects; only plain arrays are kept")
+            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.nbytes > COMPRESS_BYTES else {}
+            group.create_dataset(key, data=array, **packed)
+        self._file.flush()
+        group.attrs["complete"] = True
+        self._file.flush()
+        self._complete.add(name)
+
+    def read(self, image_id: str) -> dict[str, np.ndarray]:
+        """All arrays of an image.
+
+        Raises:
+            CacheError: the image is not there, or not whole.
+        """
+        name = encode_id(image_id)
+        if name not in self._complete:
+            raise CacheError(f"{self.path}: holds no complete {image_id}; dump it first: afactl dump-cams")
+        try:
+            return {key: dataset[()] for key, dataset in self._file["images"][name].items()}
+        except (OSError, KeyError, RuntimeError) as error:
+            raise CacheError(f"{self.path}: {image_id} cannot be read ({error}); --overwrite makes the cache anew") from error
+
+
+def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> h5py.File:
+    if overwrite or not path.exists():
+        return _create(path, header)
+    try:
+        file = h5py.File(path, "r+")
+    except OSError as error:
+        raise CacheError(f"{path}: not a readable HDF5 cache ({str(error).splitlines()[0]}); --overwrite makes it anew") from error
+    if not file.attrs.get("complete"):  # killed while the header was being written: nothing is lost
+        file.close()
+        return _create(path, header)
+    found = _differences(file, header)
+    if found:
+        file.close()
+        raise CacheError(f"{path}: made with other {'; '.join(found)}; --overwrite makes it anew")
+    return file
+
+
+def _create(path: Path, header: CacheHeader) -> h5py.File:
+    try:
+        file = h5py.File(path, "w", track_order=True)
+    except OSError as error:
+        raise CacheError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
+    file.create_group("images", track_order=True)
+    for key, value in _attributes(header).items():
+        file.attrs[key] = value
+    file.flush()
+    file.attrs["complete"] = True
+    file.flush()
+    return file
+
+
+def _attributes(header: CacheHeader) -> dict[str, Any]:
+    settings = json.dumps(header.settings, sort_keys=True)
+    return {"schema": SCHEMA, "stage": header.stage, "settings": settings, "weights": header.weights, "data": header.data}
+
+
+def _differences(file: h5py.File, header: CacheHeader) -> list[str]:
+    """What of the header differs, in words."""
+    out = []
+    for key, value in _attributes(header).items():
+        found = file.attrs.get(key)
+        if found is not None and key != "schema":
+            found = str(found)
+        if found == value:
+            continue
+        if key == "settings":
+            out += _setting_differences(json.loads(found or "{}"), header.settings)
+        else:
+            out.append(f"{key} ({found} there, {value} now)")
+    return out
+
+
+def _setting_differences(there: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    out = []
+    for key in sorted(there.keys() | now.keys()):
+        old, new = there.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            out += _setting_differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            out.append(f"{prefix}{key} ({old} there, {new} now)")
+    return out

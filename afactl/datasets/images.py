@@ -1,0 +1,113 @@
+"""Reading photos and masks from files, and writing masks."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from afactl.errors import DataError
+
+IGNORE = 255
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A photo as h x w x 3 uint8 RGB.
+
+    EXIF orientation is honoured. Grey and palette images become RGB, 16-bit ones are scaled to
+    8 bit, and transparency lies on white.
+
+    Raises:
+        DataError: missing, empty, truncated, no image, or larger than Pillow's limit.
+    """
+    image = _open(path)
+    if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _open(path: Path) -> Image.Image:
+    """A decoded image; every way in which a file can be broken becomes one line."""
+    if not path.is_file():
+        raise DataError(f"{path}: expected an image file, found none")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path}: the file is empty; copy it again or take it off the list")
+    try:
+        with warnings.catch_warnings():
+            # Pillow only warns up to twice its limit; such a file is refused all the same.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+            image.load()
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        limit = Image.MAX_IMAGE_PIXELS
+        raise DataError(f"{path}: more than the {limit} pixels that Pillow accepts; reduce the image") from error
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: no image format that Pillow knows; convert it to JPEG or PNG") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: truncated or damaged ({error}); copy it again or take it off the list") from error
+    return image
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(height, width) as `read_image` gives them, without decoding.
+
+    Raises:
+        DataError: missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # Orientations 5 to 8 turn the photo by a quarter.
+            turned = image.getexif().get(0x0112, 1) >= 5
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path}: expected an image file ({error})") from error
+    return (width, height) if turned else (height, width)
+
+
+def read_mask(path: Path, classes: int) -> np.ndarray:
+    """A true mask as h x w uint8: background 0, class c as c + 1, ignored 255.
+
+    Args:
+        path: an indexed or grey PNG.
+        classes: C; values above it and below 255 are refused.
+
+    Raises:
+        DataError: missing, damaged, colours instead of indices, or a value that is no class.
+    """
+    image = _open(path)
+    if image.mode not in ("P", "L", "1"):
+        raise DataError(f"{path}: expected an indexed or grey mask, got mode {image.mode}; save class numbers, not colours")
+    mask = np.asarray(image.convert("L") if image.mode == "1" else image)
+    counts = np.bincount(mask.ravel(), minlength=256)
+    wrong = np.flatnonzero(counts[classes + 1 : IGNORE]) + classes + 1
+    if len(wrong):
+        raise DataError(
+            f"{path}: expected mask values 0..{classes} or 255, got {wrong[0]} in {counts[wrong[0]]} pixels; "
+            "check the class list against the masks"
+        )
+    return mask
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write an h x w uint8 mask as an indexed PNG with the VOC palette, whole or not at all."""
+    image = Image.fromarray(mask).convert("L")
+    image.putpalette(voc_palette().ravel().tolist())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".part")
+    image.save(fresh, format="PNG")
+    os.replace(fresh, path)
+
+
+def voc_palette() -> np.ndarray:
+    """The colours of PASCAL VOC: 256 x 3 uint8; bit k of a class number goes to bit 7 - k // 3 of channel k % 3."""
+    numbers = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for bit in range(8):
+        palette[:, bit % 3] |= (((numbers >> bit) & 1) << (7 - bit // 3)).astype(np.uint8)
+    return palette

@@ -1,0 +1,64 @@
+"""The endless stream of training views, as a function of seed and position alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from afactl.datasets.images import read_image
+from afactl.datasets.samples import Split
+from afactl.datasets.transforms import random_view
+
+
+class TrainingStream(Dataset):
+    """Positions `start` to `stop` - 1 of the stream.
+
+    Position p shows photo number permutation(seed, epoch)[p % n] of epoch p // n, in a view drawn
+    with (seed, p). So resuming at any position needs no stored random state.
+
+    Args:
+        split: what to show.
+        crop_size, scale_range, flip: see `transforms.random_view`.
+        seed: of order and views.
+        start, stop: range of positions; item i is position start + i.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        crop_size: int,
+        scale_range: tuple[float, float],
+        flip: bool,
+        seed: int,
+        start: int,
+        stop: int,
+    ) -> None:
+        self.split = split
+        self.crop_size, self.scale_range, self.flip = crop_size, scale_range, flip
+        self.seed, self.start, self.stop = seed, start, stop
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        """"image" 3 x s x s uint8, "label" C float32, "box" 4 int64 (y0, y1, x0, x1), "image_id"."""
+        position = self.start + item
+        epoch, place = divmod(position, len(self.split.samples))
+        if epoch != self._epoch:
+            order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.split.samples))
+            self._epoch, self._order = epoch, order
+        sample = self.split.samples[self._order[place]]
+        rng = np.random.default_rng((self.seed, 1, position))
+        view, box = random_view(read_image(sample.image), rng, self.crop_size, self.scale_range, self.flip)
+        label = torch.zeros(len(self.split.classes))
+        label[list(sample.labels)] = 1
+        return {
+            "image": torch.from_numpy(view).permute(2, 0, 1).contiguous(),
+            "label": label,
+            "box": torch.from_numpy(box),
+            "image_id": sample.image_id,
+        }

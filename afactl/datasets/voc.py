@@ -1,0 +1,88 @@
+"""PASCAL VOC 2012 in its official layout.
+
+JPEGImages/  SegmentationClass/  SegmentationClassAug/ (SBD, optional)  ImageSets/Segmentation/
+
+Lists `train`, `val` and `trainval` come from ImageSets; `train_aug` is every mask of
+SegmentationClassAug that is not in val. Image-level labels are derived from the masks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from afactl.datasets.images import read_mask
+from afactl.datasets.mask_labels import labels_from_masks
+from afactl.datasets.samples import Sample, Split
+from afactl.errors import DataError, nearest
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
+    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
+)  # fmt: skip
+LISTS = ("train", "val", "trainval")
+AUGMENTED = "train_aug"
+
+
+def load(root: Path, split: str) -> Split:
+    """A split of VOC.
+
+    Raises:
+        DataError: another layout (says which folder to give), no such split, or a list or mask
+            is missing.
+    """
+    _check_layout(root)
+    if split not in (*LISTS, AUGMENTED):
+        raise DataError(f'{root}: VOC has no split "{split}"{nearest(split, (*LISTS, AUGMENTED))}')
+    # SBD corrects nothing in the official masks, so the official one comes first where both exist.
+    folders = [root / "SegmentationClass", root / "SegmentationClassAug"]
+    masks = {mask.stem: mask for folder in reversed(folders) for mask in folder.glob("*.png")}
+    ids = _augmented(root) if split == AUGMENTED else _read_list(root, split)
+    missing = [image_id for image_id in ids if image_id not in masks]
+    if missing:
+        raise DataError(f"{root}: {len(missing)} of {len(ids)} masks of split {split} are missing (first: {missing[0]})")
+    paths = [masks[image_id] for image_id in ids]
+    labels = labels_from_masks(paths, len(CLASSES))
+    samples = tuple(
+        Sample(image_id, root / "JPEGImages" / f"{image_id}.jpg", present)
+        for image_id, present in zip(ids, labels, strict=True)
+    )
+
+    def mask_path(sample: Sample) -> Path:
+        return masks[sample.image_id]
+
+    def mask(sample: Sample) -> np.ndarray:
+        return read_mask(mask_path(sample), len(CLASSES))
+
+    return Split(split, CLASSES, samples, mask, mask_path)
+
+
+def _check_layout(root: Path) -> None:
+    if (root / "JPEGImages").is_dir() and (root / "ImageSets" / "Segmentation").is_dir():
+        return
+    below = [p.parent for p in (root / "VOC2012", root / "VOCdevkit" / "VOC2012") for p in [p / "JPEGImages"] if p.is_dir()]
+    hint = f"; give --data {below[0]}" if below else "; give the VOC2012 folder of VOCdevkit"
+    raise DataError(f"--data {root}: expected JPEGImages/ and ImageSets/Segmentation/ in it{hint}")
+
+
+def _read_list(root: Path, split: str) -> list[str]:
+    path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not path.is_file():
+        raise DataError(f"{path}: the list of split {split} is missing")
+    ids = path.read_text(encoding="utf-8").split()
+    if len(set(ids)) != len(ids):
+        raise DataError(f"{path}: {len(ids) - len(set(ids))} ids are listed twice")
+    return ids
+
+
+def _augmented(root: Path) -> list[str]:
+    folder = root / "SegmentationClassAug"
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: split {AUGMENTED} needs the SBD masks there; without them train on the plain list: "
+            "--set data.train_split=train"
+        )
+    held_out = set(_read_list(root, "val"))
+    return sorted(mask.stem for mask in folder.glob("*.png") if mask.stem not in held_out)

@@ -1,0 +1,318 @@
+"""Typed presets: what a run is made of. Field default < YAML file < `--set section.key=value`.
+
+This module knows nothing of torch, so that the command line starts quickly.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from afactl.errors import PresetError, nearest
+
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Common rules: nothing unknown, nothing changed afterwards, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """Where the photos come from."""
+
+    name: str = Field("voc", description="dataset format: voc, coco, folder or demo")
+    root: str | None = Field(None, description="folder of the dataset; --data sets it; null: demo makes its own")
+    train_split: str = Field("train_aug", description="split that is trained on")
+    val_split: str = Field("val", description="split that is scored during training")
+
+
+class Model(Section):
+    """The network."""
+
+    backbone: str = Field("mit_b1", description="mit_b0 .. mit_b5, mit_demo")
+    pooling: Literal["gmp", "gap"] | Annotated[float, Field(gt=0, le=100)] = Field(
+        "gmp", description="pooling of the classifier: gmp, gap, or k of top-k per cent (Table 1)"
+    )
+    init: str = Field("hf:nvidia/mit-b1", description="starting weights: a file, hf:REPOSITORY, or none; --init sets it")
+    decoder_width: Count = Field(256, description="channels of the segmentation decoder")
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="stochastic depth of the last block")
+
+
+class Train(Section):
+    """The job."""
+
+    max_iters: Count = Field(20000, description="steps")
+    batch_size: Count = Field(8, description="photos per step")
+    crop_size: Annotated[int, Field(ge=32, multiple_of=16)] = Field(512, description="side of a view in pixels")
+    scale_range: tuple[Positive, Positive] = Field((0.5, 2.0), description="random rescaling, from and to")
+    cls_warmup_iters: Annotated[int, Field(ge=0)] = Field(2000, description="steps of classification alone")
+    aff_warmup_iters: Annotated[int, Field(ge=0)] = Field(
+        4000, description="steps after those in which refined, not yet propagated, labels supervise the segmentation"
+    )
+    eval_iters: Count = Field(2000, description="steps between validations")
+    checkpoint_iters: Count = Field(2000, description="steps between checkpoints")
+    log_iters: Count = Field(50, description="steps between lines of metrics.jsonl")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order, views and dropout")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network's products")
+    workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that read photos; 0 reads in the job itself")
+
+
+class Cam(Section):
+    """Class activation maps and their thresholds (Eq. 4)."""
+
+    scales: tuple[Positive, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of the multi-scale CAM; 1.0 is one of them")
+    beta_low: Share = Field(0.35, description="at most this is background")
+    beta_high: Share = Field(0.55, description="above this is an object; between the two is ignored")
+    background: Share = Field(0.45, description="the one threshold when CAMs are scored")
+
+
+class Par(Section):
+    """Pixel-adaptive refinement (Eq. 8-10)."""
+
+    dilations: tuple[Count, ...] = Field((1, 2, 4, 8, 12, 24), min_length=1, description="distances of the neighbours in pixels")
+    iterations: Annotated[int, Field(ge=0)] = Field(10, description="steps of Eq. 10")
+    w1: Positive = Field(0.3, description="smoothness of the colour term")
+    w2: Positive = Field(0.3, description="smoothness of the position term")
+    w3: Annotated[float, Field(ge=0)] = Field(0.01, description="weight of the position term")
+
+
+class Affinity(Section):
+    """The affinity branch and the random walk (Eq. 3, 5-7)."""
+
+    enabled: bool = Field(True, description="false: the row w/o AFA; no affinity loss, no propagated labels")
+    radius: Annotated[int, Field(ge=0)] = Field(8, description="Chebyshev radius of the window in tokens")
+    alpha: Positive = Field(2.0, description="power of the affinity")
+    eps: Annotated[float, Field(ge=0)] = Field(0.0, description="added to the row sums; the authors' code adds 0.1")
+    background: Share = Field(0.35, description="background plane when propagated maps are scored")
+
+
+class Loss(Section):
+    """Weights of the loss terms (Eq. 12)."""
+
+    cls: Annotated[float, Field(ge=0)] = Field(1.0, description="classification")
+    seg: Annotated[float, Field(ge=0)] = Field(0.1, description="segmentation")
+    aff: Annotated[float, Field(ge=0)] = Field(0.1, description="affinity")
+
+
+class Optim(Section):
+    """AdamW and its schedule."""
+
+    lr: Positive = Field(6e-5, description="learning rate of the backbone")
+    head_lr_factor: Positive = Field(10.0, description="heads learn this much faster")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="of all parameters")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="of AdamW")
+    warmup_iters: Annotated[int, Field(ge=0)] = Field(1500, description="steps of linear warm-up")
+    warmup_ratio: Share = Field(1e-6, description="rate of the first step, as a share")
+    power: Positive = Field(1.0, description="of the polynomial decay")
+    freeze_norms: bool = Field(True, description="the backbone's norm layers keep their values")
+
+
+class Eval(Section):
+    """Segmentation at test time."""
+
+    long_side: Annotated[int, Field(ge=32)] | None = Field(512, description="photos are resized so first; null keeps their size")
+    scales: tuple[Positive, ...] = Field((1.0, 0.5, 0.75), min_length=1, description="fused by maximum, each with its mirror image")
+
+
+class Crf(Section):
+    """Dense CRF."""
+
+    iterations: Count = Field(10, description="of mean-field inference")
+    gaussian_sxy: Positive = Field(3.0, description="position kernel, in pixels")
+    gaussian_weight: Positive = Field(3.0, description="weight of that kernel")
+    bilateral_sxy: Positive = Field(64.0, description="bilateral kernel, in pixels")
+    bilateral_srgb: Positive = Field(5.0, description="bilateral kernel, in grey levels")
+    bilateral_weight: Positive = Field(4.0, description="weight of that kernel")
+
+
+class Preset(Section):
+    """A whole recipe. Defaults are the paper's for PASCAL VOC."""
+
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    cam: Cam = Cam()
+    par: Par = Par()
+    affinity: Affinity = Affinity()
+    loss: Loss = Loss()
+    optim: Optim = Optim()
+    eval: Eval = Eval()
+    crf: Crf = Crf()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Preset:
+        if self.cam.beta_low > self.cam.beta_high:
+            raise ValueError(f"cam.beta_low: expected at most beta_high = {self.cam.beta_high}, got {self.cam.beta_low}")
+        if 1.0 not in self.cam.scales:
+            raise ValueError(f"cam.scales: expected 1.0 among them, got {list(self.cam.scales)}")
+        if self.train.scale_range[0] > self.train.scale_range[1]:
+            raise ValueError(f"train.scale_range: expected [from, to], got {list(self.train.scale_range)}")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice and reads `6e-5` as the number it is."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f'key "{key}" is given twice', node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return _numbers(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
+        message = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise PresetError(f"{source}: not readable as YAML ({message})") from error
+
+
+def _numbers(value: Any) -> Any:
+    """PyYAML follows YAML 1.1, where `6e-5` is text; every other reader takes it as a number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def shipped_folder() -> Path:
+    """Where the shipped presets lie: inside an installed package, or in the source checkout."""
+    installed = Path(__file__).parent / "shipped_presets"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names of the shipped presets."""
+    return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+
+
+def find_preset(name_or_file: str) -> Path:
+    """The file of a shipped preset, or the file itself.
+
+    Raises:
+        PresetError: neither; offers the nearest name.
+    """
+    shipped = shipped_folder() / f"{name_or_file}.yaml"
+    if name_or_file in preset_names():
+        return shipped
+    path = Path(name_or_file)
+    if path.is_file():
+        return path
+    raise PresetError(f'preset "{name_or_file}": no shipped preset and no file of that name{nearest(name_or_file, preset_names())}')
+
+
+def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:
+    """Read and check a preset.
+
+    Args:
+        name_or_file: a shipped preset's name or a YAML file.
+        overrides: `section.key=value`; split at the first `=`, the value read as YAML.
+
+    Raises:
+        PresetError: everything that is wrong with file and overrides, in one message.
+    """
+    path = find_preset(name_or_file)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PresetError(f"{path}: cannot be read ({error})") from error
+    tree = _read_yaml(text, str(path)) or {}
+    if not isinstance(tree, dict) or not all(isinstance(part, dict) for part in tree.values()):
+        raise PresetError(f"{path}: expected sections with keys, such as train: {{max_iters: 100}}")
+    problems = []
+    for override in overrides:
+        name, sign, value = override.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not (sign and dot and key):
+            problems.append(f'--set {override}: expected section.key=value, such as train.max_iters=100')
+            continue
+        tree.setdefault(section, {})[key] = _read_yaml(value, f"--set {override}")
+    return _validate(tree, str(path), problems)
+
+
+def _validate(tree: Mapping[str, Any], source: str, problems: list[str]) -> Preset:
+    try:
+        preset = Preset.model_validate(tree)
+    except ValidationError as error:
+        # A union reports one problem per member, a list one per item: the first of a field says it.
+        first = {error["loc"][:2]: error for error in reversed(error.errors())}
+        problems = problems + [_explain(one) for one in first.values()]
+    if problems:
+        raise PresetError(f"{source}: " + "; ".join(problems))
+    return preset
+
+
+def field_names() -> list[str]:
+    """All dotted names that a preset knows, such as `train.max_iters`."""
+    return [f"{section}.{key}" for section, field in Preset.model_fields.items() for key in field.annotation.model_fields]
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    """One of pydantic's errors in words: name, what was expected, what came."""
+    where = error["loc"]
+    name = ".".join(str(part) for part in where[:2])
+    if error["type"] == "extra_forbidden":
+        known = field_names() if len(where) > 1 else list(Preset.model_fields)
+        return f'"{name}" is not known{nearest(name, known)}'
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    expected = _expectation(name)
+    # Only limits add something to the plain words.
+    limit = error["type"].startswith(("greater", "less", "multiple", "too_short"))
+    detail = f" ({error['msg'].lower()})" if limit else ""
+    return f"{name}: expected {expected}{detail}, got {error['input']!r}"
+
+
+def _expectation(name: str) -> str:
+    """What a field wants, in plain words."""
+    section, _, key = name.partition(".")
+    if section not in Preset.model_fields or not key:
+        return "a section with keys"
+    annotation = Preset.model_fields[section].annotation.model_fields[key].annotation
+    return _words(annotation)
+
+
+def _words(annotation: Any) -> str:
+    if get_origin(annotation) is Annotated:
+        return _words(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return " or ".join(str(choice) for choice in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return f"a list of {_words(get_args(annotation)[0]).removeprefix('a ').removeprefix('an ')}s"
+    if get_origin(annotation) in (types.UnionType, Union):
+        return " or ".join(_words(part) for part in get_args(annotation))
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return plain.get(annotation, str(annotation))
+
+
+def save_preset(preset: Preset, path: Path) -> None:
+    """Write a complete YAML file that loads as an equal preset."""
+    path.write_text(yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def differences(before: Preset, after: Preset) -> list[str]:
+    """What differs, such as "train.max_iters: 20 -> 40"."""
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    return [
+        f"{section}.{key}: {old[section][key]} -> {value}"
+        for section, keys in new.items()
+        for key, value in keys.items()
+        if old[section][key] != value
+    ]
