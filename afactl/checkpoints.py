@@ -61,11 +61,11 @@ def save_checkpoint(
     shutil.rmtree(former, ignore_errors=True)
 
 
-def find_checkpoint(run: Path, which: str = "best") -> Path:
+def find_checkpoint(run: Path, which: str = "last") -> Path:
     """The folder of a run's checkpoint.
 
     Args:
-        which: "best" (of the validation score; falls back to the last where none was kept) or "last".
+        which: "last", or "best" of the validation score (the last where none was kept).
 
     Raises:
         CheckpointError: the run has none yet.

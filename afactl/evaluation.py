@@ -21,6 +21,7 @@ from afactl.metrics import confusion_matrix, mean_iou
 from afactl.model import AFA, evaluation_mode
 from afactl.presets import Preset
 from afactl.pseudo_labels import best_class, propagate, refine_cam, refine_planes
+from afactl.refinement.crf import dense_crf
 from afactl.refinement.par import pixel_adaptive_refinement
 
 Track = Callable[[Sequence[Sample]], Iterator[Sample]]
@@ -80,7 +81,7 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: bool, track: Track
     preset = run.preset
     classes = len(split.classes) + 1
     names = ["single scale", "multi-scale + flip"] + (["multi-scale + flip + CRF"] if crf else [])
-    refine = _crf(preset) if crf else None
+    refine = partial(dense_crf, **preset.crf.model_dump()) if crf else None
     counts = {name: np.zeros((classes, classes), np.int64) for name in names}
     for sample in track(split.samples):
         image, truth = read_image(sample.image), split.read_mask(sample)
@@ -92,12 +93,6 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: bool, track: Track
         for name, prediction in zip(names, predictions, strict=True):
             counts[name] += confusion_matrix(truth, prediction, classes)
     return [Score(name, counts[name]) for name in names]
-
-
-def _crf(preset: Preset) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    from afactl.refinement.crf import dense_crf
-
-    return partial(dense_crf, **preset.crf.model_dump())
 
 
 def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device) -> np.ndarray:

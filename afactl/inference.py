@@ -47,7 +47,7 @@ class TrainedRun(NamedTuple):
     iteration: int
 
 
-def open_run(folder: Path, device: torch.device, which: str = "best") -> TrainedRun:
+def open_run(folder: Path, device: torch.device, which: str = "last") -> TrainedRun:
     """Load a run's network.
 
     Args:
@@ -89,7 +89,7 @@ def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> S
 
 def to_tensor(image: np.ndarray, device: torch.device) -> Tensor:
     """h x w x 3 uint8 -> 1 x 3 x h x w float in 0..255."""
-    return torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None].float()
+    return torch.tensor(image, device=device).permute(2, 0, 1)[None].float()
 
 
 def multi_hot(labels: Iterable[int], classes: int) -> Tensor:
@@ -143,8 +143,8 @@ class CamRecord(NamedTuple):
     Attributes:
         cam: P-1 x h x w float16 in [0, 1), multi-scale CAMs of the present classes.
         classes: P-1 class indices in [0, C), int64, sorted.
-        affinity: N x N float16, learned, at scale 1.
-        attention: N x N float16, mean softmaxed MHSA of the last blocks, at scale 1.
+        affinity: N x N float16, learned, at the preset's `affinity.scale`.
+        attention: N x N float16, mean softmaxed MHSA of the last blocks, at that scale.
         grid: (hs, ws).
     """
 
@@ -158,7 +158,7 @@ class CamRecord(NamedTuple):
 def cam_record(run: TrainedRun, image: np.ndarray, labels: Sequence[int]) -> CamRecord:
     """Pass one h x w x 3 uint8 photo with its image-level labels through the network."""
     pixels = normalize(to_tensor(image, run.device))
-    passed = run.model.multi_scale_cam(pixels, run.preset.cam.scales, affinity_scale=1.0)
+    passed = run.model.multi_scale_cam(pixels, run.preset.cam.scales, run.preset.affinity.scale)
     with torch.no_grad():
         affinity = run.model.affinity(passed)[0]
         attention = mean_attention(passed.queries, passed.keys)[0]
@@ -172,6 +172,14 @@ def cam_record(run: TrainedRun, image: np.ndarray, labels: Sequence[int]) -> Cam
     )
 
 
+@torch.inference_mode()
+def likely_labels(run: TrainedRun, image: np.ndarray) -> list[int]:
+    """Classes that the classifier finds (probability over 1/2) in an h x w x 3 uint8 photo; at least the best one."""
+    logits = run.model.classify(run.model.backbone(normalize(to_tensor(image, run.device))))[0]
+    found = (logits > 0).nonzero()[:, 0].tolist()
+    return found or [int(logits.argmax())]
+
+
 def cam_cache_path(run: TrainedRun, split: str) -> Path:
     """Where a run keeps the CAMs of a split."""
     return run.folder / "cache" / f"cams-{split}.h5"
@@ -183,7 +191,8 @@ def open_cam_cache(run: TrainedRun, split: Split, overwrite: bool = False) -> Ca
     Raises:
         CacheError: the file there was made by others; names --overwrite.
     """
-    header = CacheHeader(CAM_STAGE, {"scales": list(run.preset.cam.scales)}, run.weights, data_fingerprint(split))
+    settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
+    header = CacheHeader(CAM_STAGE, settings, run.weights, data_fingerprint(split))
     return Cache.open(cam_cache_path(run, split.name), header, overwrite)
 
 

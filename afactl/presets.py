@@ -92,6 +92,7 @@ class Affinity(Section):
     radius: Annotated[int, Field(ge=0)] = Field(8, description="Chebyshev radius of the window in tokens")
     alpha: Positive = Field(2.0, description="power of the affinity")
     eps: Annotated[float, Field(ge=0)] = Field(0.0, description="added to the row sums; the authors' code adds 0.1")
+    scale: Positive = Field(1.0, description="of cam.scales, the one whose affinity is scored and drawn; training takes the largest")
     background: Share = Field(0.35, description="background plane when propagated maps are scored")
 
 
@@ -154,6 +155,8 @@ class Preset(Section):
             raise ValueError(f"cam.beta_low: expected at most beta_high = {self.cam.beta_high}, got {self.cam.beta_low}")
         if 1.0 not in self.cam.scales:
             raise ValueError(f"cam.scales: expected 1.0 among them, got {list(self.cam.scales)}")
+        if self.affinity.scale not in self.cam.scales:
+            raise ValueError(f"affinity.scale: expected one of cam.scales {list(self.cam.scales)}, got {self.affinity.scale}")
         if self.train.scale_range[0] > self.train.scale_range[1]:
             raise ValueError(f"train.scale_range: expected [from, to], got {list(self.train.scale_range)}")
         return self
@@ -216,6 +219,12 @@ def find_preset(name_or_file: str) -> Path:
     if path.is_file():
         return path
     raise PresetError(f'preset "{name_or_file}": no shipped preset and no file of that name{nearest(name_or_file, preset_names())}')
+
+
+def preset_summary(name: str) -> str:
+    """The first comment line after the command in a shipped preset's header."""
+    lines = [line[1:].strip() for line in find_preset(name).read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return lines[1] if len(lines) > 1 else ""
 
 
 def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:

@@ -119,6 +119,18 @@ def append_metrics(run: Path, **values: Any) -> None:
         file.write(json.dumps(values) + "\n")
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl; one that a kill cut off is left out."""
+    lines = []
+    path = run / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
 def _git_revision() -> str | None:
     """The commit of the source checkout, or None for an installed package."""
     source = Path(__file__).resolve().parent.parent

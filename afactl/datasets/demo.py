@@ -31,7 +31,7 @@ TRAIN, VAL, SIZE, SEED = 400, 80, 160, 0
 # Hue of each class in degrees; far enough apart to survive the shading.
 HUES = (8, 48, 110, 185, 235, 305)
 # Side of an object as a share of the image, for one, two and three objects in it.
-SIDES = {1: (0.42, 0.72), 2: (0.32, 0.52), 3: (0.28, 0.42)}
+SIDES = {1: (0.46, 0.82), 2: (0.38, 0.60), 3: (0.34, 0.46)}
 COUNTS, COUNT_WEIGHTS = (1, 2, 3), (0.45, 0.35, 0.20)
 # The head as a share of the object's side.
 HEAD = 0.5

@@ -1,0 +1,334 @@
+"""The command line. Each command reads its options, calls one function and prints what came back.
+
+torch and everything that needs it is imported inside the commands: `afactl --help` must be quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from afactl.errors import AfactlError, UsageError
+from afactl.terminal import error_line, log, out, percent, table, tracker
+
+if TYPE_CHECKING:
+    from afactl.evaluation import Score
+    from afactl.inference import TrainedRun
+
+app = typer.Typer(
+    name="afactl",
+    help="Masks from tagged photos: AFA, Learning Affinity from Attention (CVPR 2022).\n\n"
+    "Start with: afactl train demo, afactl pseudo-eval --split train, afactl viz-attn --query 32,40, "
+    "afactl predict PHOTOS. With --verbose anywhere, an error shows where it came from.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Which(str, Enum):
+    """Checkpoints of a run."""
+
+    last = "last"
+    best = "best"
+
+
+RunOption = Annotated[Optional[Path], typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")]
+DataOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset; default: where the run was trained from")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
+JsonOption = Annotated[Optional[Path], typer.Option("--json", help="also write the figures to this file")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="make the caches anew")]
+PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print IoU per class")]
+SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
+CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF (extra: pip install 'afactl[crf]')")]
+
+
+@app.command(epilog="Example: afactl train voc --data VOCdevkit/VOC2012 --init mit_b1.pth --set train.max_iters=20000")
+def train(
+    preset: Annotated[Optional[str], typer.Argument(metavar="PRESET|FILE", help="a shipped preset (afactl presets) or a YAML file")] = None,
+    data: Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset")] = None,
+    out_folder: Annotated[Optional[Path], typer.Option("--out", help="run folder; default: runs/PRESET-DATE-TIME")] = None,
+    init: Annotated[Optional[str], typer.Option("--init", help="starting weights: a file, hf:REPOSITORY, or none")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run --out, or the newest one")] = False,
+    overrides: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change a value, such as train.max_iters=100; repeatable")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Train from image-level labels; writes a run folder."""
+    from afactl.terminal import training_reporter
+    from afactl.training import train as train_preset
+
+    with training_reporter() as report:
+        result = train_preset(preset, data, out_folder, init, resume, overrides or [], device, report)
+    if result.validation:
+        names = {"val_seg_miou": "segmentation", "val_cam_miou": "CAM, image-level truth used"}
+        rows = [(names[name], percent(value)) for name, value in result.validation.items()]
+        out.print(table(f"validation at step {result.steps}", ("labels", "mIoU %"), rows))
+    out.print(f"run: {result.run}")
+
+
+@app.command("pseudo-eval", epilog="Example: afactl pseudo-eval --split train --per-class --json table3.json")
+def pseudo_eval(
+    split: SplitOption = "train",
+    run: RunOption = None,
+    without_afa: Annotated[Optional[Path], typer.Option("--without-afa", help="a run trained with --set affinity.enabled=false, for the row w/o AFA")] = None,
+    data: DataOption = None,
+    per_class: PerClassOption = False,
+    json_file: JsonOption = None,
+    overwrite: OverwriteOption = False,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
+    from afactl.evaluation import WITHOUT_AFA, WITHOUT_PROPAGATION, score_pseudo_labels
+    from afactl.inference import open_split
+
+    trained = _open(run, device, checkpoint)
+    found = open_split(trained, split, data, masks=True)
+    result = score_pseudo_labels(trained, found, overwrite, tracker("pseudo labels"))
+    scores = dict(result.scores)
+    if without_afa is not None:
+        other = _open(without_afa, device, checkpoint)
+        if other.preset.affinity.enabled:
+            raise UsageError(f"--without-afa {without_afa}: trained with the affinity branch; train one with --set affinity.enabled=false")
+        plain = score_pseudo_labels(other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA"))
+        scores = {WITHOUT_AFA: plain.scores[WITHOUT_PROPAGATION], **scores}
+    rows = [(name, *(percent(score.miou) for score in pair)) for name, pair in scores.items()]
+    if without_afa is None:
+        rows = [(f"{WITHOUT_AFA}: give --without-afa RUN", "-", "-"), *rows]
+    out.print(table(f"Table 3, pseudo labels of {split}, mIoU %", ("row", "without PAR", "with PAR"), rows))
+    cam, par, affinity = trained.preset.cam, trained.preset.par, trained.preset.affinity
+    out.print(
+        f"split {split}, {result.images} images; CAM at scales {_numbers(cam.scales)} with flip; threshold {cam.background} for CAMs, "
+        f"background plane {affinity.background} for propagated ones; PAR {par.iterations} iterations; "
+        f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used; "
+        f"{checkpoint.value} checkpoint, step {trained.iteration}"
+    )
+    if result.passes:
+        out.print(f"{result.passes} images went through the network, {result.images - result.passes} came from the cache")
+    else:
+        out.print(f"no forward pass: all {result.images} images came from the cache ({result.labelled} labelled anew)")
+    if per_class:
+        _print_per_class({f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", " + PAR"), pair, strict=True)}, found.classes)
+    figures = {n: {"without_par": p[0].miou, "with_par": p[1].miou} for n, p in scores.items()}
+    _write_json(json_file, {"split": split, "images": result.images, "run": str(trained.folder), "step": trained.iteration, "miou": figures})
+
+
+@app.command("eval", epilog="Example: afactl eval --split val --crf --per-class")
+def evaluate(
+    split: SplitOption = "val",
+    crf: CrfOption = False,
+    run: RunOption = None,
+    data: DataOption = None,
+    per_class: PerClassOption = False,
+    json_file: JsonOption = None,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score the segmentation: single scale, multi-scale + flip, and + CRF; no image-level truth is used."""
+    from afactl.evaluation import evaluate_segmentation
+    from afactl.inference import open_split
+
+    _require_crf(crf)
+    trained = _open(run, device, checkpoint)
+    found = open_split(trained, split, data, masks=True)
+    scores = evaluate_segmentation(trained, found, crf, tracker("segmentation"))
+    rows = [(score.name, percent(score.miou)) for score in scores]
+    out.print(table(f"segmentation of {split}, mIoU %", ("row", "mIoU"), rows))
+    settings = trained.preset.eval
+    side = f"long side {settings.long_side}" if settings.long_side else "size as stored"
+    out.print(
+        f"split {split}, {len(found.samples)} images; {side}; multi-scale: {_numbers(settings.scales)} with flip, fused by maximum; "
+        f"no image-level truth was used; {checkpoint.value} checkpoint, step {trained.iteration}"
+    )
+    if per_class:
+        _print_per_class({score.name: score for score in scores}, found.classes)
+    figures = {score.name: score.miou for score in scores}
+    _write_json(json_file, {"split": split, "images": len(found.samples), "run": str(trained.folder), "step": trained.iteration, "miou": figures})
+
+
+@app.command("dump-cams", epilog="Example: afactl dump-cams --split train")
+def dump(
+    split: SplitOption = "train",
+    run: RunOption = None,
+    data: DataOption = None,
+    overwrite: OverwriteOption = False,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Put CAMs, affinity and attention of a split into RUN/cache/*.h5; finished images are skipped."""
+    from afactl.inference import dump_cams, open_split
+
+    trained = _open(run, device, checkpoint)
+    path, images, computed = dump_cams(trained, open_split(trained, split, data, masks=False), overwrite, tracker("CAMs"))
+    out.print(f"{path}: {images} images, {computed} of them made now")
+
+
+@app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
+def viz_attn(
+    image: Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split")] = None,
+    query: Annotated[Optional[list[str]], typer.Option("--query", metavar="X,Y", help="pixel of the photo as stored; repeatable; default: its centre")] = None,
+    run: RunOption = None,
+    data: DataOption = None,
+    out_file: Annotated[Optional[Path], typer.Option("--out", help="picture to write (.png, .svg, .pdf)")] = None,
+    overwrite: OverwriteOption = False,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Look at attention and learned affinity of query points, with CAM and pseudo labels (Fig. 4)."""
+    from afactl.visualization import draw_attention, parse_query
+
+    queries = [parse_query(text) for text in query or []]
+    trained = _open(run, device, checkpoint)
+    figure = draw_attention(trained, image, queries, data, out_file, overwrite)
+    out.print(figure.source)
+    out.print(f"picture: {figure.file}")
+
+
+@app.command(epilog="Example: afactl predict holiday/ --crf --overlay --out masks")
+def predict(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="files, folders or globs")],
+    run: RunOption = None,
+    out_folder: Annotated[Optional[Path], typer.Option("--out", help="folder for the masks; default: RUN/predictions")] = None,
+    crf: CrfOption = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="also write the photo with its mask over it")] = False,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Write masks for any photos (indexed PNG); no label files are needed."""
+    from afactl.prediction import find_photos
+    from afactl.prediction import predict as predict_photos
+
+    _require_crf(crf)
+    found = find_photos(photos)
+    trained = _open(run, device, checkpoint)
+    folder = out_folder or trained.folder / "predictions"
+    result = predict_photos(trained, found, folder, crf, overlay, tracker("predict"))
+    for line in result.failed:
+        error_line(line)
+    out.print(f"{len(result.written)} of {len(found)} masks in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
+    out.print(f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}")
+    if result.failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: afactl presets voc --copy mine.yaml")
+def presets(
+    name: Annotated[Optional[str], typer.Argument(help="print this preset")] = None,
+    copy: Annotated[Optional[Path], typer.Option("--copy", help="write it to this file, to be changed")] = None,
+) -> None:
+    """List the shipped presets, print one, or copy one."""
+    from afactl.presets import find_preset, preset_names, preset_summary
+
+    if name is None:
+        if copy is not None:
+            raise UsageError("--copy: which preset? give its name: afactl presets voc --copy mine.yaml")
+        out.print(table("presets", ("name", "what"), [(one, preset_summary(one)) for one in preset_names()], texts=2))
+        return
+    text = find_preset(name).read_text(encoding="utf-8")
+    if copy is None:
+        out.print(text, markup=False, end="")
+        return
+    if copy.exists():
+        raise UsageError(f"--copy {copy}: the file exists; give a new name")
+    try:
+        copy.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--copy {copy}: cannot be written ({error.strerror})") from error
+    out.print(f"{copy}: train it with afactl train {copy}")
+
+
+@app.command(epilog="Example: afactl doctor")
+def doctor() -> None:
+    """Report versions, devices and what is missing, with the way to mend it."""
+    from afactl.doctor import examine
+
+    findings = examine()
+    out.print(table("doctor", ("what", "found"), [(finding.what, finding.found) for finding in findings], texts=2))
+    for finding in findings:
+        if finding.advice:
+            out.print(f"{finding.what}: {finding.advice}")
+    if any(finding.broken for finding in findings):
+        raise typer.Exit(1)
+
+
+def _open(folder: Path | None, device: str, checkpoint: Which) -> TrainedRun:
+    """Find and load the run that a command works on, and say which it is."""
+    from afactl.runs import find_run
+
+    found, how = find_run(folder)
+    from afactl.devices import choose_device
+    from afactl.inference import open_run
+
+    run = open_run(found, choose_device(device), checkpoint.value)
+    if how != "given":
+        log.print(f"run: {found} ({how})")
+    return run
+
+
+def _require_crf(asked: bool) -> None:
+    """Fail before any work where --crf cannot be done."""
+    if asked:
+        from afactl.refinement.crf import require_pydensecrf
+
+        require_pydensecrf()
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _print_per_class(scores: dict[str, Score], classes: tuple[str, ...]) -> None:
+    from afactl.metrics import class_iou
+
+    ious = [100 * class_iou(score.confusion) for score in scores.values()]
+    rows = [(name, *(percent(iou[i]) for iou in ious)) for i, name in enumerate(("background", *classes))]
+    rows.append(("mIoU", *(percent(score.miou) for score in scores.values())))
+    out.print(table("IoU % per class (a dash: not in the truth)", ("class", *scores), rows))
+
+
+def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    if path is None:
+        return
+    try:
+        path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json {path}: cannot be written ({error.strerror}); give another file") from error
+
+
+# Typer brings its own copy of click's exceptions in newer versions: reach them through its own.
+_ParseError = typer.BadParameter.__mro__[1]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: every error becomes one line and an exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = "--verbose" in arguments
+    arguments = [argument for argument in arguments if argument != "--verbose"]
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(arguments, prog_name="afactl", standalone_mode=False)
+    except AfactlError as error:
+        if verbose:
+            traceback.print_exc()
+        error_line(str(error))
+        code = error.exit_code
+    except _ParseError as error:
+        error_line(f"{error.format_message()} (see afactl --help)")
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        error_line("stopped")
+        code = 130
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is told in one line too
+        if verbose:
+            raise
+        error_line(f"unexpected {type(error).__name__}: {error} (this is a bug; --verbose shows where)")
+        code = 1
+    sys.exit(code)

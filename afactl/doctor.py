@@ -1,0 +1,81 @@
+"""What this machine has, and what is missing for which command."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from afactl import __version__
+
+
+class Finding(NamedTuple):
+    """One line of the report.
+
+    Attributes:
+        advice: what to do, or "" where nothing is wrong.
+        broken: a job cannot run at all.
+    """
+
+    what: str
+    found: str
+    advice: str = ""
+    broken: bool = False
+
+
+REQUIRED = ("numpy", "h5py", "PIL", "pydantic", "safetensors", "matplotlib", "huggingface_hub", "filelock")
+OPTIONAL = (
+    ("pydensecrf.densecrf", "pydensecrf2", "for --crf: pip install 'afactl[crf]' (needs a C++ compiler)"),
+    ("pycocotools.mask", "pycocotools", "for COCO masks: pip install 'afactl[coco]'"),
+)
+
+
+def examine() -> list[Finding]:
+    """Everything worth knowing before a job or in a bug report."""
+    findings = [Finding("afactl", __version__), Finding("python", f"{platform.python_version()} on {platform.platform()}"), *_torch()]
+    for module in REQUIRED:
+        findings.append(_package(module, module, f"pip install {module}", broken=True))
+    for module, distribution, advice in OPTIONAL:
+        findings.append(_package(module, distribution, advice, broken=False))
+    compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    advice = "" if compiler else "needed to install the extra [crf]; install g++ if you want --crf"
+    findings.append(Finding("C++ compiler", compiler or "none", advice))
+    cache = Path(os.environ.get("AFACTL_CACHE") or Path.home() / ".cache" / "afactl")
+    findings.append(_folder("cache folder", cache))
+    findings.append(_folder("working folder", Path.cwd()))
+    return findings
+
+
+def _torch() -> list[Finding]:
+    try:
+        import torch
+    except Exception as error:  # noqa: BLE001 - a broken installation raises anything
+        return [Finding("torch", f"cannot be imported: {error}", "pip install --force-reinstall torch", broken=True)]
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [
+        Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        Finding("CUDA", ", ".join(devices) or "none usable; jobs run on the CPU"),
+    ]
+
+
+def _package(module: str, distribution: str, advice: str, broken: bool) -> Finding:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001 - a broken extension module raises anything
+        return Finding(distribution, f"missing ({error})", advice, broken)
+    names = importlib.metadata.packages_distributions().get(module.partition(".")[0], [distribution])
+    return Finding(distribution, importlib.metadata.version(names[0]))
+
+
+def _folder(what: str, folder: Path) -> Finding:
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free / 1e9
+    if not os.access(existing, os.W_OK):
+        return Finding(what, f"{folder}, not writable", "give another folder (AFACTL_CACHE, --out)")
+    return Finding(what, f"{folder}, {free:.1f} GB free", "" if free > 2 else "less than 2 GB free: make room before a long job")

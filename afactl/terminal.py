@@ -1,0 +1,117 @@
+"""What the commands print: progress, tables, and one-line events where the output is no terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from afactl.training import Event
+
+Item = TypeVar("Item")
+
+# Figures and results go to the standard output, progress and events to the standard error.
+# Where the output is a file, tables get the width they need.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+log = Console(stderr=True, highlight=False, soft_wrap=True)
+# A job shorter than this shows no progress.
+QUIET_SECONDS = 2.0
+
+
+class RateColumn(ProgressColumn):
+    """Items per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
+def progress_bar() -> Progress:
+    """A bar with rate and expected end, on the standard error."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn(),
+        console=log, transient=True,
+    )  # fmt: skip
+
+
+def tracker(description: str) -> Callable[[Sequence[Item]], Iterator[Item]]:
+    """A function that walks over a sequence and shows how far it is: a bar, or a line now and then."""
+
+    def track(items: Sequence[Item]) -> Iterator[Item]:
+        if log.is_terminal:
+            with progress_bar() as bar:
+                yield from bar.track(items, description=description)
+            return
+        start = shown = time.monotonic()
+        for done, item in enumerate(items):
+            now = time.monotonic()
+            # Every ten seconds, and the first time once the job proves to be long.
+            if now - shown > (10.0 if shown != start else QUIET_SECONDS) and done:
+                shown, rate = now, done / (now - start)
+                log.print(f"{description}: {done} of {len(items)}, {rate:.1f}/s, {(len(items) - done) / rate:.0f} s left")
+            yield item
+
+    return track
+
+
+@contextlib.contextmanager
+def training_reporter() -> Iterator[Callable[[Event], None]]:
+    """What `training.train` calls for every event: a live line in a terminal, plain lines elsewhere.
+
+    After Ctrl-C it says how to go on.
+    """
+    saved: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(progress_bar()) if log.is_terminal else None
+        task = bar.add_task("training", total=None) if bar else None
+
+        def report(event: Event) -> None:
+            if event.kind == "note":
+                log.print(event.values["text"])
+            elif event.kind == "checkpoint":
+                saved["run"] = event.values["run"]
+            elif event.kind == "validation":
+                log.print(f"step {event.step}: " + ", ".join(f"{name} {value:.1f}" for name, value in event.values.items()))
+            elif bar is not None:
+                losses = " ".join(f"{name} {value:.3f}" for name, value in event.values.items() if name.startswith("loss"))
+                bar.update(task, completed=event.step, total=event.total, description=f"{event.values['phase']}: {losses}")
+            elif "images_per_second" in event.values:  # a logged step
+                log.print(f"step {event.step} of {event.total}: " + ", ".join(_value(*item) for item in event.values.items()))
+
+        try:
+            yield report
+        except KeyboardInterrupt:
+            if saved:
+                log.print(f"stopped; the last checkpoint is kept: afactl train --resume --out {saved['run']}")
+            raise
+
+
+def _value(name: str, value: float | str) -> str:
+    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> Table:
+    """A table whose first `texts` columns are text, which may wrap, and whose others are figures."""
+    made = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i < texts else "right", no_wrap=i >= texts, overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def percent(value: float) -> str:
+    """One decimal, or a dash where there is no figure."""
+    return "-" if value != value else f"{value:.1f}"
+
+
+def error_line(message: str) -> None:
+    """One line on the standard error, however long; newlines of libraries are folded."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)

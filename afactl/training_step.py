@@ -1,0 +1,82 @@
+"""One step of training: the loss terms of a batch, and the optimizer that follows them."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from afactl.affinity import affinity_label
+from afactl.datasets.transforms import normalize
+from afactl.losses import affinity_loss, classification_loss, segmentation_loss
+from afactl.model import AFA
+from afactl.presets import Preset
+from afactl.pseudo_labels import propagated_label, refined_label
+from afactl.refinement.par import pixel_adaptive_refinement
+from afactl.schedule import Phase, learning_rate
+
+
+def training_losses(
+    model: AFA, image: Tensor, label: Tensor, box: Tensor, phase: Phase, preset: Preset
+) -> dict[str, Tensor]:
+    """The unweighted loss terms of one step; which ones there are depends on the phase.
+
+    Args:
+        image: B x 3 x h x w RGB uint8. label: B x C. box: B x 4, the true image inside padding.
+
+    Returns:
+        "cls" always; "seg" after the classification warm-up, and "aff" with the affinity branch.
+    """
+    pixels = normalize(image)
+    encoded = model.backbone(pixels)
+    losses = {"cls": classification_loss(model.classify(encoded), label)}
+    if phase is Phase.CLASSIFICATION:
+        return losses
+
+    cam, affinity = preset.cam, preset.affinity
+    refine = partial(pixel_adaptive_refinement, **preset.par.model_dump())
+    passed = model.multi_scale_cam(pixels, cam.scales, affinity_scale=max(cam.scales))
+    refined = target = refined_label(image, passed.cam, label, refine, cam.beta_low, cam.beta_high, box)
+    if affinity.enabled:
+        pairs = affinity_label(refined, affinity.radius)
+        losses["aff"] = affinity_loss(model.affinity(encoded).float(), pairs)
+    if phase is Phase.PROPAGATED:
+        with torch.no_grad():
+            target = propagated_label(
+                image, passed.cam, label, model.affinity(passed).float(), passed.grid, refine,
+                cam.beta_low, cam.beta_high, affinity.radius, affinity.alpha, affinity.eps, box,
+            )  # fmt: skip
+    logits = model.decoder(encoded.features)
+    logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
+    losses["seg"] = segmentation_loss(logits, target)
+    return losses
+
+
+def build_optimizer(model: AFA, preset: Preset) -> torch.optim.AdamW:
+    """AdamW with two groups: the backbone, and the heads at `head_lr_factor` times its rate.
+
+    With `freeze_norms` the backbone's norm layers keep their values (the authors give them rate 0).
+    """
+    optim = preset.optim
+    if optim.freeze_norms:
+        for module in model.backbone.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.requires_grad_(False)
+    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
+    own = {id(p) for p in model.backbone.parameters()}
+    heads = [p for p in model.parameters() if id(p) not in own]
+    return torch.optim.AdamW(
+        [{"params": backbone, "factor": 1.0}, {"params": heads, "factor": optim.head_lr_factor}],
+        lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay,
+    )  # fmt: skip
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, preset: Preset) -> float:
+    """Set the rate of every group for a step; gives the backbone's."""
+    optim = preset.optim
+    rate = learning_rate(step, optim.lr, preset.train.max_iters, optim.warmup_iters, optim.warmup_ratio, optim.power)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
+    return rate
