@@ -26,7 +26,6 @@ app = typer.Typer(
     help="Masks from tagged photos: AFA, Learning Affinity from Attention (CVPR 2022).\n\n"
     "Start with: afactl train demo, afactl pseudo-eval --split train, afactl viz-attn --query 32,40, "
     "afactl predict PHOTOS. With --verbose anywhere, an error shows where it came from.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -311,7 +310,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: every error becomes one line and an exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--verbose" in arguments
-    arguments = [argument for argument in arguments if argument != "--verbose"]
+    arguments = [argument for argument in arguments if argument != "--verbose"] or ["--help"]
     command = typer.main.get_command(app)
     try:
         code = command.main(arguments, prog_name="afactl", standalone_mode=False)

@@ -156,13 +156,19 @@ def fetch_hugging_face(repository: str) -> Path:
         UsageError: not reachable; names the two ways that need no network.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # it announces each retry; what counts is the outcome
     error: Exception | None = None
     for name in ("model.safetensors", "pytorch_model.bin"):
         try:
             return Path(hf_hub_download(repository, name))
-        except Exception as caught:  # offline, unknown repository, missing file: the remedy is one
-            error = error or caught
+        except Exception as caught:  # offline, no such repository, no rights: the remedy is one
+            error = caught
+            # Older repositories hold the second file only; being offline is a kind of the same error.
+            if not isinstance(caught, EntryNotFoundError) or isinstance(caught, LocalEntryNotFoundError):
+                break
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     raise UsageError(
         f"--init hf:{repository}: could not be fetched ({reason}); "

@@ -89,6 +89,8 @@ def refine_cam(
     Returns:
         T x h x w uint8, classes 0..C.
     """
+    if len(classes) == 0:  # nothing is said to be there: all is background
+        return image.new_zeros((len(thresholds), *image.shape[1:]), dtype=torch.uint8)
     half = _half(image.shape[1:])
     maps = F.interpolate(cam[None], size=half, mode="bilinear", align_corners=False)[0]
     return refine_planes(image, background_planes(maps, thresholds), classes, refine)
@@ -149,6 +151,9 @@ def propagated_label(
     boxes = [(0, size[0], 0, size[1])] * len(image) if box is None else box.tolist()
     for i, (y0, y1, x0, x1) in enumerate(boxes):
         classes = label[i].nonzero()[:, 0]
+        if len(classes) == 0:
+            out[i, y0:y1, x0:x1] = 0
+            continue
         walked = propagate(cam[i, classes], affinity[i], grid, (beta_high, beta_low), radius, alpha, eps)
         inside = F.interpolate(walked, size=size, mode="bilinear", align_corners=False)[..., y0:y1, x0:x1]
         high, low = refine_planes(image[i, :, y0:y1, x0:x1], inside, classes, refine)

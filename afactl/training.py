@@ -170,7 +170,7 @@ class Job:
         )  # fmt: skip
         loader = DataLoader(stream, job.batch_size, num_workers=job.workers, pin_memory=self.device.type == "cuda")
         done, validation = self.start, None
-        clock = time.perf_counter()
+        clock, logged = time.perf_counter(), done
         self.model.train()
         try:
             for step, batch in enumerate(loader, start=self.start):
@@ -178,8 +178,9 @@ class Job:
                 done = step + 1
                 last = done == job.max_iters
                 if done % job.log_iters == 0 or last:
-                    rate = (done - self.start) * job.batch_size / (time.perf_counter() - clock)
-                    values["images_per_second"] = round(rate, 2)
+                    now = time.perf_counter()
+                    values["images_per_second"] = round((done - logged) * job.batch_size / (now - clock), 2)
+                    clock, logged = now, done
                     append_metrics(self.run, step=done, **values)
                 self.tell("step", done, **values)
                 if self.val and (done % job.eval_iters == 0 or last):

@@ -1,0 +1,171 @@
+import pytest
+import torch
+
+from afactl.affinity import attention_logits
+from afactl.backbones.mit import VARIANTS
+from afactl.datasets.transforms import normalize
+from afactl.errors import PresetError, ShapeError, UsageError
+from afactl.foreign_weights import from_authors
+from afactl.model import AFA, evaluation_mode
+from tests import golden
+
+GOLDEN = [("mit_b0", "96x128"), ("mit_b1", "125x167")]
+# Outputs of order 1 agree within 1e-4 and logits within 1e-3, but for those named here: with the
+# weights by formula the network multiplies rounding errors by a hundred and more, and these
+# golden values, made in float32, lie further than that from the exact ones. See docs/golden.md.
+ILL_CONDITIONED = {
+    "mit_b0": {"feat3_sample", "feat4_sample", "ms_cam"},
+    "mit_b1": {"feat3_sample", "feat4_sample", "ms_cam", "cam", "attn_prev"},
+}
+LOGITS = {"cls", "seg", "cam", "aff_logit", "attn_last", "attn_prev"}
+
+
+def outputs(model, image):
+    """Everything that the golden file holds, under its names."""
+    with torch.no_grad():
+        out, encoded = model(image), model.backbone(image)
+        found = {
+            "cls": out.cls_logits,
+            "seg": out.seg_logits,
+            "cam": out.cam,
+            "aff": out.affinity[:, ::7, ::7],
+            "aff_logit": model.affinity_head(encoded.queries, encoded.keys)[:, ::7, ::7],
+            "attn_prev": out.attn[:, :8, ::11, ::11],
+            "attn_last": out.attn[:, 8:, ::11, ::11],
+            "ms_cam": model.multi_scale_cam(image, (1.0, 0.5, 1.5), 1.0).cam[..., ::8, ::8],
+        }
+    for i, features in enumerate(encoded.features, start=1):
+        found[f"feat{i}_mean"] = features[0].mean(dim=(1, 2))
+        found[f"feat{i}_sample"] = features[:, ::16, ::3, ::3]
+    shapes = {f"feat{i}_shape": f.shape for i, f in enumerate(encoded.features, start=1)}
+    return found, shapes | {"aff_shape": out.affinity.shape, "attn_shape": (1, 8, *out.attn.shape[2:])}
+
+
+@pytest.fixture(scope="module", params=GOLDEN, ids=lambda case: case[0])
+def golden_case(request, shared):
+    backbone, size = request.param
+    model = AFA(backbone, 20).eval()
+    model.load_state_dict(from_authors(golden.formula_weights(shared, backbone)))
+    values = golden.load(shared, f"net_{backbone}_{size}")
+    image = normalize(values.pop("image").permute(2, 0, 1)[None])
+    return backbone, model, image, values
+
+
+def test_golden_network_in_the_authors_naming(golden_case):
+    backbone, model, image, values = golden_case
+    found, shapes = outputs(model, image)
+    for name, shape in shapes.items():
+        assert tuple(shape) == tuple(values[name].tolist()), name
+    compared = set(found) - ILL_CONDITIONED[backbone]
+    assert compared | ILL_CONDITIONED[backbone] | set(shapes) == set(values)
+    for name in compared:
+        tolerance = 1e-3 if name in LOGITS else 1e-4
+        torch.testing.assert_close(found[name], values[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_golden_ill_conditioned_outputs_are_within_the_rounding_of_float32(golden_case):
+    """Exact values (float64) tell how far float32 carries; ours may be no further off than that."""
+    backbone, model, image, values = golden_case
+    found, _ = outputs(model, image)
+    exact, _ = outputs(model.double(), image.double())
+    model.float()
+    for name in ILL_CONDITIONED[backbone]:
+        golden_error = (values[name] - exact[name]).abs().max().item()
+        our_error = (found[name] - exact[name]).abs().max().item()
+        scale = values[name].abs().max().item()
+        assert golden_error > 1e-4, f"{name}: golden is precise, it belongs to the other test"
+        assert our_error < 2 * golden_error, name
+        assert (found[name] - values[name]).abs().max().item() < max(golden_error, 2 * our_error), name
+        assert golden_error < 0.01 * scale, name
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_backbone_keeps_its_strides(name):
+    model = AFA(name, 3, decoder_width=16).eval()
+    backbone = model.backbone
+    assert backbone.strides == (4, 8, 16, 16)
+    with torch.no_grad():
+        out = model(torch.randn(1, 3, 64, 96))
+        encoded = backbone(torch.randn(1, 3, 64, 96))
+    sizes = [tuple(f.shape[1:]) for f in encoded.features]
+    assert sizes == [(c, 64 // s, 96 // s) for c, s in zip(backbone.out_channels, backbone.strides, strict=True)]
+    assert out.cls_logits.shape == (1, 3)
+    assert out.seg_logits.shape == (1, 4, 16, 24)
+    assert out.cam.shape == (1, 3, 4, 6)
+    assert out.attn.shape == (1, 16, 24, 24) and backbone.attention_heads == 16
+    assert out.affinity.shape == (1, 24, 24)
+
+
+def test_token_grid_of_a_voc_photo():
+    with torch.no_grad():
+        encoded = AFA("mit_demo", 2, decoder_width=8).backbone(torch.zeros(1, 3, 375, 500))
+    assert tuple(encoded.features[-1].shape[2:]) == (24, 32)
+
+
+def test_forward_agrees_with_its_parts():
+    torch.manual_seed(0)
+    model, image = AFA("mit_demo", 3, decoder_width=16).eval(), torch.randn(2, 3, 48, 64)
+    with torch.no_grad():
+        out, encoded = model(image), model.backbone(image)
+        maps = attention_logits(encoded.queries, encoded.keys)
+        weights = model.affinity_head.weight.view(1, -1, 1, 1)
+        logits = (weights * (maps + maps.transpose(2, 3))).sum(dim=1) + model.affinity_head.bias
+        torch.testing.assert_close(out.attn, maps)
+        torch.testing.assert_close(out.affinity, torch.sigmoid(logits), atol=1e-5, rtol=0)
+        pooled = encoded.features[-1].amax(dim=(2, 3))
+        torch.testing.assert_close(out.cls_logits, pooled @ model.classifier.T)
+
+
+def test_decoder_equals_the_textbook_order():
+    """Project, upsample, concatenate coarsest first, fuse: the order that the fast form rearranges."""
+    torch.manual_seed(0)
+    model = AFA("mit_demo", 3, decoder_width=16).eval()
+    decoder = model.decoder
+    decoder.norm.running_mean.uniform_(-1, 1)
+    with torch.no_grad():
+        features = model.backbone(torch.randn(1, 3, 64, 80)).features
+        size = features[0].shape[2:]
+        maps = [
+            torch.nn.functional.interpolate(project(f), size=size, mode="bilinear", align_corners=False)
+            for project, f in zip(decoder.project, features, strict=True)
+        ]
+        expected = decoder.predict(torch.relu(decoder.norm(decoder.fuse(torch.cat(maps[::-1], dim=1)))))
+        torch.testing.assert_close(decoder(features), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_multi_scale_pass_leaves_mode_and_statistics_alone():
+    model = AFA("mit_demo", 2, decoder_width=8, drop_path=0.5).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    image = torch.randn(1, 3, 64, 64)
+    first, second = (model.multi_scale_cam(image, (1.0, 0.5), 0.5) for _ in range(2))
+    assert model.training and model.backbone.training
+    assert torch.equal(first.cam, second.cam), "stochastic depth must be off"
+    assert not first.cam.requires_grad and first.grid == (2, 2)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_affinity_of_the_pass_belongs_to_the_asked_scale():
+    model, image = AFA("mit_demo", 2, decoder_width=8).eval(), torch.randn(1, 3, 64, 96)
+    passed = model.multi_scale_cam(image, (1.0, 0.5, 1.5), 1.5)
+    larger = torch.nn.functional.interpolate(image, size=(96, 144), mode="bilinear", align_corners=False)
+    with torch.no_grad():
+        torch.testing.assert_close(model.affinity(passed), model(larger).affinity, atol=1e-5, rtol=0)
+    with pytest.raises(UsageError, match="expected 2.0 among them"):
+        model.multi_scale_cam(image, (1.0,), 2.0)
+
+
+def test_stochastic_depth_is_active_in_training_only():
+    torch.manual_seed(0)
+    model, image = AFA("mit_demo", 2, decoder_width=8, drop_path=0.9), torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert not torch.equal(model.backbone(image).features[-1], model.backbone(image).features[-1])
+        with evaluation_mode(model):
+            assert torch.equal(model.backbone(image).features[-1], model.backbone(image).features[-1])
+    assert model.training
+
+
+def test_unknown_backbone_and_wrong_image_are_named():
+    with pytest.raises(PresetError, match='did you mean "mit_b1"'):
+        AFA("mit_b11", 2)
+    with pytest.raises(ShapeError, match="image: expected 3 = 3"):
+        AFA("mit_demo", 2, decoder_width=8)(torch.zeros(1, 4, 32, 32))

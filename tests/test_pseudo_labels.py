@@ -1,0 +1,98 @@
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from afactl.cam import normalize_cam
+from afactl.pseudo_labels import (
+    background_planes,
+    best_class,
+    combine_labels,
+    propagate,
+    propagated_label,
+    refine_cam,
+    refined_label,
+)
+from afactl.refinement.par import pixel_adaptive_refinement
+from tests import golden
+
+
+@pytest.fixture(scope="module")
+def worked(shared):
+    """The worked example of golden/pseudo.npz with its CAMs rebuilt."""
+    values = golden.load(shared, "pseudo")
+    cam = interpolate(values["cam_lowres"], size=(128, 160), mode="bilinear", align_corners=False) ** 1.6
+    return values, normalize_cam(cam), values["images"].permute(0, 3, 1, 2)
+
+
+def test_golden_refined_label(worked):
+    values, cam, images = worked
+    found = refined_label(images, cam, values["class_label"], pixel_adaptive_refinement, 0.35, 0.55, values["box"])
+    assert torch.equal(found, values["refined_label"])
+
+
+def test_golden_segmentation_label(worked):
+    values, cam, images = worked
+    found = propagated_label(
+        images, cam, values["class_label"], values["affinity"], (8, 10), pixel_adaptive_refinement,
+        0.35, 0.55, radius=int(values["radius"]), eps=0.1, box=values["box"],
+    )  # fmt: skip
+    assert torch.equal(found, values["seg_label"])
+
+
+def test_background_planes_sum_to_one_and_follow_the_threshold():
+    cam = torch.rand(2, 4, 5)
+    planes = background_planes(cam, (0.55, 0.35))
+    assert planes.shape == (2, 3, 4, 5)
+    torch.testing.assert_close(planes.sum(dim=1), torch.ones(2, 4, 5))
+    assert torch.equal(planes[0].argmax(0) == 0, cam.amax(0) < 0.55)
+    assert torch.equal(planes[1].argmax(0) == 0, cam.amax(0) < 0.35)
+
+
+def test_combined_label_case_by_case():
+    high = torch.tensor([0, 0, 3, 2], dtype=torch.uint8)
+    low = torch.tensor([0, 3, 3, 1], dtype=torch.uint8)
+    assert combine_labels(high, low).tolist() == [0, 255, 3, 2]
+    assert high.tolist() == [0, 0, 3, 2]
+
+
+def test_best_class_names_the_classes_of_the_photo():
+    planes = torch.zeros(1, 3, 2, 2)
+    planes[0, 0, 0, 0] = planes[0, 1, 0, 1] = planes[0, 2, 1, :] = 1
+    assert best_class(planes, torch.tensor([4, 7]), (2, 2)).tolist() == [[[0, 5], [8, 8]]]
+
+
+def test_without_refinement_the_chain_is_a_threshold():
+    """With a refiner that only resizes, the refined label is the CAM cut at the background plane."""
+    torch.manual_seed(0)
+    cam = interpolate(torch.rand(1, 2, 4, 4), size=(32, 32), mode="bilinear")[0]
+    found = refine_cam(torch.zeros(3, 32, 32), cam, torch.tensor([0, 1]), (0.5,), lambda image, scores: scores)[0]
+    half = interpolate(cam[None], size=(16, 16), mode="bilinear")
+    planes = interpolate(background_planes(half[0], (0.5,)), size=(32, 32), mode="bilinear")
+    assert torch.equal(found.long(), planes[0].argmax(0))
+
+
+def test_an_identity_affinity_propagates_nothing():
+    cam = torch.rand(2, 32, 48)
+    planes = propagate(cam, torch.eye(6), (2, 3), (0.4,), radius=8)
+    tokens = interpolate(cam[None], size=(2, 3), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(planes, background_planes(tokens, (0.4,)))
+
+
+def test_a_photo_without_classes_is_background():
+    image, cam, nothing = torch.rand(1, 3, 32, 32) * 255, torch.rand(1, 4, 32, 32), torch.zeros(1, 4)
+    refine = pixel_adaptive_refinement
+    assert not refined_label(image, cam, nothing, refine, 0.35, 0.55).any()
+    assert not propagated_label(image, cam, nothing, torch.ones(1, 4, 4), (2, 2), refine, 0.35, 0.55, 1).any()
+
+
+def test_padding_is_ignored_in_both_labels():
+    image, cam, label = torch.rand(1, 3, 32, 32) * 255, torch.zeros(1, 2, 32, 32), torch.ones(1, 2)
+    box = torch.tensor([[4, 30, 0, 17]])
+    outside = torch.ones(32, 32, dtype=torch.bool)
+    outside[4:30, :17] = False
+    for found in (
+        refined_label(image, cam, label, pixel_adaptive_refinement, 0.35, 0.55, box),
+        propagated_label(image, cam, label, torch.rand(1, 4, 4), (2, 2), pixel_adaptive_refinement, 0.35, 0.55, 1, box=box),
+    ):
+        assert (found[0][outside] == 255).all()
+        assert (found[0][~outside] == 0).all()
