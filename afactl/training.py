@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +123,27 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
     return data, val
 
 
+@contextlib.contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """Inside the block, the first Ctrl-C or SIGTERM sets the event; a second one stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # Python hands signals to the main thread only
+        return
+
+    def note(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Job:
     """A training job: network, optimizer, data, and how far it is.
 
@@ -162,7 +186,10 @@ class Job:
         )  # fmt: skip
 
     def run_steps(self) -> dict[str, float] | None:
-        """The loop; gives the last validation. A stop by Ctrl-C writes a checkpoint first."""
+        """The loop; gives the last validation.
+
+        Ctrl-C or SIGTERM lets the step at hand end and writes a checkpoint before it stops the job.
+        """
         job = self.preset.train
         stream = TrainingStream(
             self.data, job.crop_size, job.scale_range, flip=True, seed=job.seed,
@@ -172,7 +199,7 @@ class Job:
         done, validation = self.start, None
         clock, logged = time.perf_counter(), done
         self.model.train()
-        try:
+        with stop_requests() as stop:
             for step, batch in enumerate(loader, start=self.start):
                 values = self.one_step(step, batch)
                 done = step + 1
@@ -185,11 +212,10 @@ class Job:
                 self.tell("step", done, **values)
                 if self.val and (done % job.eval_iters == 0 or last):
                     validation = self.validate(done)
-                if done % job.checkpoint_iters == 0 or last:
+                if done % job.checkpoint_iters == 0 or last or stop.is_set():
                     self.checkpoint(done)
-        except KeyboardInterrupt:
-            self.checkpoint(done)
-            raise
+                if stop.is_set() and not last:
+                    raise KeyboardInterrupt
         return validation
 
     def one_step(self, step: int, batch: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,37 @@ def own_cache(tmp_path_factory):
         del os.environ["AFACTL_CACHE"]
     else:
         os.environ["AFACTL_CACHE"] = before
+
+
+TINY = [
+    "train.max_iters=4", "train.cls_warmup_iters=1", "train.aff_warmup_iters=1", "train.batch_size=2",
+    "train.crop_size=64", "train.log_iters=1", "train.eval_iters=4", "train.checkpoint_iters=2",
+    "model.decoder_width=16", "par.iterations=2",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """Eight training and four validation pictures of 64 pixels."""
+    from afactl.datasets import demo
+
+    return demo.generate(tmp_path_factory.mktemp("data") / "demo", train=8, val=4, size=64)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, tiny_data):
+    """A run that went through all three phases in four steps. Tests that change it copy it first."""
+    from afactl.training import train
+
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    train("demo", data=tiny_data, out=run, overrides=TINY, device_name="cpu")
+    return run
+
+
+@pytest.fixture()
+def run_copy(tmp_path, tiny_run):
+    """A copy of the tiny run without its caches."""
+    copy = tmp_path / "run"
+    shutil.copytree(tiny_run, copy)
+    shutil.rmtree(copy / "cache")
+    return copy

@@ -1,0 +1,37 @@
+# make demo: install into .venv and go through the whole chain on generated data.
+# make test: install what the tests need into the same environment and run them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := runs/demo
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.installed
+	@rm -rf $(RUN)
+	$(BIN)/afactl train demo --out $(RUN)
+	$(BIN)/afactl pseudo-eval --split train --run $(RUN)
+	$(BIN)/afactl eval --split val --run $(RUN)
+	$(BIN)/afactl viz-attn --query 32,40 --run $(RUN)
+	$(BIN)/python -c "from afactl.datasets.demo import default_folder; print(default_folder() / 'images/val/000[0-5].png')" > $(RUN)/photos.txt
+	$(BIN)/afactl predict "$$(cat $(RUN)/photos.txt)" --crf --overlay --run $(RUN)
+	@echo
+	@echo "run folder:  $(RUN) (preset, metrics, checkpoints)"
+	@echo "figures:     $(RUN)/figures"
+	@echo "masks:       $(RUN)/predictions"
+	@echo "caches:      $(RUN)/cache (HDF5)"
+
+test: $(VENV)/.tested
+	$(BIN)/python -m pytest
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[crf]"
+	@touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[crf,coco,test]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+
+from afactl.datasets.coco import draw_mask, load
+from afactl.errors import DataError
+
+
+def box(x, y, width, height):
+    return [[x, y, x + width, y, x + width, y + height, x, y + height]]
+
+
+def annotation(category, x, y, width, height, image=1, crowd=0):
+    shape = box(x, y, width, height)
+    if crowd:
+        counts = [0, 4, 100 - 4]  # the first column of a 10 x 10 mask down to row 3
+        shape = {"size": [10, 10], "counts": counts}
+    return {"image_id": image, "category_id": category, "segmentation": shape, "area": width * height, "iscrowd": crowd}
+
+
+@pytest.fixture()
+def root(tmp_path):
+    table = {
+        "images": [
+            {"id": 2, "file_name": "b.jpg", "height": 10, "width": 10},
+            {"id": 1, "file_name": "a.jpg", "height": 10, "width": 10},
+        ],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}],
+        "annotations": [annotation(18, 0, 0, 4, 4), annotation(3, 0, 0, 8, 8), annotation(18, 0, 0, 1, 4, image=2, crowd=1)],
+    }
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2014.json").write_text(json.dumps(table))
+    return tmp_path
+
+
+def test_classes_follow_the_category_ids_and_crowds_give_no_label(root):
+    split = load(root, "val")
+    assert split.classes == ("car", "dog")
+    assert [(s.image_id, s.labels) for s in split.samples] == [("a", (0, 1)), ("b", ())]
+    assert split.samples[0].image == root / "val2014" / "a.jpg"
+
+
+def test_small_objects_lie_on_top_and_crowds_are_ignored(root):
+    pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
+    split = load(root, "val")
+    mask = split.read_mask(split.samples[0])
+    assert (mask[:4, :4] == 2).all() and (mask[4:8, :8] == 1).all() and not mask[8:].any()
+    crowd = split.read_mask(split.samples[1])
+    assert (crowd[:4, 0] == 255).all() and crowd.astype(int).sum() == 4 * 255
+
+
+def test_an_object_over_a_crowd_counts():
+    pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
+    parts = [annotation(1, 0, 0, 1, 2), annotation(1, 0, 0, 1, 4, crowd=1)]
+    mask = draw_mask(10, 10, parts, {1: 0})
+    assert mask[:5, 0].tolist() == [1, 1, 255, 255, 0]
+
+
+def test_missing_and_damaged_annotations_are_named(root):
+    with pytest.raises(DataError, match="expected COCO annotations there"):
+        load(root, "train")
+    with pytest.raises(DataError, match='did you mean "val"'):
+        load(root, "vall")
+    (root / "annotations" / "instances_train2014.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as COCO annotations"):
+        load(root, "train")
+    (root / "annotations" / "instances_train2014.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(DataError, match="found no categories"):
+        load(root, "train")
+
+
+def test_coco_mini(shared):
+    pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
+    root = shared / "data" / "coco-mini"
+    if not root.is_dir():
+        pytest.skip(f"{root} is absent")
+    train, val = load(root, "train"), load(root, "val")
+    assert (len(train.samples), len(val.samples), len(val.classes)) == (83, 43, 80)
+    for sample in val.samples:
+        present = set(np.unique(val.read_mask(sample)).tolist()) - {0, 255}
+        assert present <= {label + 1 for label in sample.labels}, "labels come from the same objects"

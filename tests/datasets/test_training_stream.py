@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afactl.datasets.samples import Sample, Split
+from afactl.datasets.training_stream import TrainingStream
+
+
+@pytest.fixture()
+def split(tmp_path):
+    samples = []
+    for i in range(5):
+        Image.fromarray(np.full((20, 24, 3), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        samples.append(Sample(str(i), tmp_path / f"{i}.png", (i % 3,)))
+    return Split("train", ("a", "b", "c"), tuple(samples), None)
+
+
+def stream(split, start=0, stop=20, seed=0):
+    return TrainingStream(split, 32, (0.5, 2.0), True, seed, start, stop)
+
+
+def test_each_epoch_shows_every_photo_once_in_another_order(split):
+    ids = [item["image_id"] for item in stream(split)]
+    epochs = [ids[i : i + 5] for i in range(0, 20, 5)]
+    assert all(sorted(epoch) == list("01234") for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_stream_that_starts_later_goes_on_the_same(split):
+    whole, later = list(stream(split)), list(stream(split, start=7))
+    assert len(later) == 13
+    for one, other in zip(whole[7:], later, strict=True):
+        assert one["image_id"] == other["image_id"]
+        assert torch.equal(one["image"], other["image"]) and torch.equal(one["box"], other["box"])
+
+
+def test_another_seed_gives_other_views(split):
+    first, second = list(stream(split)), list(stream(split, seed=1))
+    assert any(a["image_id"] != b["image_id"] for a, b in zip(first, second, strict=True))
+
+
+def test_what_an_item_holds(split):
+    item = stream(split)[3]
+    index = int(item["image_id"]) % 3
+    assert item["image"].shape == (3, 32, 32) and item["image"].dtype == torch.uint8
+    assert item["label"].tolist() == [float(i == index) for i in range(3)]
+    y0, y1, x0, x1 = item["box"].tolist()
+    assert (item["image"][:, y0:y1, x0:x1] == 40 * int(item["image_id"])).all()

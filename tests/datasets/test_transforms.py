@@ -1,0 +1,64 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from afactl.datasets.transforms import normalize, random_view, resize_long_side
+
+
+def test_normalisation_by_hand():
+    image = torch.tensor([255, 0, 100], dtype=torch.uint8).view(1, 3, 1, 1)
+    expected = torch.tensor([(255 - 123.675) / 58.395, -116.28 / 57.12, (100 - 103.53) / 57.375])
+    torch.testing.assert_close(normalize(image).flatten(), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 10**6), st.sampled_from([16, 32]))
+def test_the_box_is_the_photo_and_the_rest_is_black(height, width, seed, crop):
+    image = np.full((height, width, 3), 200, np.uint8)
+    view, (y0, y1, x0, x1) = random_view(image, np.random.default_rng(seed), crop, (0.5, 2.0))
+    assert view.shape == (crop, crop, 3) and view.dtype == np.uint8
+    assert 0 <= y0 < y1 <= crop and 0 <= x0 < x1 <= crop
+    assert (view[y0:y1, x0:x1] == 200).all()
+    assert int((view == 200).all(axis=2).sum()) == (y1 - y0) * (x1 - x0)
+
+
+def test_a_view_without_rescaling_is_a_plain_crop():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 50, 3)).astype(np.uint8)
+    seen = set()
+    for seed in range(40):
+        view, box = random_view(image, np.random.default_rng(seed), 16, (1.0, 1.0), flip=False)
+        places = [
+            (y, x) for y in range(25) for x in range(35) if np.array_equal(image[y : y + 16, x : x + 16], view)
+        ]
+        assert len(places) == 1 and box.tolist() == [0, 16, 0, 16]
+        seen.add(places[0])
+    assert len(seen) > 30
+
+
+def test_resampling_the_window_equals_resizing_first():
+    rng = np.random.default_rng(1)
+    image = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 11, 3)).astype(np.uint8)).resize((66, 54)))
+    view, _ = random_view(image, np.random.default_rng(3), 32, (1.5, 1.5), flip=False)
+    whole = np.asarray(Image.fromarray(image).resize((99, 81), Image.Resampling.BILINEAR)).astype(int)
+    distances = [
+        np.abs(whole[y : y + 32, x : x + 32] - view).max() for y in range(81 - 31) for x in range(99 - 31)
+    ]
+    # Pillow rounds to 8 bit after each of its two passes.
+    assert min(distances) <= 2
+
+
+def test_half_of_the_views_are_mirrored():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, :4] = 255
+    sides = [random_view(image, np.random.default_rng(seed), 16, (1.0, 1.0)) for seed in range(400)]
+    bright_left = [view[box[0], box[2]].max() > 0 for view, box in sides]
+    assert 150 < sum(bright_left) < 250
+
+
+def test_the_long_side_is_met_and_the_shape_kept():
+    assert resize_long_side(375, 500, 512) == (384, 512)
+    assert resize_long_side(500, 375, 512) == (512, 384)
+    assert resize_long_side(1, 5000, 512) == (1, 512)

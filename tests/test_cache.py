@@ -1,0 +1,185 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from afactl.cache import Cache, CacheHeader, decode_id, encode_id
+from afactl.errors import CacheError
+
+HEADER = CacheHeader("cams", {"cam": {"scales": [1.0, 0.5]}}, "abc", "def")
+IDS = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=30)
+
+# Appends images 0, 1, 2, ... for ever; the arrays of image i are made of i.
+WRITER = """
+import sys, numpy as np
+from pathlib import Path
+from afactl.cache import Cache, CacheHeader
+with Cache.open(Path(sys.argv[1]), CacheHeader("cams", {"cam": {"scales": [1.0, 0.5]}}, "abc", "def")) as cache:
+    print("open", flush=True)
+    for i in range(len(cache), 100000):
+        if str(i) not in cache:
+            cache.append(str(i), {"cam": np.full((2, 40, 50), i % 97, np.float16), "keys": np.array([i])})
+"""
+
+
+@given(IDS)
+def test_ids_are_names_and_come_back(image_id):
+    name = encode_id(image_id)
+    assert "/" not in name and "\0" not in name and name not in (".", "..")
+    assert decode_id(name) == image_id
+
+
+@given(IDS, IDS)
+def test_different_ids_have_different_names(first, second):
+    assert (encode_id(first) == encode_id(second)) == (first == second)
+
+
+def test_the_empty_id_is_refused():
+    with pytest.raises(CacheError, match="empty"):
+        encode_id("")
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(IDS, min_size=1, max_size=6, unique=True))
+def test_any_id_is_a_key(tmp_path_factory, ids):
+    path = tmp_path_factory.mktemp("ids") / "c.h5"
+    with Cache.open(path, HEADER) as cache:
+        for i, image_id in enumerate(ids):
+            cache.append(image_id, {"x": np.array([i])})
+    with Cache.open(path, HEADER) as cache:
+        assert cache.ids() == ids and len(cache) == len(ids)
+        assert [cache.read(image_id)["x"].item() for image_id in ids] == list(range(len(ids)))
+
+
+def test_arrays_come_back_as_they_were(tmp_path):
+    arrays = {
+        "cam": np.random.default_rng(0).random((2, 30, 40)).astype(np.float16),
+        "keys": np.array([3, 5]),
+        "none": np.zeros((0, 4, 4), np.float16),
+        "label": np.full((50, 60), 255, np.uint8),
+    }
+    with Cache.open(tmp_path / "c.h5", HEADER) as cache:
+        cache.append("a/b.c", arrays)
+        found = cache.read("a/b.c")
+    assert list(found) == list(arrays)
+    for name, array in arrays.items():
+        assert found[name].dtype == array.dtype and np.array_equal(found[name], array)
+
+
+def test_the_layout_is_what_other_tools_expect(tmp_path):
+    with Cache.open(tmp_path / "c.h5", HEADER) as cache:
+        cache.append("2007_000032", {"cam": np.zeros((1, 4, 4), np.float16)})
+    with h5py.File(tmp_path / "c.h5") as file:
+        assert file["images/2007_000032/cam"].dtype == np.float16
+        assert file["images/2007_000032"].attrs["complete"]
+        assert (file.attrs["stage"], file.attrs["weights"], file.attrs["data"]) == ("cams", "abc", "def")
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (HEADER._replace(weights="xyz"), r"weights \(abc there, xyz now\)"),
+        (HEADER._replace(data="xyz"), r"data \(def there, xyz now\)"),
+        (HEADER._replace(stage="labels"), r"stage \(cams there, labels now\)"),
+        (HEADER._replace(settings={"cam": {"scales": [1.0]}}), r"cam\.scales \(\[1\.0, 0\.5\] there, \[1\.0\] now\)"),
+    ],
+)
+def test_a_cache_made_by_others_is_refused_and_kept(tmp_path, header, message):
+    path = tmp_path / "c.h5"
+    with Cache.open(path, HEADER) as cache:
+        cache.append("a", {"x": np.array([1])})
+    with pytest.raises(CacheError, match=message) as caught:
+        Cache.open(path, header)
+    assert "--overwrite" in str(caught.value)
+    with Cache.open(path, HEADER) as cache:
+        assert cache.ids() == ["a"]
+    with Cache.open(path, header, overwrite=True) as cache:
+        assert cache.ids() == []
+
+
+def test_what_is_missing_or_there_twice_is_named(tmp_path):
+    with Cache.open(tmp_path / "c.h5", HEADER) as cache:
+        cache.append("a", {"x": np.array([1])})
+        with pytest.raises(CacheError, match="no complete b"):
+            cache.read("b")
+        with pytest.raises(CacheError, match="a is there already"):
+            cache.append("a", {"x": np.array([2])})
+        with pytest.raises(CacheError, match="Python objects"):
+            cache.append("b", {"x": np.array([None])})
+        assert cache.read("a")["x"].item() == 1
+
+
+def test_an_incomplete_image_is_done_again(tmp_path):
+    path = tmp_path / "c.h5"
+    with Cache.open(path, HEADER) as cache:
+        cache.append("whole", {"x": np.array([1])})
+    with h5py.File(path, "r+") as file:
+        file["images"].create_group("half").create_dataset("x", data=np.array([0]))
+    with Cache.open(path, HEADER) as cache:
+        assert "half" not in cache and cache.ids() == ["whole"]
+        cache.append("half", {"x": np.array([2])})
+        assert cache.read("half")["x"].item() == 2
+
+
+@pytest.mark.parametrize("content", [b"no HDF5", b"\x89HDF\r\n\x1a\n" + b"\0" * 500])
+def test_a_file_that_is_no_cache_is_refused(tmp_path, content):
+    (tmp_path / "c.h5").write_bytes(content)
+    with pytest.raises(CacheError, match="--overwrite"):
+        Cache.open(tmp_path / "c.h5", HEADER)
+    with Cache.open(tmp_path / "c.h5", HEADER, overwrite=True) as cache:
+        assert len(cache) == 0
+
+
+def test_a_cache_killed_while_it_was_made_is_made_again(tmp_path):
+    h5py.File(tmp_path / "c.h5", "w").close()
+    with Cache.open(tmp_path / "c.h5", HEADER) as cache:
+        assert len(cache) == 0
+    (tmp_path / "c.h5").write_bytes(b"")
+    with Cache.open(tmp_path / "c.h5", HEADER) as cache:
+        cache.append("a", {"x": np.array([1])})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="cannot be written"):
+        Cache.open(tmp_path / "file" / "c.h5", HEADER)
+
+
+def start_writer(path):
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, env=os.environ)
+    assert process.stdout.readline() == b"open\n"
+    return process
+
+
+def test_killed_writers_lose_at_most_the_image_at_hand(tmp_path):
+    path, rng, before = tmp_path / "c.h5", np.random.default_rng(0), 0
+    for _ in range(8):
+        process = start_writer(path)
+        time.sleep(rng.uniform(0.0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with Cache.open(path, HEADER) as cache:
+            count = len(cache)
+            assert count >= before, "an image was lost"
+            assert cache.ids() == [str(i) for i in range(count)], "none twice, none left out"
+            for i in range(max(0, count - 20), count):
+                assert (cache.read(str(i))["cam"] == i % 97).all()
+        before = count
+    assert before > 20
+
+
+def test_a_second_process_is_told_to_wait(tmp_path):
+    process = start_writer(tmp_path / "c.h5")
+    try:
+        with pytest.raises(CacheError, match="another process is writing it"):
+            Cache.open(tmp_path / "c.h5", HEADER)
+    finally:
+        process.kill()
+        process.wait()

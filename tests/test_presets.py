@@ -1,0 +1,141 @@
+import pydantic
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afactl.checkpoints import Architecture
+from afactl.errors import PresetError
+from afactl.presets import (
+    Preset,
+    differences,
+    field_names,
+    find_preset,
+    load_preset,
+    preset_names,
+    preset_summary,
+    save_preset,
+)
+
+
+def test_the_four_presets_are_shipped():
+    assert {"animals", "coco", "demo", "voc"} <= set(preset_names())
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_complete_explained_and_builds(name):
+    preset, text = load_preset(name), find_preset(name).read_text()
+    written = {f"{section}.{key}" for section, keys in yaml.safe_load(text).items() for key in keys}
+    assert written == set(field_names()), "a preset is a complete file"
+    assert text.startswith(f"# afactl train {name}"), "the header starts with the command"
+    assert "easured here" in text.split("data:")[0], "the header says whether its figures were measured"
+    assert preset_summary(name)
+    model = preset.model
+    network = Architecture(model.backbone, ("a", "b"), model.pooling, model.decoder_width, model.drop_path).build()
+    assert network.classes == 2
+
+
+def test_voc_and_the_defaults_are_the_papers():
+    preset = load_preset("voc")
+    assert differences(Preset(), preset) == []
+    train, affinity = preset.train, preset.affinity
+    assert (train.max_iters, train.batch_size, train.crop_size) == (20000, 8, 512)
+    assert (train.cls_warmup_iters, train.cls_warmup_iters + train.aff_warmup_iters) == (2000, 6000)
+    assert (preset.cam.beta_high, preset.cam.beta_low, affinity.radius, affinity.alpha) == (0.55, 0.35, 8, 2)
+    assert (preset.optim.lr, preset.optim.head_lr_factor, preset.optim.weight_decay) == (6e-5, 10, 0.01)
+    assert (preset.loss.cls, preset.loss.seg, preset.loss.aff) == (1, 0.1, 0.1)
+    coco = load_preset("coco")
+    assert (coco.train.max_iters, coco.train.cls_warmup_iters, coco.train.aff_warmup_iters) == (80000, 5000, 15000)
+    assert coco.par.iterations == 15
+
+
+def test_overrides_win_and_are_read_as_yaml():
+    preset = load_preset(
+        "voc", ["train.max_iters=7", "optim.lr=6e-5", "cam.scales=[1.0, 2]", "eval.long_side=null", "data.root=a=b", "model.pooling=25"]
+    )
+    assert preset.train.max_iters == 7 and preset.cam.scales == (1.0, 2.0)
+    assert preset.optim.lr == 6e-5 and preset.eval.long_side is None
+    assert preset.data.root == "a=b", "split at the first sign only"
+    assert preset.model.pooling == 25.0
+
+
+def test_exponents_without_a_point_are_numbers_in_files_too(tmp_path):
+    (tmp_path / "mine.yaml").write_text("optim: {lr: 1e-4, warmup_ratio: 1E-6}\n")
+    assert load_preset(str(tmp_path / "mine.yaml")).optim.lr == 1e-4
+
+
+@given(
+    st.integers(1, 10**6),
+    st.floats(1e-9, 1e3),
+    st.lists(st.integers(1, 99), min_size=1, max_size=5),
+    st.none() | st.text(st.characters(blacklist_categories=("Cs", "Cc"))),
+)
+def test_saving_and_loading_gives_the_same(tmp_path_factory, steps, rate, dilations, root):
+    tree = {"train": {"max_iters": steps}, "optim": {"lr": rate}, "par": {"dilations": dilations}, "data": {"root": root}}
+    preset = Preset.model_validate(tree)
+    path = tmp_path_factory.mktemp("preset") / "saved.yaml"
+    save_preset(preset, path)
+    assert load_preset(str(path)) == preset
+
+
+def test_all_problems_are_told_at_once_with_the_nearest_name():
+    with pytest.raises(PresetError) as caught:
+        load_preset("voc", ["train.max_iter=5", "optim.lr=fast", "trian.seed=1", "cam.beta_low=1.5", "nothing"])
+    message = str(caught.value)
+    assert '"train.max_iter" is not known; did you mean "train.max_iters"?' in message
+    assert "optim.lr: expected a number, got 'fast'" in message
+    assert '"trian" is not known; did you mean "train"?' in message
+    assert "cam.beta_low: expected a number (input should be less than or equal to 1), got 1.5" in message
+    assert "--set nothing: expected section.key=value" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.max_iters=1.5", "expected a whole number, got 1.5"),
+        ("train.crop_size=100", "multiple of 16"),
+        ("affinity.enabled=maybe", "expected true or false"),
+        ("train.precision=float16", "expected float32 or bfloat16, got 'float16'"),
+        ("model.pooling=max", "expected gmp or gap or a number"),
+        ("par.dilations=5", "expected a list of whole numbers"),
+        ("par.dilations=[]", "at least 1 item"),
+        ("cam.scales=[0.5]", "expected 1.0 among them"),
+        ("affinity.scale=3.0", "expected one of cam.scales"),
+        ("cam.beta_low=0.9", "expected at most beta_high"),
+        ("train.scale_range=[2.0, 1.0]", r"expected \[from, to\]"),
+        ("optim.lr=.nan", "expected a number"),
+        ("data.root=[", "not readable as YAML"),
+    ],
+)
+def test_wrong_values_are_explained(override, message):
+    with pytest.raises(PresetError, match=message):
+        load_preset("voc", [override])
+
+
+def test_unknown_preset_offers_the_nearest():
+    with pytest.raises(PresetError, match='did you mean "voc"'):
+        load_preset("vok")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {seed: 1, seed: 2}", 'key "seed" is given twice'),
+        ("!!python/object/apply:os.system ['true']", "not readable as YAML"),
+        ("[1, 2]", "expected sections with keys"),
+        ("train: 5", "expected sections with keys"),
+    ],
+)
+def test_files_that_are_no_presets_are_refused(tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(PresetError, match=message):
+        load_preset(str(tmp_path / "bad.yaml"))
+
+
+def test_presets_are_frozen():
+    with pytest.raises(pydantic.ValidationError):
+        Preset().train.seed = 3
+
+
+def test_differences_name_both_values():
+    assert differences(load_preset("voc"), load_preset("voc", ["train.seed=4"])) == ["train.seed: 0 -> 4"]

@@ -1,0 +1,200 @@
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from afactl.checkpoints import find_checkpoint, load_model
+from afactl.datasets.transforms import normalize
+from afactl.errors import AfactlError, DataError, PresetError, UsageError
+from afactl.model import AFA
+from afactl.presets import load_preset
+from afactl.runs import read_manifest, read_metrics
+from afactl.schedule import Phase
+from afactl.training import MAX_SKIPPED, Job, train
+from afactl.training_step import build_optimizer, set_learning_rate, training_losses
+from tests.conftest import TINY
+
+
+def weights_of(run, which="last"):
+    return load_model(find_checkpoint(run, which))[0].state_dict()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    label, box = torch.tensor([[1.0, 0, 1], [0, 1, 0]]), torch.tensor([[0, 64, 0, 64], [3, 60, 0, 64]])
+    return image, label, box
+
+
+@pytest.fixture()
+def model():
+    torch.manual_seed(0)
+    return AFA("mit_demo", 3, decoder_width=16, drop_path=0.0).train()
+
+
+def test_a_run_holds_what_the_documentation_says(tiny_run):
+    for name in ("preset.yaml", "manifest.json", "metrics.jsonl", "cache", "figures"):
+        assert (tiny_run / name).exists(), name
+    for which in ("last", "best"):
+        assert {p.name for p in (tiny_run / "checkpoints" / which).iterdir()} == {"weights.safetensors", "training.pt"}
+    manifest = read_manifest(tiny_run)
+    assert manifest["effective_batch"] == 2 and manifest["seed"] == 0 and manifest["device"] == "cpu"
+    assert manifest["versions"]["torch"] == torch.__version__ and manifest["images"] == 8
+
+
+def test_phases_and_their_losses_are_logged(tiny_run):
+    steps = [line for line in read_metrics(tiny_run) if "phase" in line]
+    assert [line["step"] for line in steps] == [1, 2, 3, 4]
+    assert [line["phase"] for line in steps] == ["classification", "refined labels"] + ["propagated labels"] * 2
+    assert "loss_seg" not in steps[0] and all({"loss_seg", "loss_aff"} <= line.keys() for line in steps[1:])
+    assert [line for line in read_metrics(tiny_run) if "val_seg_miou" in line][-1]["step"] == 4
+
+
+def test_each_phase_has_its_terms(model, batch):
+    preset = load_preset("demo", TINY)
+    terms = {phase: set(training_losses(model, *batch, phase, preset)) for phase in Phase}
+    assert terms[Phase.CLASSIFICATION] == {"cls"}
+    assert terms[Phase.REFINED] == terms[Phase.PROPAGATED] == {"cls", "seg", "aff"}
+    without = load_preset("demo", [*TINY, "affinity.enabled=false"])
+    assert set(training_losses(model, *batch, Phase.REFINED, without)) == {"cls", "seg"}
+
+
+def test_the_affinity_loss_teaches_attention_and_only_its_head_and_the_backbone(model, batch):
+    training_losses(model, *batch, Phase.REFINED, load_preset("demo", TINY))["aff"].backward()
+    taught = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert taught == {"backbone", "affinity_head"}
+    assert model.backbone.block4[-1].attn.q.weight.grad.any()
+
+
+@pytest.mark.parametrize("phase", [Phase.REFINED, Phase.PROPAGATED])
+def test_photos_without_any_class_give_finite_losses(model, batch, phase):
+    image, label, box = batch
+    losses = training_losses(model, image, torch.zeros_like(label), box, phase, load_preset("demo", TINY))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_optimizer_groups(model):
+    preset = load_preset("voc")
+    optimizer = build_optimizer(model, preset)
+    assert set_learning_rate(optimizer, 1500, preset) == pytest.approx(5.55e-5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5.55e-5, 5.55e-4])
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen and all("norm" in name and name.startswith("backbone.") for name in frozen)
+    listed = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert listed + len(frozen) == len(list(model.parameters()))
+
+
+def test_training_learns_the_labels(tmp_path, tiny_data):
+    overrides = [*TINY, "train.max_iters=60", "train.cls_warmup_iters=60", "train.eval_iters=60", "optim.warmup_iters=5", "train.batch_size=4"]
+    train("demo", data=tiny_data, out=tmp_path / "r", overrides=overrides, device_name="cpu")
+    losses = [line["loss_cls"] for line in read_metrics(tmp_path / "r") if "loss_cls" in line]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+
+
+def test_going_on_gives_the_same_weights_as_going_through(tmp_path, tiny_data, tiny_run):
+    run = tmp_path / "run"
+
+    def stop(event):
+        if event.kind == "step" and event.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train("demo", data=tiny_data, out=run, overrides=TINY, device_name="cpu", report=stop)
+    assert load_model(find_checkpoint(run))[2] in (2, 3), "the step at hand ends first"
+    train(None, out=run, resume=True, device_name="cpu")
+    straight, resumed = weights_of(tiny_run), weights_of(run)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_resume_refuses_what_it_cannot_do(run_copy):
+    with pytest.raises(UsageError, match="is finished"):
+        train(None, out=run_copy, resume=True, device_name="cpu")
+    with pytest.raises(UsageError, match="train.seed: 0 -> 5"):
+        train(None, out=run_copy, resume=True, overrides=["train.seed=5"], device_name="cpu")
+    shutil.rmtree(run_copy / "checkpoints")
+    with pytest.raises(AfactlError, match="no checkpoint yet"):
+        train(None, out=run_copy, resume=True, device_name="cpu")
+
+
+def test_nothing_is_written_when_something_is_wrong(tmp_path, tiny_data):
+    run = tmp_path / "run"
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    with pytest.raises(PresetError, match="max_iters"):
+        train("demo", data=data, out=run, overrides=["train.max_iter=1"], device_name="cpu")
+    with pytest.raises(AfactlError, match="no such weights file"):
+        train("demo", data=data, out=run, init=str(tmp_path / "no.pth"), device_name="cpu")
+    (data / "images/train/0003.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 8 listed files .*0003.png"):
+        train("demo", data=data, out=run, device_name="cpu")
+    assert not run.exists()
+
+
+def test_a_folder_that_holds_something_is_left_alone(tmp_path, tiny_data, run_copy):
+    before = (run_copy / "metrics.jsonl").read_text()
+    with pytest.raises(UsageError, match="holds a run already"):
+        train("demo", data=tiny_data, out=run_copy, overrides=TINY, device_name="cpu")
+    assert (run_copy / "metrics.jsonl").read_text() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "x").write_text("")
+    with pytest.raises(UsageError, match="holds other files"):
+        train("demo", data=tiny_data, out=tmp_path / "other", overrides=TINY, device_name="cpu")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        train("demo", data=tiny_data, out=tmp_path / "file" / "run", overrides=TINY, device_name="cpu")
+
+
+def test_a_truncated_photo_is_named_and_the_checkpoint_kept(tmp_path, tiny_data):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    for path in (data / "images/train").iterdir():
+        path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(DataError, match=r"images/train/\d+.png: truncated"):
+        train("demo", data=data, out=tmp_path / "run", overrides=TINY, device_name="cpu")
+
+
+def test_training_without_masks_works_and_keeps_no_best(tmp_path, tiny_data):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    shutil.rmtree(data / "masks")
+    result = train("demo", data=data, out=tmp_path / "run", overrides=TINY, device_name="cpu")
+    assert result.validation is None
+    assert find_checkpoint(tmp_path / "run", "best").name == "last"
+
+
+def test_non_finite_losses_are_skipped_then_stop_the_job(tmp_path, tiny_data):
+    preset = load_preset("demo", [*TINY, f"data.root={tiny_data}"])
+    told = []
+    job = Job(preset, tmp_path, torch.device("cpu"), told.append)
+    batch = next(iter(torch.utils.data.DataLoader([{
+        "image": torch.zeros(3, 64, 64, dtype=torch.uint8), "label": torch.full((6,), float("nan")),
+        "box": torch.tensor([0, 64, 0, 64]), "image_id": "bad/one",
+    }])))  # fmt: skip
+    before = {name: value.clone() for name, value in job.model.named_parameters()}
+    for step in range(MAX_SKIPPED - 1):
+        job.one_step(step, batch)
+    assert all(torch.equal(before[name], value) for name, value in job.model.named_parameters())
+    with pytest.raises(AfactlError, match="non-finite loss.*bad/one.*in a row"):
+        job.one_step(MAX_SKIPPED, batch)
+    assert "bad/one" in told[0].values["text"]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["skipped"] == ["bad/one"]
+
+
+def test_bfloat16_is_close_to_float32(model, batch):
+    preset = load_preset("demo", TINY)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"]
+    fine = training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"]
+    assert coarse.item() == pytest.approx(fine.item(), rel=0.05) and coarse.item() != fine.item()
+
+
+def test_the_first_step_sees_normalised_photos(model, batch):
+    """The loss of a phase is the loss of the network's own outputs on the normalised batch."""
+    image, label, box = batch
+    expected = torch.nn.functional.multilabel_soft_margin_loss(model(normalize(image)).cls_logits, label)
+    found = training_losses(model, image, label, box, Phase.CLASSIFICATION, load_preset("demo"))["cls"]
+    torch.testing.assert_close(found, expected)
