@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 from filelock import FileLock, Timeout
 
-from afactl.errors import CacheError
+from afactl.errors import CacheError, first_line
 
 SCHEMA = 1
 LOCK_SECONDS = 2.0
@@ -163,7 +163,7 @@ def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> h5py.File:
     try:
         file = h5py.File(path, "r+")
     except OSError as error:
-        raise CacheError(f"{path}: not a readable HDF5 cache ({str(error).splitlines()[0]}); --overwrite makes it anew") from error
+        raise CacheError(f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew") from error
     if not file.attrs.get("complete"):  # killed while the header was being written: nothing is lost
         file.close()
         return _create(path, header)
@@ -178,7 +178,7 @@ def _create(path: Path, header: CacheHeader) -> h5py.File:
     try:
         file = h5py.File(path, "w", track_order=True)
     except OSError as error:
-        raise CacheError(f"{path}: cannot be written ({str(error).splitlines()[0]})") from error
+        raise CacheError(f"{path}: cannot be written ({first_line(error)})") from error
     file.create_group("images", track_order=True)
     for key, value in _attributes(header).items():
         file.attrs[key] = value

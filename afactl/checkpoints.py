@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from afactl.errors import CheckpointError
+from afactl.errors import CheckpointError, first_line
 from afactl.foreign_weights import fetch_hugging_face, read_state, translate
 from afactl.model import AFA
 
@@ -115,7 +115,7 @@ def restore_training(folder: Path, model: AFA, optimizer: torch.optim.Optimizer)
         optimizer.load_state_dict(state["optimizer"])
         return int(state["iteration"])
     except Exception as error:  # torch raises many kinds; the remedy is the same
-        raise CheckpointError(f"{folder / TRAINING}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"{folder / TRAINING}: cannot be read ({first_line(error)})") from error
 
 
 def initialize(model: AFA, init: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from afactl.errors import CheckpointError, UsageError
+from afactl.errors import CheckpointError, UsageError, first_line
 
 _AUTHORS = (
     (r"encoder\.(.+)", r"backbone.\1"),
@@ -140,7 +140,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every library error here means the same to the user
-        raise CheckpointError(f"{path}: cannot be read as weights ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"{path}: cannot be read as weights ({first_line(error)})") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -169,7 +169,7 @@ def fetch_hugging_face(repository: str) -> Path:
             # Older repositories hold the second file only; being offline is a kind of the same error.
             if not isinstance(caught, EntryNotFoundError) or isinstance(caught, LocalEntryNotFoundError):
                 break
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = first_line(error)
     raise UsageError(
         f"--init hf:{repository}: could not be fetched ({reason}); "
         "give --init FILE with the weights you have, or --init none for random weights"

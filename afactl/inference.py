@@ -130,9 +130,8 @@ def segment(
             scaled = F.interpolate(pixels, size=target, mode="bilinear", align_corners=False)
         views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
         logits = model.decoder(model.backbone(views).features).float()
-        if flip:
-            logits = torch.maximum(logits[:1], logits[1:].flip(-1))
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0]
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        logits = torch.maximum(logits[0], logits[1].flip(-1)) if flip else logits[0]
         fused = logits if fused is None else torch.maximum(fused, logits)
     return fused
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from afactl.errors import PresetError, nearest
+from afactl.errors import PresetError, first_line, nearest
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -177,7 +177,7 @@ def _read_yaml(text: str, source: str) -> Any:
     try:
         return _numbers(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
-        message = getattr(error, "problem", None) or str(error).splitlines()[0]
+        message = getattr(error, "problem", None) or first_line(error)
         raise PresetError(f"{source}: not readable as YAML ({message})") from error
 
 

@@ -169,3 +169,11 @@ def test_unknown_backbone_and_wrong_image_are_named():
         AFA("mit_b11", 2)
     with pytest.raises(ShapeError, match="image: expected 3 = 3"):
         AFA("mit_demo", 2, decoder_width=8)(torch.zeros(1, 4, 32, 32))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (31, 33)])
+def test_pictures_smaller_than_a_reduced_cell_pass(size):
+    model = AFA("mit_demo", 2, decoder_width=8).eval()
+    with torch.no_grad():
+        out = model(torch.randn(1, 3, *size))
+    assert all(torch.isfinite(part).all() for part in out)

@@ -78,11 +78,19 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """B x N x D -> (B x N x D, queries B x n x N x d, keys B x n x N' x d)."""
         q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        reduced = self.norm(to_tokens(self.sr(to_map(x, grid)))) if self.reduction > 1 else x
+        reduced = self._reduce(to_map(x, grid)) if self.reduction > 1 else x
         # B N' 2 n d -> 2 B n N' d
         k, v = self.kv(reduced).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2)), q, k
+
+    def _reduce(self, features: Tensor) -> Tensor:
+        """B x D x h x w -> B x N' x D."""
+        # A picture smaller than one reduced cell (32 pixels in stage 1) is padded up to one.
+        missing = [max(0, self.reduction - side) for side in features.shape[2:]]
+        if any(missing):
+            features = F.pad(features, (0, missing[1], 0, missing[0]))
+        return self.norm(to_tokens(self.sr(features)))
 
 
 class DepthwiseConv(nn.Module):

@@ -15,7 +15,7 @@ IGNORE = 255
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A photo as h x w x 3 uint8 RGB.
+    """A photo as h x w x 3 uint8 RGB, an array of its own.
 
     EXIF orientation is honoured. Grey and palette images become RGB, 16-bit ones are scaled to
     8 bit, and transparency lies on white.
@@ -29,7 +29,7 @@ def read_image(path: Path) -> np.ndarray:
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def _open(path: Path) -> Image.Image:

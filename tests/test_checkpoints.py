@@ -1,0 +1,99 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from afactl.checkpoints import (
+    Architecture,
+    find_checkpoint,
+    initialize,
+    load_model,
+    load_state,
+    restore_training,
+    save_checkpoint,
+    weights_hash,
+)
+from afactl.errors import CheckpointError
+
+ARCHITECTURE = Architecture("mit_demo", ("cat", "dög"), "gmp", 8, 0.1)
+
+
+@pytest.fixture()
+def saved(tmp_path):
+    torch.manual_seed(0)
+    model = ARCHITECTURE.build()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.randn(1, 3, 32, 32)).cls_logits.sum().backward()
+    optimizer.step()
+    folder = tmp_path / "run" / "checkpoints" / "last"
+    save_checkpoint(folder, model, optimizer, 7, ARCHITECTURE)
+    return folder, model, optimizer
+
+
+def test_what_was_saved_comes_back(saved):
+    folder, model, optimizer = saved
+    loaded, architecture, iteration = load_model(folder)
+    assert architecture == ARCHITECTURE and iteration == 7 and not loaded.training
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    other = ARCHITECTURE.build()
+    fresh = torch.optim.AdamW(other.parameters(), lr=0.1)
+    assert restore_training(folder, other, fresh) == 7
+    first, second = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    assert all(torch.equal(first[k]["exp_avg"], second[k]["exp_avg"]) for k in first)
+
+
+def test_a_new_checkpoint_replaces_the_old_one_and_changes_the_hash(saved):
+    folder, model, optimizer = saved
+    before = weights_hash(folder)
+    assert before == weights_hash(folder) and len(before) == 16
+    with torch.no_grad():
+        model.classifier.add_(1)
+    save_checkpoint(folder, model, optimizer, 8, ARCHITECTURE)
+    assert weights_hash(folder) != before and load_model(folder)[2] == 8
+    assert [p.name for p in folder.parent.iterdir()] == ["last"]
+
+
+def test_a_half_written_checkpoint_is_passed_over(saved):
+    folder, *_ = saved
+    run = folder.parent.parent
+    half = folder.with_name("last.new")
+    half.mkdir()
+    (half / "weights.safetensors").write_bytes(b"half")
+    assert find_checkpoint(run) == folder == find_checkpoint(run, "best")
+    folder.rename(folder.with_name("last.old"))  # killed between the two renames
+    assert find_checkpoint(run).name == "last.old"
+    with pytest.raises(CheckpointError, match="no checkpoint yet; train first"):
+        find_checkpoint(run.parent)
+
+
+def test_weights_of_another_architecture_are_explained(saved):
+    folder, model, _ = saved
+    with pytest.raises(CheckpointError, match=r"\d+ of \d+ parameters do not fit \(first: .* expected"):
+        load_state(Architecture("mit_b0", ("a", "b"), "gmp", 8, 0.1).build(), model.state_dict(), "file")
+    with pytest.raises(CheckpointError, match=r"classifier is \(2, 160\), expected \(3, 160\)"):
+        load_state(Architecture("mit_demo", ("a", "b", "c"), "gmp", 8, 0.1).build(), model.state_dict(), "file")
+
+
+def test_weights_without_a_description_are_refused(saved):
+    folder, model, _ = saved
+    save_file(model.state_dict(), folder / "weights.safetensors")
+    with pytest.raises(CheckpointError, match="expected weights saved by afactl train"):
+        load_model(folder)
+    (folder / "training.pt").write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="training.pt: cannot be read"):
+        restore_training(folder, model, torch.optim.AdamW(model.parameters()))
+
+
+def test_starting_weights(saved, tmp_path):
+    _, model, _ = saved
+    torch.save(model.backbone.state_dict() | {"head.weight": torch.zeros(1)}, tmp_path / "mit.pth")
+    torch.save(model.state_dict(), tmp_path / "all.pth")
+    torch.manual_seed(1)
+    fresh = ARCHITECTURE.build()
+    head = fresh.classifier.clone()
+    assert initialize(fresh, "none") == "random weights"
+    assert "heads random" in initialize(fresh, str(tmp_path / "mit.pth"))
+    assert torch.equal(fresh.backbone.norm4.weight, model.backbone.norm4.weight) and torch.equal(fresh.classifier, head)
+    assert "all weights" in initialize(fresh, str(tmp_path / "all.pth"))
+    assert torch.equal(fresh.classifier, model.classifier)
+    with pytest.raises(CheckpointError, match="another architecture"):
+        initialize(Architecture("mit_b0", ("a",), "gmp", 8, 0.1).build(), str(tmp_path / "mit.pth"))

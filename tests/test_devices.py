@@ -1,0 +1,20 @@
+import pytest
+import torch
+
+from afactl.devices import choose_device
+from afactl.errors import UsageError
+
+
+def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto").type == "cuda" and choose_device("cpu").type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto").type == "cpu"
+
+
+def test_cuda_that_is_absent_and_unknown_names_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="no usable CUDA device"):
+        choose_device("cuda")
+    with pytest.raises(UsageError, match='expected auto, cpu or cuda, got "tpu"'):
+        choose_device("tpu")

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+
+from afactl.cam import threshold_cam
+from afactl.datasets.images import read_image
+from afactl.evaluation import TABLE3_ROWS, evaluate_segmentation, pseudo_labels_of, score_pseudo_labels, validate
+from afactl.inference import CamRecord, cam_record, open_run, open_split, segment
+from afactl.metrics import confusion_matrix, mean_iou
+from afactl.presets import load_preset
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture()
+def run(run_copy):
+    return open_run(run_copy, CPU)
+
+
+@pytest.fixture()
+def val(run):
+    return open_split(run, "val", None, masks=True)
+
+
+def square_record(affinity=None):
+    """A photo with a bright square; the CAM of class 2 covers its left half."""
+    image = np.full((64, 64, 3), 40, np.uint8)
+    image[16:48, 16:48] = 220
+    cam = np.zeros((1, 64, 64), np.float16)
+    cam[0, 16:48, 16:32] = 0.95
+    tokens = np.kron(image[::16, ::16, 0] > 100, np.ones((1, 1))).ravel()
+    same = (tokens[:, None] == tokens).astype(np.float16)
+    return image, CamRecord(cam, np.array([2]), same if affinity is None else affinity, np.full((16, 16), 1 / 16, np.float16), (4, 4))
+
+
+def test_rows_of_a_photo_whose_answer_is_known():
+    image, record = square_record()
+    preset = load_preset("demo", ["affinity.background=0.35", "affinity.radius=2"])
+    labels = pseudo_labels_of(image, record, preset, CPU)
+    truth = np.where(image[..., 0] > 100, 3, 0)
+    plain, refined = labels[TABLE3_ROWS.index("AFA (w/o prop.)")]
+    assert set(np.unique(labels)) <= {0, 3}
+    assert (plain == np.where(record.cam[0] > 0.45, 3, 0)).all(), "without PAR it is the threshold"
+    assert (refined != plain).any()
+    walked = labels[TABLE3_ROWS.index("AFA"), 1]
+    mhsa = labels[TABLE3_ROWS.index("AFA (prop. with MHSA)"), 0]
+    inside = truth == 3
+    assert (walked[inside] == 3).mean() > 0.85, "the affinity fills the square"
+    assert (walked[~inside] == 0).mean() > 0.85
+    assert len(np.unique(mhsa)) == 1, "uniform attention knows no shape"
+
+
+def test_a_photo_without_classes_is_background():
+    image, record = square_record()
+    nothing = record._replace(cam=record.cam[:0], classes=record.classes[:0])
+    assert not pseudo_labels_of(image, nothing, load_preset("demo"), CPU).any()
+
+
+def test_the_first_row_without_par_is_the_cam_at_the_threshold(run, val):
+    sample = val.samples[0]
+    image = read_image(sample.image)
+    record = cam_record(run, image, sample.labels)
+    full = torch.zeros(1, 6, 64, 64)
+    full[0, record.classes] = torch.from_numpy(record.cam).float()
+    label = torch.zeros(1, 6)
+    label[0, list(sample.labels)] = 1
+    threshold = run.preset.cam.background
+    expected = threshold_cam(full, label, threshold, threshold)[0].numpy()
+    assert np.array_equal(pseudo_labels_of(image, record, run.preset, CPU)[0, 0], expected)
+
+
+def test_a_second_scoring_passes_nothing_and_says_the_same(run, val, monkeypatch):
+    first = score_pseudo_labels(run, val)
+    assert (first.images, first.passes, first.labelled) == (4, 4, 4)
+    monkeypatch.setattr(run.model, "multi_scale_cam", None)
+    second = score_pseudo_labels(run, val)
+    assert (second.images, second.passes, second.labelled) == (4, 0, 0)
+    for name in TABLE3_ROWS:
+        for one, other in zip(first.scores[name], second.scores[name], strict=True):
+            assert np.array_equal(one.confusion, other.confusion)
+
+
+def test_a_half_filled_cache_is_used(run, val):
+    from afactl.inference import open_cam_cache, record_of
+
+    with open_cam_cache(run, val) as cache:
+        record_of(run, cache, val.samples[0])
+    assert score_pseudo_labels(run, val).passes == 3
+
+
+def test_scores_are_counted_over_all_photos(run, val):
+    scores = score_pseudo_labels(run, val).scores["AFA"]
+    counts = np.zeros((7, 7), np.int64)
+    for sample in val.samples:
+        image = read_image(sample.image)
+        record = cam_record(run, image, sample.labels)
+        counts += confusion_matrix(val.read_mask(sample), pseudo_labels_of(image, record, run.preset, CPU)[2, 1], 7)
+    assert np.array_equal(scores[1].confusion, counts)
+    assert scores[1].miou == pytest.approx(100 * mean_iou(counts))
+
+
+def test_segmentation_rows(run, val):
+    pytest.importorskip("pydensecrf.densecrf", reason="the dense CRF needs the extra [crf]")
+    scores = evaluate_segmentation(run, val, crf=True)
+    assert [score.name for score in scores] == ["single scale", "multi-scale + flip", "multi-scale + flip + CRF"]
+    counts = np.zeros((7, 7), np.int64)
+    for sample in val.samples:
+        prediction = segment(run.model, read_image(sample.image), CPU).argmax(0).numpy()
+        counts += confusion_matrix(val.read_mask(sample), prediction, 7)
+    assert np.array_equal(scores[0].confusion, counts)
+    assert len(evaluate_segmentation(run, val, crf=False)) == 2
+
+
+def test_validation_agrees_with_the_commands(run, val):
+    found = validate(run.model, val, load_preset("demo", TINY), CPU)
+    assert found["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val, crf=False)[0].miou, abs=1e-6)
+    # The cache keeps float16, so a pixel on the threshold may fall to the other side.
+    assert found["val_cam_miou"] == pytest.approx(score_pseudo_labels(run, val).scores["AFA (w/o prop.)"][0].miou, abs=0.5)

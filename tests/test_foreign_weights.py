@@ -1,0 +1,143 @@
+import json
+import re
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from afactl.errors import CheckpointError, UsageError
+from afactl.foreign_weights import fetch_hugging_face, from_authors, from_hugging_face, from_imagenet, read_state, translate
+from afactl.model import AFA
+from tests import golden
+
+TO_HUGGING_FACE = [
+    (r"^patch_embed(\d)\.norm\.", lambda m: f"patch_embeddings.{int(m[1]) - 1}.layer_norm."),
+    (r"^patch_embed(\d)\.", lambda m: f"patch_embeddings.{int(m[1]) - 1}."),
+    (r"^norm(\d)\.", lambda m: f"layer_norm.{int(m[1]) - 1}."),
+    (r"^block(\d)\.", lambda m: f"block.{int(m[1]) - 1}."),
+    (r"attn\.q\.", "attention.self.query."),
+    (r"attn\.sr\.", "attention.self.sr."),
+    (r"attn\.norm\.", "attention.self.layer_norm."),
+    (r"attn\.proj\.", "attention.output.dense."),
+    (r"\.norm1\.", ".layer_norm_1."),
+    (r"\.norm2\.", ".layer_norm_2."),
+    (r"mlp\.fc1\.", "mlp.dense1."),
+    (r"mlp\.fc2\.", "mlp.dense2."),
+    (r"mlp\.dwconv\.dwconv\.", "mlp.dwconv.dwconv."),
+]
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return AFA("mit_demo", 3, decoder_width=8)
+
+
+def hugging_face_state(backbone):
+    """The backbone's weights under Hugging Face's names, with keys and values apart."""
+    state = {"classifier.weight": torch.zeros(10, 160), "decode_head.linear_c.0.proj.weight": torch.zeros(1)}
+    for name, value in backbone.state_dict().items():
+        for pattern, theirs in TO_HUGGING_FACE:
+            name = re.sub(pattern, theirs, name)
+        name = f"segformer.encoder.{name}"
+        if "attn.kv." in name:
+            key, val = value.chunk(2)
+            state[name.replace("attn.kv.", "attention.self.key.")] = key
+            state[name.replace("attn.kv.", "attention.self.value.")] = val
+        else:
+            state[name] = value
+    return state
+
+
+@pytest.mark.parametrize("backbone", ["mit_b0", "mit_b1"])
+def test_the_authors_names_fit_exactly(shared, backbone):
+    names = json.loads((shared / "golden" / f"state_{backbone}.json").read_text())
+    state = golden.formula_weights(shared, backbone)
+    assert set(state) == set(names)
+    model = AFA(backbone, 20)
+    model.load_state_dict(from_authors({f"module.{name}": value for name, value in state.items()}))
+    assert torch.equal(model.affinity_head.weight, state["attn_proj.weight"].flatten())
+    assert torch.equal(model.decoder.project[3].weight[:, :, 0, 0], state["decoder.linear_c4.proj.weight"])
+
+
+def test_an_unknown_part_is_named():
+    with pytest.raises(CheckpointError, match="extra.weight is no part"):
+        from_authors({"extra.weight": torch.zeros(1)})
+
+
+def test_published_weights_lose_their_head(network):
+    state = {**network.backbone.state_dict(), "head.weight": torch.zeros(1), "head.bias": torch.zeros(1)}
+    mapped = from_imagenet(state)
+    assert set(mapped) == {f"backbone.{name}" for name in network.backbone.state_dict()}
+
+
+def test_hugging_face_weights_give_the_same_features(network):
+    other = AFA("mit_demo", 3, decoder_width=8)
+    mapped = from_hugging_face(hugging_face_state(network.backbone))
+    other.backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in mapped.items()})
+    image = torch.randn(1, 3, 48, 48)
+    with torch.no_grad():
+        assert torch.equal(network.eval().backbone(image).features[3], other.eval().backbone(image).features[3])
+
+
+def test_half_of_a_pair_is_named(network):
+    state = hugging_face_state(network.backbone)
+    del state["segformer.encoder.block.0.0.attention.self.key.weight"]
+    with pytest.raises(CheckpointError, match="block1.0.attn.kv.weight needs both key and value, got value"):
+        from_hugging_face(state)
+
+
+def test_formats_are_told_apart(network):
+    ours = network.state_dict()
+    assert translate(ours, "x").keys() == ours.keys()
+    assert set(translate(hugging_face_state(network.backbone), "x")) == {n for n in ours if n.startswith("backbone.")}
+    with pytest.raises(CheckpointError, match="x: expected MiT weights .* got names such as conv.weight"):
+        translate({"conv.weight": torch.zeros(1)}, "x")
+
+
+def test_files_of_both_kinds_and_their_wrappers_are_read(tmp_path):
+    state = {"a": torch.ones(2)}
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "wrapped.pth")
+    for name in ("w.safetensors", "plain.pth", "wrapped.pth"):
+        assert torch.equal(read_state(tmp_path / name)["a"], state["a"]), name
+
+
+class Malicious:
+    def __reduce__(self):
+        return (eval, ("open('/tmp/afactl-was-here', 'w')",))
+
+
+def test_code_in_a_file_is_never_run(tmp_path):
+    torch.save({"a": Malicious()}, tmp_path / "bad.pth")
+    with pytest.raises(CheckpointError, match="bad.pth: cannot be read as weights"):
+        read_state(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 cut off"])
+def test_damaged_files_are_named(tmp_path, content):
+    for name in ("w.pth", "w.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name}: cannot be read as weights"):
+            read_state(tmp_path / name)
+    with pytest.raises(CheckpointError, match="no such weights file; give --init FILE, or --init none"):
+        read_state(tmp_path / "missing.pth")
+
+
+def test_offline_names_the_two_other_ways(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
+    with pytest.raises(UsageError, match=r"could not be fetched \(no network\); give --init FILE .* or --init none"):
+        fetch_hugging_face("nvidia/mit-b1")
+
+
+def test_older_repositories_hold_the_second_file(monkeypatch, tmp_path):
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def download(repository, name):
+        if name == "model.safetensors":
+            raise EntryNotFoundError("404")
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert fetch_hugging_face("nvidia/mit-b1").name == "pytorch_model.bin"

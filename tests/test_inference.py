@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from afactl.affinity import mean_attention
+from afactl.cache import Cache
+from afactl.datasets.images import read_image
+from afactl.datasets.transforms import normalize
+from afactl.errors import CacheError, CheckpointError, UsageError
+from afactl.inference import (
+    cam_record,
+    dump_cams,
+    likely_labels,
+    multi_hot,
+    open_cam_cache,
+    open_run,
+    open_split,
+    read_record,
+    record_of,
+    segment,
+    to_tensor,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture()
+def run(run_copy):
+    return open_run(run_copy, CPU)
+
+
+@pytest.fixture()
+def val(run):
+    return open_split(run, "val", None, masks=True)
+
+
+def test_a_run_opens_with_its_weights(run):
+    assert run.iteration == 4 and not run.model.training and len(run.weights) == 16
+    assert run.architecture.classes == ("disc", "square", "triangle", "star", "ring", "cross")
+
+
+def test_segmentation_of_one_scale_is_the_network_on_the_photo(run, val):
+    image = read_image(val.samples[0].image)
+    with torch.no_grad():
+        logits = run.model(normalize(to_tensor(image, CPU))).seg_logits
+    expected = interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(segment(run.model, image, CPU), expected, atol=1e-5, rtol=0)
+
+
+def test_fusion_takes_the_maximum_over_scales_and_flips(run, val):
+    image = read_image(val.samples[0].image)
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    views = []
+    with torch.no_grad():
+        for scale in (1.0, 0.5):
+            for photo in (image, mirrored):
+                pixels = normalize(to_tensor(photo, CPU))
+                if scale != 1.0:
+                    pixels = interpolate(pixels, size=(32, 32), mode="bilinear", align_corners=False)
+                logits = run.model(pixels).seg_logits
+                logits = logits.flip(-1) if photo is mirrored else logits
+                views.append(interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)[0])
+    expected = torch.stack(views).amax(dim=0)
+    found = segment(run.model, image, CPU, (1.0, 0.5), flip=True)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(50, 90), (90, 50), (33, 35)])
+def test_any_size_is_segmented_at_its_own_size(run, size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    assert segment(run.model, image, CPU, (1.0, 0.75), True, long_side=64).shape == (7, *size)
+
+
+def test_a_record_is_what_the_network_says(run, val):
+    sample = val.samples[0]
+    image = read_image(sample.image)
+    record = cam_record(run, image, sample.labels)
+    passed = run.model.multi_scale_cam(normalize(to_tensor(image, CPU)), run.preset.cam.scales, run.preset.affinity.scale)
+    assert record.cam.dtype == record.affinity.dtype == np.float16
+    assert record.classes.tolist() == list(sample.labels) and record.grid == passed.grid
+    np.testing.assert_allclose(record.cam, passed.cam[0, list(sample.labels)], atol=1e-3)
+    np.testing.assert_allclose(record.attention, mean_attention(passed.queries, passed.keys)[0].detach(), atol=1e-3)
+
+
+def test_a_dump_goes_on_where_it_stopped(run, val):
+    with open_cam_cache(run, val) as cache:
+        assert record_of(run, cache, val.samples[2])[1]
+        assert not record_of(run, cache, val.samples[2])[1]
+    path, images, computed = dump_cams(run, val)
+    assert (images, computed) == (4, 3)
+    assert dump_cams(run, val)[2] == 0
+    with open_cam_cache(run, val) as cache:
+        assert sorted(cache.ids()) == sorted(sample.image_id for sample in val.samples)
+        kept = read_record(cache, val.samples[1].image_id)
+    fresh = cam_record(run, read_image(val.samples[1].image), val.samples[1].labels)
+    assert all(np.array_equal(a, b) for a, b in zip(kept, fresh, strict=True))
+    assert path == run.folder / "cache" / "cams-val.h5"
+
+
+def test_a_cache_of_other_weights_is_refused(run, val):
+    dump_cams(run, val)
+    with pytest.raises(CacheError, match=r"weights \(.* there, other now\).*--overwrite"):
+        open_cam_cache(run._replace(weights="other"), val)
+    dump_cams(run._replace(weights="other"), val, overwrite=True)
+
+
+def test_photos_without_labels_are_kept_too(run, val):
+    record = cam_record(run, read_image(val.samples[0].image), ())
+    assert record.cam.shape == (0, 64, 64) and record.classes.shape == (0,)
+
+
+def test_likely_labels_are_never_empty(run, val):
+    image = read_image(val.samples[0].image)
+    assert set(likely_labels(run, image)) <= set(range(6)) and likely_labels(run, image)
+    assert multi_hot([1, 3], 5).tolist() == [0, 1, 0, 1, 0]
+
+
+def test_a_dataset_that_does_not_belong_is_refused(run, tmp_path, tiny_data):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels.csv").write_text("image,split,labels\nimages/a.png,val,cat\n")
+    with pytest.raises(CheckpointError, match="trained on the classes disc, .* but the dataset has cat"):
+        open_split(run, "val", tmp_path, masks=False)
+
+
+def test_scoring_without_masks_says_what_is_missing(run, tmp_path, tiny_data):
+    import shutil
+
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "masks")
+    open_split(run, "val", tmp_path / "data", masks=False)
+    with pytest.raises(UsageError, match="scoring needs true masks"):
+        open_split(run, "val", tmp_path / "data", masks=True)
+
+
+def test_the_cache_is_plain_hdf5(run, val):
+    path, *_ = dump_cams(run, val)
+    with Cache.open(path, open_header(run, val)) as cache:
+        arrays = cache.read(val.samples[0].image_id)
+    assert set(arrays) == {"cam", "keys", "size", "affinity", "attention", "grid"}
+    assert arrays["size"].tolist() == [64, 64]
+
+
+def open_header(run, val):
+    from afactl.cache import CacheHeader
+    from afactl.datasets.registry import data_fingerprint
+
+    settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
+    return CacheHeader("cams", settings, run.weights, data_fingerprint(val))

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afactl.datasets.images import read_image, read_mask
+from afactl.errors import UsageError
+from afactl.inference import open_run, segment
+from afactl.prediction import find_photos, predict
+
+
+@pytest.fixture()
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a.jpg", "deep/b c.png", "deep/ü.v2.JPG", "note.txt"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("txt"):
+            path.write_text("no photo")
+        else:
+            Image.fromarray(rng.integers(0, 256, (40, 56, 3)).astype(np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+@pytest.fixture()
+def run(tiny_run):
+    return open_run(tiny_run, torch.device("cpu"))
+
+
+def test_folders_files_and_globs(photos):
+    masks = [str(photo.mask) for photo in find_photos([str(photos)])]
+    assert masks == ["a.png", "deep/b c.png", "deep/ü.v2.png"]
+    assert [p.mask.name for p in find_photos([str(photos / "a.jpg"), str(photos / "deep" / "*.png")])] == ["a.png", "b c.png"]
+    assert len(find_photos([str(photos), str(photos / "a.jpg")])) == 3, "each photo once"
+
+
+def test_photos_that_differ_in_suffix_keep_it(photos):
+    (photos / "a.png").write_bytes((photos / "deep" / "b c.png").read_bytes())
+    assert {str(p.mask) for p in find_photos([str(photos)])} >= {"a.jpg.png", "a.png.png"}
+
+
+def test_masks_that_would_overwrite_each_other_are_refused(photos, tmp_path):
+    other = tmp_path / "more"
+    other.mkdir()
+    (other / "a.jpg").write_bytes((photos / "a.jpg").read_bytes())
+    with pytest.raises(UsageError, match="both would write a.png"):
+        find_photos([str(photos), str(other)])
+
+
+@pytest.mark.parametrize("name", ["nowhere", "*.gif", "empty"])
+def test_inputs_without_photos_are_refused(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="expected a photo, a folder with photos"):
+        find_photos([str(tmp_path / name)])
+
+
+def test_masks_are_what_eval_would_score(run, photos, tmp_path):
+    found = find_photos([str(photos)])
+    result = predict(run, found, tmp_path / "out", overlay=True)
+    assert result.failed == [] and [p.relative_to(tmp_path / "out") for p in result.written] == [p.mask for p in found]
+    image = read_image(photos / "a.jpg")
+    expected = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side).argmax(0)
+    assert np.array_equal(read_mask(tmp_path / "out" / "a.png", 6), expected.numpy())
+    assert read_image(tmp_path / "out" / "deep" / "ü.v2_overlay.png").shape == (40, 56, 3)
+
+
+def test_crf_refines_the_mask(run, photos, tmp_path):
+    pytest.importorskip("pydensecrf.densecrf", reason="the dense CRF needs the extra [crf]")
+    found = find_photos([str(photos / "a.jpg")])
+    (plain,), (refined,) = (predict(run, found, tmp_path / name, crf=name == "crf").written for name in ("plain", "crf"))
+    assert read_mask(refined, 6).shape == read_mask(plain, 6).shape
+
+
+def test_a_broken_photo_is_named_and_the_others_are_done(run, photos, tmp_path):
+    (photos / "a.jpg").write_bytes(b"\xff\xd8\xff cut off")
+    result = predict(run, find_photos([str(photos)]), tmp_path / "out")
+    assert len(result.written) == 2 and len(result.failed) == 1 and "a.jpg" in result.failed[0]
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(run, photos, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "file" / "out")
