@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from afactl.errors import AfactlError, UsageError
-from afactl.terminal import error_line, log, out, percent, table, tracker
+from afactl.terminal import duration, error_line, log, out, percent, table, tracker
 
 if TYPE_CHECKING:
     from afactl.evaluation import Score
@@ -70,6 +70,8 @@ def train(
         names = {"val_seg_miou": "segmentation", "val_cam_miou": "CAM, image-level truth used"}
         rows = [(names[name], percent(value)) for name, value in result.validation.items()]
         out.print(table(f"validation at step {result.steps}", ("labels", "mIoU %"), rows))
+    memory = f", peak memory {result.peak_memory / 2**30:.1f} GiB" if result.peak_memory else ""
+    out.print(f"{result.steps} steps, {duration(result.seconds)} here{memory}")
     out.print(f"run: {result.run}")
 
 

@@ -1,6 +1,8 @@
-"""Which device a job runs on."""
+"""Which device a job runs on, and how much memory it took."""
 
 from __future__ import annotations
+
+import sys
 
 import torch
 
@@ -19,3 +21,18 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UsageError("--device cuda: no usable CUDA device here (see afactl doctor); use --device cpu or auto")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes this process has held so far: on the GPU, or else resident in memory.
+
+    None on systems that do not count it.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

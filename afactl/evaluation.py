@@ -36,7 +36,9 @@ PSEUDO_STAGE = "pseudo-labels"
 
 
 @torch.no_grad()
-def validate(model: AFA, split: Split, preset: Preset, device: torch.device) -> dict[str, float]:
+def validate(
+    model: AFA, split: Split, preset: Preset, device: torch.device, track: Track = iter
+) -> dict[str, float]:
     """The validation during training: one pass per photo for the segmentation, and the raw CAM.
 
     Returns:
@@ -46,7 +48,7 @@ def validate(model: AFA, split: Split, preset: Preset, device: torch.device) -> 
     classes = len(split.classes)
     seg_counts = cam_counts = np.zeros((classes + 1, classes + 1), np.int64)
     with evaluation_mode(model):
-        for sample in split.samples:
+        for sample in track(split.samples):
             image, truth = read_image(sample.image), split.read_mask(sample)
             logits = segment(model, image, device, long_side=preset.eval.long_side)
             seg_counts = seg_counts + confusion_matrix(truth, _to_uint8(logits.argmax(0)), classes + 1)

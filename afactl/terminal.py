@@ -24,6 +24,8 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 log = Console(stderr=True, highlight=False, soft_wrap=True)
 # A job shorter than this shows no progress.
 QUIET_SECONDS = 2.0
+# Where the output is no terminal, a line comes so often.
+LINE_SECONDS = 10.0
 
 
 class RateColumn(ProgressColumn):
@@ -53,7 +55,7 @@ def tracker(description: str) -> Callable[[Sequence[Item]], Iterator[Item]]:
         for done, item in enumerate(items):
             now = time.monotonic()
             # Every ten seconds, and the first time once the job proves to be long.
-            if now - shown > (10.0 if shown != start else QUIET_SECONDS) and done:
+            if now - shown > (LINE_SECONDS if shown != start else QUIET_SECONDS) and done:
                 shown, rate = now, done / (now - start)
                 log.print(f"{description}: {done} of {len(items)}, {rate:.1f}/s, {(len(items) - done) / rate:.0f} s left")
             yield item
@@ -68,15 +70,24 @@ def training_reporter() -> Iterator[Callable[[Event], None]]:
     After Ctrl-C it says how to go on.
     """
     saved: dict[str, str] = {}
+    shown = time.monotonic()
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(progress_bar()) if log.is_terminal else None
         task = bar.add_task("training", total=None) if bar else None
 
         def report(event: Event) -> None:
+            nonlocal shown
             if event.kind == "note":
                 log.print(event.values["text"])
             elif event.kind == "checkpoint":
                 saved["run"] = event.values["run"]
+            elif event.kind == "validating":
+                text = f"step {event.step}: validation, {event.values['done']} of {event.values['of']}"
+                if bar is not None:
+                    bar.update(task, description=text)
+                elif time.monotonic() - shown > LINE_SECONDS:
+                    log.print(text)
+                    shown = time.monotonic()
             elif event.kind == "validation":
                 log.print(f"step {event.step}: " + ", ".join(f"{name} {value:.1f}" for name, value in event.values.items()))
             elif bar is not None:
@@ -84,6 +95,7 @@ def training_reporter() -> Iterator[Callable[[Event], None]]:
                 bar.update(task, completed=event.step, total=event.total, description=f"{event.values['phase']}: {losses}")
             elif "images_per_second" in event.values:  # a logged step
                 log.print(f"step {event.step} of {event.total}: " + ", ".join(_value(*item) for item in event.values.items()))
+                shown = time.monotonic()
 
         try:
             yield report
@@ -110,6 +122,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], tex
 def percent(value: float) -> str:
     """One decimal, or a dash where there is no figure."""
     return "-" if value != value else f"{value:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """As a clock shows it: 4:05, or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def error_line(message: str) -> None:

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 from afactl.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
 from afactl.datasets.registry import check_files, data_fingerprint, load_split
-from afactl.datasets.samples import Split
+from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
-from afactl.devices import choose_device
+from afactl.devices import choose_device, peak_memory
 from afactl.errors import AfactlError, UsageError
 from afactl.evaluation import validate
 from afactl.model import AFA
@@ -33,7 +33,7 @@ MAX_SKIPPED = 5
 
 
 class Event(NamedTuple):
-    """What a job tells while it runs: `kind` is "note", "step", "validation" or "checkpoint"."""
+    """What a job tells while it runs: `kind` is "note", "step", "validating", "validation" or "checkpoint"."""
 
     kind: str
     step: int
@@ -45,10 +45,19 @@ Report = Callable[[Event], None]
 
 
 class Trained(NamedTuple):
-    """What a job leaves behind; `validation` is None where the dataset has no masks."""
+    """What a job leaves behind.
+
+    Attributes:
+        run: its folder. steps: of the whole run. validation: the last one; None where the
+            dataset has no masks.
+        seconds: wall time of this call, validation included. peak_memory: bytes, or None where
+            the system does not count them.
+    """
 
     run: Path
     steps: int
+    seconds: float
+    peak_memory: int | None
     validation: dict[str, float] | None
 
 
@@ -78,6 +87,7 @@ def train(
         AfactlError: the loss stayed non-finite.
         KeyboardInterrupt: passed on after a checkpoint has been written.
     """
+    started = time.perf_counter()
     device = choose_device(device_name)
     changes = [f"data.root={json.dumps(str(data.resolve()))}"] if data else []
     changes += [f"model.init={json.dumps(_absolute(init))}"] if init else []
@@ -99,7 +109,8 @@ def train(
         report(Event("note", 0, preset.train.max_iters, {"text": f"weights: {initialize(job.model, preset.model.init)}"}))
         job.run = new_run(preset, Path(preset_name).stem, out)
         job.describe()
-    return Trained(job.run, preset.train.max_iters, job.run_steps())
+    validation = job.run_steps()
+    return Trained(job.run, preset.train.max_iters, time.perf_counter() - started, peak_memory(device), validation)
 
 
 def _absolute(init: str) -> str:
@@ -254,7 +265,13 @@ class Job:
 
     def validate(self, step: int) -> dict[str, float]:
         """Score the validation split; the best weights so far are kept."""
-        scores = validate(self.model, self.val, self.preset, self.device)
+
+        def track(samples: Sequence[Sample]) -> Iterator[Sample]:
+            for done, sample in enumerate(samples):
+                self.tell("validating", step, done=done, of=len(samples))
+                yield sample
+
+        scores = validate(self.model, self.val, self.preset, self.device, track)
         append_metrics(self.run, step=step, **scores)
         self.tell("validation", step, **scores)
         if scores["val_seg_miou"] > self.best:

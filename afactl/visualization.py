@@ -148,9 +148,10 @@ def parse_query(text: str) -> tuple[int, int]:
 
 
 def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """hs x ws floats, smoothly (bicubic) to (h, w)."""
+    """hs x ws floats, smoothly (bicubic) to (h, w), within the range of the given values."""
     picture = Image.fromarray(values.astype(np.float32), mode="F")
-    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    smooth = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return smooth.clip(values.min(), values.max())  # bicubic overshoots
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6) -> np.ndarray:
@@ -204,7 +205,7 @@ def attention_panel(
     titles = ["photo and query", "MHSA (mean of heads)", "learned affinity", "CAM"] + [title for title, _ in labels]
     cell = 2.4
     height = cell * size[0] / size[1]
-    figure = Figure(figsize=(cell * len(titles), (height + 0.45) * len(queries) + 0.5), layout="constrained")
+    figure = Figure(figsize=(cell * len(titles), (height + 0.4) * len(queries) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(queries), len(titles), squeeze=False)
     for row, (query, token) in enumerate(zip(queries, tokens, strict=True)):
@@ -232,7 +233,8 @@ def _draw_map(figure: Figure, axis: Axes, image: np.ndarray, values: np.ndarray)
     """A map over the grey photo, with its range."""
     axis.imshow(image.mean(axis=2), cmap="gray", vmin=0, vmax=255)
     drawn = axis.imshow(values, cmap=MAP_COLORS, alpha=0.72)
-    bar = figure.colorbar(drawn, ax=axis, orientation="horizontal", fraction=0.05, pad=0.02)
+    # An inset, so that pictures with and without a range have the same size.
+    bar = figure.colorbar(drawn, cax=axis.inset_axes((0, -0.08, 1, 0.045)), orientation="horizontal")
     low, high = float(values.min()), float(values.max())
     bar.set_ticks([low, high] if high > low else [low], labels=[f"{low:.2g}", f"{high:.2g}"][: 2 if high > low else 1])
     bar.ax.tick_params(labelsize=7, length=2)

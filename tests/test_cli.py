@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -68,6 +69,7 @@ def test_train_prints_steps_validation_and_the_run(call, tmp_path, tiny_data):
     code, out, err = call("train", "demo", "--data", tiny_data, "--out", tmp_path / "run", "--device", "cpu", *SETS)
     assert code == 0 and "weights: random weights" in err
     assert "step 4 of 4: phase propagated labels" in err
+    assert re.search(r"4 steps, 0:\d\d here, peak memory \d+\.\d GiB", out)
     assert "segmentation" in out and out.splitlines()[-1] == f"run: {tmp_path / 'run'}"
 
 

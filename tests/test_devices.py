@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from afactl.devices import choose_device
+from afactl.devices import choose_device, peak_memory
 from afactl.errors import UsageError
 
 
@@ -18,3 +18,10 @@ def test_cuda_that_is_absent_and_unknown_names_are_refused(monkeypatch):
         choose_device("cuda")
     with pytest.raises(UsageError, match='expected auto, cpu or cuda, got "tpu"'):
         choose_device("tpu")
+
+
+def test_peak_memory_counts_what_was_held():
+    before = peak_memory(torch.device("cpu"))
+    held = torch.ones(2**27 // 4 * 3)  # 384 MiB beyond whatever the process holds is always seen
+    now = peak_memory(torch.device("cpu"))
+    assert now >= max(before, held.nbytes) and now < 2**38

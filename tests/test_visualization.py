@@ -49,6 +49,7 @@ def test_overlay_keeps_background_and_colours_classes():
 def test_maps_are_enlarged_smoothly():
     found = resize_map(np.array([[0.0, 1.0], [0.0, 1.0]]), (20, 30))
     assert found.shape == (20, 30) and np.all(np.diff(found[10, 5:25]) >= 0)
+    assert found.min() == 0 and found.max() == 1
 
 
 def test_a_panel_has_a_row_per_query_and_a_star_in_each_picture():
@@ -56,6 +57,8 @@ def test_a_panel_has_a_row_per_query_and_a_star_in_each_picture():
     labels = [("one", np.ones((32, 48), np.uint8)), ("two", np.full((32, 48), 255, np.uint8))]
     figure = attention_panel(image, [(1, 2), (40, 30)], tokens, tokens, (2, 3), np.zeros((32, 48)), labels, ("cat",))
     panels = [axis for axis in figure.axes if axis.lines]
+    figure.draw_without_rendering()
+    assert len({tuple(np.round(axis.get_window_extent().size)) for axis in panels}) == 1, "all pictures have one size"
     assert len(panels) == 2 * 6
     assert {tuple(float(v[0]) for v in axis.lines[0].get_data()) for axis in panels} == {(1.0, 2.0), (40.0, 30.0)}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "ignored"]
@@ -77,7 +80,7 @@ def test_any_photo_can_be_looked_at(run, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3)).astype(np.uint8)).save(tmp_path / "p.png")
     drawn = draw_attention(run, tmp_path / "p.png", [], out=tmp_path / "deep" / "panel.svg")
     assert "not a photo of the run's dataset" in drawn.source and drawn.file.stat().st_size > 1000
-    assert not list((run.folder / "cache").glob("*")) if (run.folder / "cache").exists() else True
+    assert not list(run.folder.glob("cache/*"))
 
 
 def test_without_a_photo_the_first_of_the_validation_split_is_taken(run):
