@@ -26,7 +26,7 @@ test: $(VENV)/.tested
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[crf]"
+	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed

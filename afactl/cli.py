@@ -8,14 +8,28 @@ from __future__ import annotations
 import json
 import sys
 import traceback
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from afactl.errors import AfactlError, UsageError
-from afactl.terminal import duration, error_line, log, out, percent, table, tracker
+from afactl.options import (
+    Backend,
+    BackendOption,
+    CheckpointOption,
+    CrfOption,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    Labels,
+    OverwriteOption,
+    PerClassOption,
+    RunOption,
+    SplitOption,
+    Which,
+)
+from afactl.terminal import duration, error_line, log, out, percent, table, tracker, training_reporter
 
 if TYPE_CHECKING:
     from afactl.evaluation import Score
@@ -32,24 +46,6 @@ app = typer.Typer(
 )
 
 
-class Which(str, Enum):
-    """Checkpoints of a run."""
-
-    last = "last"
-    best = "best"
-
-
-RunOption = Annotated[Optional[Path], typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")]
-DataOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset; default: where the run was trained from")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
-CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
-JsonOption = Annotated[Optional[Path], typer.Option("--json", help="also write the figures to this file")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="make the caches anew")]
-PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print IoU per class")]
-SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
-CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF (extra: pip install 'afactl[crf]')")]
-
-
 @app.command(epilog="Example: afactl train voc --data VOCdevkit/VOC2012 --init mit_b1.pth --set train.max_iters=20000")
 def train(
     preset: Annotated[Optional[str], typer.Argument(metavar="PRESET|FILE", help="a shipped preset (afactl presets) or a YAML file")] = None,
@@ -61,7 +57,6 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train from image-level labels; writes a run folder."""
-    from afactl.terminal import training_reporter
     from afactl.training import train as train_preset
 
     with training_reporter() as report:
@@ -80,6 +75,7 @@ def pseudo_eval(
     split: SplitOption = "train",
     run: RunOption = None,
     without_afa: Annotated[Optional[Path], typer.Option("--without-afa", help="a run trained with --set affinity.enabled=false, for the row w/o AFA")] = None,
+    labels: Annotated[Labels, typer.Option("--labels", help="predicted: also rows with the classifier's labels, beside those with the true ones")] = Labels.truth,
     data: DataOption = None,
     per_class: PerClassOption = False,
     json_file: JsonOption = None,
@@ -89,7 +85,8 @@ def pseudo_eval(
 ) -> None:
     """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
     from afactl.evaluation import WITHOUT_AFA, WITHOUT_PROPAGATION, score_pseudo_labels
-    from afactl.inference import open_split
+    from afactl.inference import open_split, with_predicted_labels
+    from afactl.metrics import label_f1
 
     trained = _open(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
@@ -101,6 +98,11 @@ def pseudo_eval(
             raise UsageError(f"--without-afa {without_afa}: trained with the affinity branch; train one with --set affinity.enabled=false")
         plain = score_pseudo_labels(other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA"))
         scores = {WITHOUT_AFA: plain.scores[WITHOUT_PROPAGATION], **scores}
+    if labels is Labels.predicted:
+        guessed = with_predicted_labels(trained, found, overwrite, tracker("labels"))
+        more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"))
+        result = result._replace(passes=result.passes + more.passes, labelled=result.labelled + more.labelled)
+        scores |= {f"{name}, predicted labels": pair for name, pair in more.scores.items()}
     rows = [(name, *(percent(score.miou) for score in pair)) for name, pair in scores.items()]
     if without_afa is None:
         rows = [(f"{WITHOUT_AFA}: give --without-afa RUN", "-", "-"), *rows]
@@ -109,9 +111,13 @@ def pseudo_eval(
     out.print(
         f"split {split}, {result.images} images; CAM at scales {_numbers(cam.scales)} with flip; threshold {cam.background} for CAMs, "
         f"background plane {affinity.background} for propagated ones; PAR {par.iterations} iterations; "
-        f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used; "
+        f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used"
+        f"{' but in the rows that say otherwise' if labels is Labels.predicted else ''}; "
         f"{checkpoint.value} checkpoint, step {trained.iteration}"
     )
+    if labels is Labels.predicted:
+        f1 = label_f1([s.labels for s in found.samples], [s.labels for s in guessed.samples])
+        out.print(f"predicted labels: probability over 1/2, at least the best one; F1 against the truth {100 * f1:.1f} %")
     if result.passes:
         out.print(f"{result.passes} images went through the network, {result.images - result.passes} came from the cache")
     else:
@@ -126,6 +132,7 @@ def pseudo_eval(
 def evaluate(
     split: SplitOption = "val",
     crf: CrfOption = False,
+    crf_backend: BackendOption = Backend.torch,
     run: RunOption = None,
     data: DataOption = None,
     per_class: PerClassOption = False,
@@ -137,10 +144,10 @@ def evaluate(
     from afactl.evaluation import evaluate_segmentation
     from afactl.inference import open_split
 
-    _require_crf(crf)
+    backend = _crf_backend(crf, crf_backend)
     trained = _open(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
-    scores = evaluate_segmentation(trained, found, crf, tracker("segmentation"))
+    scores = evaluate_segmentation(trained, found, backend, tracker("segmentation"))
     rows = [(score.name, percent(score.miou)) for score in scores]
     out.print(table(f"segmentation of {split}, mIoU %", ("row", "mIoU"), rows))
     settings = trained.preset.eval
@@ -172,6 +179,36 @@ def dump(
     out.print(f"{path}: {images} images, {computed} of them made now")
 
 
+@app.command(epilog="Example: afactl ablate table2 --preset demo")
+def ablate(
+    name: Annotated[str, typer.Argument(metavar="TABLE", help="table1, table2, table4, table7, table8, table9, table10 or table11")],
+    preset: Annotated[Optional[str], typer.Option("--preset", metavar="PRESET|FILE", help="base of the rows that are trained")] = None,
+    run: Annotated[Optional[Path], typer.Option("--run", help="whose CAMs tables 4, 8 and 9 refine; default: of --preset, or the newest run")] = None,
+    split: Annotated[str, typer.Option("--split", help="split of those CAMs")] = "train",
+    data: Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset")] = None,
+    out_folder: Annotated[Optional[Path], typer.Option("--out", help="folder of the trained rows; default: runs/ablate-PRESET")] = None,
+    overrides: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change a value of the base preset; repeatable")] = None,
+    json_file: JsonOption = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Measure an ablation table of the paper, row by row; finished rows are skipped."""
+    from afactl.ablation import ablate as measure
+    from afactl.devices import choose_device
+
+    with training_reporter() as report:
+        result = measure(name, preset, data, out_folder, run, split, overrides or [], choose_device(device), report, tracker("scoring"))
+    columns = [f"{column}{whose}" for column in result.columns for whose in (", here", ", the paper's on VOC")]
+    rows = []
+    for row in result.rows:
+        pairs = zip(row.ours, row.paper, strict=True)
+        rows.append((row.name, *(text for ours, paper in pairs for text in (percent(ours), percent(paper) if paper else "-"))))
+    out.print(table(f"{result.title}, mIoU %", ("row", *columns), rows))
+    reused = sum(row.reused for row in result.rows)
+    out.print(f"{result.where}; {len(rows) - reused} rows measured now, {reused} finished before")
+    figures = [{"row": row.name, "miou": row.ours, "paper": row.paper} for row in result.rows]
+    _write_json(json_file, {"table": name, "columns": result.columns, "where": result.where, "rows": figures})
+
+
 @app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
 def viz_attn(
     image: Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split")] = None,
@@ -199,23 +236,26 @@ def predict(
     run: RunOption = None,
     out_folder: Annotated[Optional[Path], typer.Option("--out", help="folder for the masks; default: RUN/predictions")] = None,
     crf: CrfOption = False,
+    crf_backend: BackendOption = Backend.torch,
     overlay: Annotated[bool, typer.Option("--overlay", help="also write the photo with its mask over it")] = False,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
     """Write masks for any photos (indexed PNG); no label files are needed."""
-    from afactl.prediction import find_photos
+    from afactl.prediction import MAX_PIXELS, find_photos
     from afactl.prediction import predict as predict_photos
 
-    _require_crf(crf)
+    backend = _crf_backend(crf, crf_backend)
     found = find_photos(photos)
     trained = _open(run, device, checkpoint)
     folder = out_folder or trained.folder / "predictions"
-    result = predict_photos(trained, found, folder, crf, overlay, tracker("predict"))
+    result = predict_photos(trained, found, folder, backend, overlay, tracker("predict"))
     for line in result.failed:
         error_line(line)
     out.print(f"{len(result.written)} of {len(found)} masks in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
     out.print(f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}")
+    if result.reduced:
+        out.print(f"{result.reduced} large photos were labelled at about {MAX_PIXELS / 1e6:.0f} megapixels and their masks enlarged")
     if result.failed:
         raise typer.Exit(1)
 
@@ -274,12 +314,13 @@ def _open(folder: Path | None, device: str, checkpoint: Which) -> TrainedRun:
     return run
 
 
-def _require_crf(asked: bool) -> None:
-    """Fail before any work where --crf cannot be done."""
-    if asked:
+def _crf_backend(asked: bool, backend: Backend) -> str | None:
+    """The backend's name where --crf is given; fails before any work where it cannot be used."""
+    if asked and backend is Backend.pydensecrf:
         from afactl.refinement.crf import require_pydensecrf
 
         require_pydensecrf()
+    return backend.value if asked else None
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 REQUIRED = ("numpy", "h5py", "PIL", "pydantic", "safetensors", "matplotlib", "huggingface_hub", "filelock")
 OPTIONAL = (
-    ("pydensecrf.densecrf", "pydensecrf2", "for --crf: pip install 'afactl[crf]' (needs a C++ compiler)"),
+    ("pydensecrf.densecrf", "pydensecrf2", "for --crf-backend pydensecrf: pip install 'afactl[crf]' (needs a C++ compiler)"),
     ("pycocotools.mask", "pycocotools", "for COCO masks: pip install 'afactl[coco]'"),
 )
 
@@ -42,7 +42,7 @@ def examine() -> list[Finding]:
     for module, distribution, advice in OPTIONAL:
         findings.append(_package(module, distribution, advice, broken=False))
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    advice = "" if compiler else "needed to install the extra [crf]; install g++ if you want --crf"
+    advice = "" if compiler else "needed to install the extra [crf] only"
     findings.append(Finding("C++ compiler", compiler or "none", advice))
     cache = Path(os.environ.get("AFACTL_CACHE") or Path.home() / ".cache" / "afactl")
     findings.append(_folder("cache folder", cache))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from afactl.datasets.images import read_image
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize
+from afactl.errors import DataError
 from afactl.inference import CamRecord, TrainedRun, multi_hot, open_cam_cache, record_of, segment, to_tensor
 from afactl.metrics import confusion_matrix, mean_iou
 from afactl.model import AFA, evaluation_mode
 from afactl.presets import Preset
-from afactl.pseudo_labels import best_class, propagate, refine_cam, refine_planes
-from afactl.refinement.crf import dense_crf
-from afactl.refinement.par import pixel_adaptive_refinement
+from afactl.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
+from afactl.refinement.crf import CRF_BACKENDS
+from afactl.refinement.registry import build_refiner
 
 Track = Callable[[Sequence[Sample]], Iterator[Sample]]
 
@@ -75,26 +76,56 @@ class Score(NamedTuple):
         return 100 * mean_iou(self.confusion)
 
 
-def evaluate_segmentation(run: TrainedRun, split: Split, crf: bool, track: Track = iter) -> list[Score]:
-    """The rows of `eval`: single scale; multi-scale + flip; and with `crf` also + CRF.
+def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None, track: Track = iter) -> list[Score]:
+    """The rows of `eval`: single scale; multi-scale + flip; and with `crf`, one of CRF_BACKENDS, also + CRF.
 
     No image-level truth is used.
+
+    Raises:
+        DataError: the network gives non-finite values for a photo.
     """
     preset = run.preset
     classes = len(split.classes) + 1
     names = ["single scale", "multi-scale + flip"] + (["multi-scale + flip + CRF"] if crf else [])
-    refine = partial(dense_crf, **preset.crf.model_dump()) if crf else None
+    refine = partial(CRF_BACKENDS[crf], **preset.crf.model_dump()) if crf else None
     counts = {name: np.zeros((classes, classes), np.int64) for name in names}
     for sample in track(split.samples):
         image, truth = read_image(sample.image), split.read_mask(sample)
         single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
         fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
-        predictions = [_to_uint8(single.argmax(0)), _to_uint8(fused.argmax(0))]
+        if not torch.isfinite(fused).all():
+            raise DataError(f"{sample.image}: the network gives non-finite values (NaN); its weights are broken, train again")
+        predictions = [single, fused]
         if refine is not None:
-            predictions.append(refine(image, fused.softmax(0).cpu().numpy()).argmax(0).astype(np.uint8))
+            predictions.append(refine(to_tensor(image, run.device)[0], fused.softmax(0)))
         for name, prediction in zip(names, predictions, strict=True):
-            counts[name] += confusion_matrix(truth, prediction, classes)
+            counts[name] += confusion_matrix(truth, _to_uint8(prediction.argmax(0)), classes)
     return [Score(name, counts[name]) for name in names]
+
+
+def score_refined_cams(
+    run: TrainedRun, split: Split, refiner: tuple[str, dict[str, Any]] | None = None, track: Track = iter
+) -> float:
+    """mIoU in per cent of CAMs, which come out of the run's cache or go into it; image-level truth is used.
+
+    Args:
+        refiner: (name, settings) of a refiner: CAM, background plane of `cam.background`, softmax,
+            refiner, argmax. None: the CAM cut at `cam.background`.
+    """
+    classes, threshold = len(split.classes) + 1, run.preset.cam.background
+    refine = build_refiner(refiner[0], **refiner[1]) if refiner else None
+    counts = np.zeros((classes, classes), np.int64)
+    with open_cam_cache(run, split) as cams, torch.inference_mode():
+        for sample in track(split.samples):
+            image = read_image(sample.image)
+            record, _ = record_of(run, cams, sample, image)
+            cam, present = (torch.from_numpy(array).to(run.device) for array in (record.cam, record.classes))
+            if refine is None:
+                label = cut_cam(cam.float(), present, threshold)
+            else:
+                label = refine_cam(to_tensor(image, run.device)[0], cam.float(), present, (threshold,), refine)[0]
+            counts += confusion_matrix(split.read_mask(sample), _to_uint8(label), classes)
+    return 100 * mean_iou(counts)
 
 
 def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device) -> np.ndarray:
@@ -109,7 +140,7 @@ def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, devic
     Returns:
         3 x 2 x h x w uint8, rows as TABLE3_ROWS, then (without PAR, with PAR).
     """
-    refine = partial(pixel_adaptive_refinement, **preset.par.model_dump())
+    refine = build_refiner("par", **preset.refiner_settings("par"))
     pixels = to_tensor(image, device)[0]
     cam = torch.from_numpy(record.cam).to(device).float()
     classes = torch.from_numpy(record.classes).to(device)
@@ -117,10 +148,7 @@ def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, devic
     if len(classes) == 0:  # nothing is said to be there: all is background
         return np.zeros((len(TABLE3_ROWS), 2, *size), np.uint8)
     settings, threshold = preset.affinity, preset.cam.background
-    present = torch.ones(1, len(classes), device=device)
-    local = threshold_cam(cam[None], present, threshold, threshold)[0]
-    values = torch.cat([classes.new_zeros(1), classes + 1]).to(torch.uint8)
-    rows = [torch.stack([values[local.long()], refine_cam(pixels, cam, classes, (threshold,), refine)[0]])]
+    rows = [torch.stack([cut_cam(cam, classes, threshold), refine_cam(pixels, cam, classes, (threshold,), refine)[0]])]
     for matrix in (record.attention, record.affinity):
         weights = torch.from_numpy(matrix).to(device).float()
         planes = propagate(

@@ -5,6 +5,7 @@ Shapes: C foreground classes, K = C + 1, P - 1 present classes, h x w image, N =
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -177,6 +178,21 @@ def likely_labels(run: TrainedRun, image: np.ndarray) -> list[int]:
     logits = run.model.classify(run.model.backbone(normalize(to_tensor(image, run.device))))[0]
     found = (logits > 0).nonzero()[:, 0].tolist()
     return found or [int(logits.argmax())]
+
+
+def with_predicted_labels(
+    run: TrainedRun, split: Split, overwrite: bool = False, track: Callable[[Sequence[Sample]], Iterator[Sample]] = iter
+) -> Split:
+    """The split with the labels that the classifier finds in place of the true ones, by way of the run's cache."""
+    header = CacheHeader("predicted-labels", {}, run.weights, data_fingerprint(split))
+    samples = []
+    with Cache.open(run.folder / "cache" / f"predicted-labels-{split.name}.h5", header, overwrite) as cache:
+        for sample in track(split.samples):
+            if sample.image_id not in cache:
+                found = likely_labels(run, read_image(sample.image))
+                cache.append(sample.image_id, {"labels": np.array(found, np.int64)})
+            samples.append(sample._replace(labels=tuple(cache.read(sample.image_id)["labels"].tolist())))
+    return dataclasses.replace(split, name=f"{split.name}-predicted-labels", samples=tuple(samples))
 
 
 def cam_cache_path(run: TrainedRun, split: str) -> Path:

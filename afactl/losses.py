@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.errors import check_shape
+from afactl.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 
 IGNORE = 255
+# The energy sums over all pairs of pixels; this brings it to the order of the other terms.
+ENERGY_WEIGHT = 1e-7
 
 
 def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -59,3 +62,48 @@ def affinity_loss(affinity: Tensor, label: Tensor) -> Tensor:
     pull = ((1 - affinity) * positive).sum() / (positive.sum() + 1)
     push = (affinity * negative).sum() / (negative.sum() + 1)
     return 0.5 * (pull + push)
+
+
+def energy_loss(
+    image: Tensor,
+    logits: Tensor,
+    label: Tensor,
+    inside: Tensor | None = None,
+    sigma_rgb: float = 15.0,
+    sigma_xy: float = 100.0,
+    scale: float = 0.5,
+) -> Tensor:
+    """Dense energy regularisation, L_reg of Eq. 12 (Tang et al., ECCV 2018), times ENERGY_WEIGHT.
+
+    E = -(1/B) sum_k S_k^T (G * (W S_k)): pixels that look alike and lie near each other should share a
+    class. S are the class probabilities, W is a Gaussian over position and colour on the permutohedral
+    lattice (the pixel itself included, not normalised), and the gate G = 1 where the label is
+    ignored, else 1 - max_k S: what the labels say surely is left to them. The gradient is exact,
+    -(1/B) (G * W S + W^T (G * S)), with G held constant.
+
+    Args:
+        image: B x 3 x h x w RGB in 0..255.
+        logits: B x K x h x w.
+        label: B x h x w integer, 0..C or 255.
+        inside: B x h x w bool, false in the padding of a crop, which takes no part.
+        sigma_rgb: in grey levels. sigma_xy: in pixels of the image.
+        scale: at which the energy is computed.
+    """
+    check_shape("logits", logits, "B K h w")
+    batch, classes, height, width = logits.shape
+    check_shape("image", image, "B 3 h w", **{"3": 3}, B=batch, h=height, w=width)
+    check_shape("label", label, "B h w", B=batch, h=height, w=width)
+    size = (max(1, int(height * scale)), max(1, int(width * scale)))
+    small = F.interpolate(image.float(), size=size, mode="bilinear", align_corners=False)
+    probabilities = F.interpolate(logits.float().softmax(dim=1), size=size, mode="bilinear", align_corners=False)
+    ignored = F.interpolate((label == IGNORE)[:, None].float(), size=size, mode="nearest")[:, 0] > 0
+    gate = 1 - probabilities.detach().amax(dim=1)
+    gate = gate.masked_fill(ignored, 1.0)
+    if inside is not None:
+        shown = F.interpolate(inside[:, None].float(), size=size, mode="nearest")
+        probabilities, gate = probabilities * shown, gate * shown[:, 0]
+
+    lattice = build_lattice(bilateral_features(small, sigma_xy * scale, sigma_rgb))
+    rows = probabilities.permute(0, 2, 3, 1).reshape(-1, classes)
+    pairs = rows * lattice_filter(rows, lattice)
+    return -ENERGY_WEIGHT / batch * (pairs.sum(dim=1) * gate.flatten()).sum()

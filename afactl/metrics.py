@@ -5,6 +5,8 @@ Shapes: K classes with background 0; rows of a confusion matrix are the truth, c
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 
 from afactl.errors import ShapeError
@@ -65,3 +67,14 @@ def mean_accuracy(confusion: np.ndarray) -> float:
     per_class = confusion.sum(axis=1)
     present = per_class > 0
     return float((np.diag(confusion)[present] / per_class[present]).mean()) if present.any() else float("nan")
+
+
+def label_f1(truth: Sequence[Collection[int]], predicted: Sequence[Collection[int]]) -> float:
+    """F1 of image-level labels, counted over all images and classes: 2 hits / (true + predicted).
+
+    Args:
+        truth, predicted: the class indices of each image. NaN where neither holds any.
+    """
+    hits = sum(len(set(one) & set(other)) for one, other in zip(truth, predicted, strict=True))
+    total = sum(map(len, truth)) + sum(map(len, predicted))
+    return 2 * hits / total if total else float("nan")

@@ -9,14 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
+import torch
+from PIL import Image
 
-from afactl.datasets.images import read_image, write_mask
+from afactl.datasets.images import enlarge_mask, read_image, reduce_image, write_mask
 from afactl.errors import DataError, UsageError
-from afactl.inference import TrainedRun, segment
-from afactl.refinement.crf import dense_crf
-from afactl.visualization import save_overlay
+from afactl.inference import TrainedRun, segment, to_tensor
+from afactl.refinement.crf import CRF_BACKENDS
+from afactl.visualization import overlay as paint_mask
 
+# Photos with more pixels are labelled at a smaller size and the mask is enlarged: the maps of 21
+# classes and the CRF's lattice of a larger one would take several GiB.
+MAX_PIXELS = 2**21
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
@@ -61,9 +65,10 @@ def find_photos(inputs: Sequence[str]) -> list[Photo]:
 
 
 class Prediction(NamedTuple):
-    """What `predict` did: masks written, and photos that could not be read, with the reason."""
+    """What `predict` did: masks written, how many at a reduced size, and photos that failed, with the reason."""
 
     written: list[Path]
+    reduced: int
     failed: list[str]
 
 
@@ -71,7 +76,7 @@ def predict(
     run: TrainedRun,
     photos: Sequence[Photo],
     out: Path,
-    crf: bool = False,
+    crf: str | None = None,
     overlay: bool = False,
     track: Callable[[Sequence[Photo]], Iterator[Photo]] = iter,
 ) -> Prediction:
@@ -80,32 +85,38 @@ def predict(
     A photo that cannot be read is named and the others are done all the same.
 
     Args:
-        crf: refine with the dense CRF.
+        crf: refine with the dense CRF, one of CRF_BACKENDS.
         overlay: also write the photo with its mask over it, as *_overlay.png.
 
     Raises:
         UsageError: the output folder cannot be written.
     """
     settings = run.preset.eval
-    refine = partial(dense_crf, **run.preset.crf.model_dump()) if crf else None
-    written, failed = [], []
+    refine = partial(CRF_BACKENDS[crf], **run.preset.crf.model_dump()) if crf else None
+    written, failed, reduced = [], [], 0
     for photo in track(photos):
         try:
             image = read_image(photo.path)
         except DataError as error:
             failed.append(str(error))
             continue
+        size = image.shape[:2]
+        image = reduce_image(image, MAX_PIXELS)
         logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
-        if refine is None:
-            mask = logits.argmax(0).cpu().numpy().astype(np.uint8)
-        else:
-            mask = refine(image, logits.softmax(0).cpu().numpy()).argmax(0).astype(np.uint8)
+        if not torch.isfinite(logits).all():
+            failed.append(f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again")
+            continue
+        scores = logits if refine is None else refine(to_tensor(image, run.device)[0], logits.softmax(0))
+        mask = scores.argmax(0).to(torch.uint8).cpu().numpy()
+        picture = paint_mask(image, mask) if overlay else None
+        reduced += image.shape[:2] != size
+        mask = enlarge_mask(mask, size)
         target = out / photo.mask
         try:
             write_mask(target, mask)
-            if overlay:
-                save_overlay(image, mask, target.with_name(f"{target.stem}_overlay.png"))
+            if picture is not None:
+                Image.fromarray(picture).save(target.with_name(f"{target.stem}_overlay.png"))
         except OSError as error:
             raise UsageError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
         written.append(target)
-    return Prediction(written, failed)
+    return Prediction(written, reduced, failed)

@@ -51,7 +51,13 @@ class Train(Section):
     """The job."""
 
     max_iters: Count = Field(20000, description="steps")
-    batch_size: Count = Field(8, description="photos per step")
+    batch_size: Count = Field(8, description="photos that pass at once")
+    effective_batch: Count | None = Field(
+        8, description="photos per step: gradients add up over so many, rounded up to whole batches; null: one batch"
+    )
+    supervision: Literal["labels", "masks"] = Field(
+        "labels", description="masks: full supervision, the upper bound of Table 5; image-level labels are not used"
+    )
     crop_size: Annotated[int, Field(ge=32, multiple_of=16)] = Field(512, description="side of a view in pixels")
     scale_range: tuple[Positive, Positive] = Field((0.5, 2.0), description="random rescaling, from and to")
     cls_warmup_iters: Annotated[int, Field(ge=0)] = Field(2000, description="steps of classification alone")
@@ -73,6 +79,7 @@ class Cam(Section):
     beta_low: Share = Field(0.35, description="at most this is background")
     beta_high: Share = Field(0.55, description="above this is an object; between the two is ignored")
     background: Share = Field(0.45, description="the one threshold when CAMs are scored")
+    refiner: Literal["par", "pamr", "crf", "none"] = Field("par", description="what refines CAMs on their way to labels")
 
 
 class Par(Section):
@@ -102,6 +109,7 @@ class Loss(Section):
     cls: Annotated[float, Field(ge=0)] = Field(1.0, description="classification")
     seg: Annotated[float, Field(ge=0)] = Field(0.1, description="segmentation")
     aff: Annotated[float, Field(ge=0)] = Field(0.1, description="affinity")
+    reg: Annotated[float, Field(ge=0)] = Field(0.01, description="dense energy regularisation; 0 leaves it out")
 
 
 class Optim(Section):
@@ -133,6 +141,7 @@ class Crf(Section):
     bilateral_sxy: Positive = Field(64.0, description="bilateral kernel, in pixels")
     bilateral_srgb: Positive = Field(5.0, description="bilateral kernel, in grey levels")
     bilateral_weight: Positive = Field(4.0, description="weight of that kernel")
+    drop_below: Share = Field(0.001, description="classes nowhere as probable are left out, which saves their time")
 
 
 class Preset(Section):
@@ -148,6 +157,12 @@ class Preset(Section):
     optim: Optim = Optim()
     eval: Eval = Eval()
     crf: Crf = Crf()
+
+    def refiner_settings(self, name: str) -> dict[str, Any]:
+        """The keyword arguments of a refiner, out of the sections `par` and `crf`."""
+        par = self.par.model_dump()
+        shared = {key: par[key] for key in ("dilations", "iterations")}
+        return {"par": par, "pamr": shared, "crf": self.crf.model_dump(), "none": {}}[name]
 
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
@@ -202,8 +217,9 @@ def shipped_folder() -> Path:
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped presets."""
-    return sorted(path.stem for path in shipped_folder().glob("*.yaml"))
+    """Names of the shipped presets: the main ones, then those of the paper's comparisons."""
+    main, others = shipped_folder().glob("*.yaml"), shipped_folder().glob("ablations/*.yaml")
+    return [*sorted(path.stem for path in main), *sorted(path.stem for path in others)]
 
 
 def find_preset(name_or_file: str) -> Path:
@@ -212,9 +228,8 @@ def find_preset(name_or_file: str) -> Path:
     Raises:
         PresetError: neither; offers the nearest name.
     """
-    shipped = shipped_folder() / f"{name_or_file}.yaml"
     if name_or_file in preset_names():
-        return shipped
+        return next(shipped_folder().rglob(f"{name_or_file}.yaml"))
     path = Path(name_or_file)
     if path.is_file():
         return path

@@ -25,7 +25,8 @@ from afactl.errors import check_shape
 
 IGNORE = 255
 
-# Refines one image: (1 x 3 x h x w RGB in 0..255, 1 x P x h' x w' scores) -> 1 x P x h x w.
+# Refines stacks of planes of one image, see `refinement.registry`:
+# (1 x 3 x h x w RGB in 0..255, T x P x h' x w') -> T x P x h x w.
 Refiner = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -73,6 +74,22 @@ def refined_label(
         high, low = refine_cam(image[i], cam[i, classes], classes, (beta_high, beta_low), refine)
         labels.append(combine_labels(high, low))
     return ignore_outside(torch.stack(labels), box)
+
+
+def cut_cam(cam: Tensor, classes: Tensor, threshold: float) -> Tensor:
+    """One image's CAM cut at one threshold, without refinement.
+
+    Args:
+        cam: P-1 x h x w in [0, 1], the CAMs of the present classes.
+        classes: P-1 class indices in [0, C).
+
+    Returns:
+        h x w uint8, classes 0..C.
+    """
+    if len(classes) == 0:
+        return cam.new_zeros(cam.shape[1:], dtype=torch.uint8)
+    value, index = cam.max(dim=0)
+    return ((classes[index] + 1) * (value > threshold)).to(torch.uint8)
 
 
 def refine_cam(
@@ -173,8 +190,7 @@ def refine_planes(image: Tensor, planes: Tensor, classes: Tensor, refine: Refine
         T x h x w uint8, classes 0..C.
     """
     small = F.interpolate(image[None].float(), size=_half(image.shape[1:]), mode="bilinear", align_corners=False)
-    refined = refine(small, planes.flatten(0, 1)[None])[0].unflatten(0, planes.shape[:2])
-    return best_class(refined, classes, image.shape[1:])
+    return best_class(refine(small, planes), classes, image.shape[1:])
 
 
 def _half(size: Sequence[int]) -> tuple[int, int]:

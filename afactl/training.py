@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import signal
@@ -20,13 +21,13 @@ from afactl.datasets.registry import check_files, data_fingerprint, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.devices import choose_device, peak_memory
-from afactl.errors import AfactlError, UsageError
+from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation import validate
 from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
 from afactl.runs import append_metrics, find_run, new_run, read_metrics, run_preset, write_manifest
-from afactl.schedule import phase_at
-from afactl.training_step import build_optimizer, set_learning_rate, training_losses
+from afactl.schedule import Phase, phase_at
+from afactl.training_step import build_optimizer, set_learning_rate, supervised_losses, training_losses
 
 # So many steps with a non-finite loss in a row end the job.
 MAX_SKIPPED = 5
@@ -89,9 +90,7 @@ def train(
     """
     started = time.perf_counter()
     device = choose_device(device_name)
-    changes = [f"data.root={json.dumps(str(data.resolve()))}"] if data else []
-    changes += [f"model.init={json.dumps(_absolute(init))}"] if init else []
-    changes += overrides
+    changes = preset_changes(data, init, overrides)
     if resume:
         run, how = find_run(out)
         preset = run_preset(run)
@@ -113,9 +112,16 @@ def train(
     return Trained(job.run, preset.train.max_iters, time.perf_counter() - started, peak_memory(device), validation)
 
 
-def _absolute(init: str) -> str:
-    """A weights file by its full path, so that the run's preset means the same from any folder."""
-    return init if init == "none" or init.startswith("hf:") else str(Path(init).resolve())
+def preset_changes(data: Path | None, init: str | None, overrides: Sequence[str]) -> list[str]:
+    """--data, --init and --set as changes of a preset, in this order.
+
+    Paths become full ones, so that the run's preset means the same from any folder.
+    """
+    changes = [f"data.root={json.dumps(str(data.resolve()))}"] if data else []
+    if init:
+        plain = init == "none" or init.startswith("hf:")
+        changes.append(f"model.init={json.dumps(init if plain else str(Path(init).resolve()))}")
+    return [*changes, *overrides]
 
 
 def load_data(preset: Preset) -> tuple[Split, Split | None]:
@@ -126,7 +132,10 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
     """
     root = Path(preset.data.root) if preset.data.root else None
     data = load_split(preset.data.name, root, preset.data.train_split)
-    check_files(data, masks=False)
+    masks = preset.train.supervision == "masks"
+    if masks and data.read_mask is None:
+        raise DataError(f"{preset.data.train_split}: train.supervision=masks needs true masks, and this dataset has none")
+    check_files(data, masks=masks)
     val = load_split(preset.data.name, root, preset.data.val_split)
     if val.read_mask is None:
         return data, None
@@ -173,6 +182,8 @@ class Job:
         self.model: AFA = self.architecture.build().to(device)
         self.optimizer = build_optimizer(self.model, preset)
         self.start, self.best, self.skipped = 0, -math.inf, 0
+        # How many batches add up to one step.
+        self.batches = math.ceil((preset.train.effective_batch or preset.train.batch_size) / preset.train.batch_size)
 
     def restore(self, checkpoint: Path) -> None:
         """Go back to where a checkpoint was written.
@@ -192,7 +203,7 @@ class Job:
         """Write the manifest."""
         job = self.preset.train
         write_manifest(
-            self.run, seed=job.seed, device=str(self.device), effective_batch=job.batch_size,
+            self.run, seed=job.seed, device=str(self.device), effective_batch=self.batches * job.batch_size,
             data_fingerprint=data_fingerprint(self.data), classes=list(self.data.classes), images=len(self.data.samples),
         )  # fmt: skip
 
@@ -201,23 +212,26 @@ class Job:
 
         Ctrl-C or SIGTERM lets the step at hand end and writes a checkpoint before it stops the job.
         """
-        job = self.preset.train
+        job, photos = self.preset.train, self.batches * self.preset.train.batch_size
         stream = TrainingStream(
-            self.data, job.crop_size, job.scale_range, flip=True, seed=job.seed,
-            start=self.start * job.batch_size, stop=job.max_iters * job.batch_size,
+            self.data, job.crop_size, job.scale_range, flip=True, masks=job.supervision == "masks", seed=job.seed,
+            start=self.start * photos, stop=job.max_iters * photos,
         )  # fmt: skip
+        if self.batches > 1:
+            self.tell("note", self.start, text=f"effective batch {photos}: {self.batches} x {job.batch_size} photos per step")
         loader = DataLoader(stream, job.batch_size, num_workers=job.workers, pin_memory=self.device.type == "cuda")
         done, validation = self.start, None
         clock, logged = time.perf_counter(), done
         self.model.train()
         with stop_requests() as stop:
-            for step, batch in enumerate(loader, start=self.start):
-                values = self.one_step(step, batch)
+            batches = iter(loader)
+            for step in range(self.start, job.max_iters):
+                values = self.one_step(step, itertools.islice(batches, self.batches))
                 done = step + 1
                 last = done == job.max_iters
                 if done % job.log_iters == 0 or last:
                     now = time.perf_counter()
-                    values["images_per_second"] = round((done - logged) * job.batch_size / (now - clock), 2)
+                    values["images_per_second"] = round((done - logged) * photos / (now - clock), 2)
                     clock, logged = now, done
                     append_metrics(self.run, step=done, **values)
                 self.tell("step", done, **values)
@@ -229,26 +243,39 @@ class Job:
                     raise KeyboardInterrupt
         return validation
 
-    def one_step(self, step: int, batch: dict[str, Any]) -> dict[str, Any]:
-        """Forward, backward, update; gives what is logged."""
+    def one_step(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        """Forward and backward of every batch, then the update; gives what is logged, the means over them."""
         job, weights = self.preset.train, self.preset.loss
         # Dropout and stochastic depth follow from (seed, step): a resumed run draws the same.
         torch.manual_seed((job.seed << 32) + step)
         rate = set_learning_rate(self.optimizer, step, self.preset)
         phase = phase_at(step, job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
-        image, label, box = (batch[name].to(self.device, non_blocking=True) for name in ("image", "label", "box"))
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=job.precision == "bfloat16"):
-            losses = training_losses(self.model, image, label, box, phase, self.preset)
-        total = sum(getattr(weights, name) * loss for name, loss in losses.items())
-        values = {f"loss_{name}": loss.item() for name, loss in losses.items()} | {"loss": total.item()}
+        self.optimizer.zero_grad(set_to_none=True)
+        values: dict[str, float] = {}
+        image_ids: list[str] = []
+        for batch in batches:
+            losses = self.losses(batch, phase)
+            total = sum(getattr(weights, name) * loss for name, loss in losses.items()) / self.batches
+            total.backward()
+            for name, loss in losses.items():
+                values[f"loss_{name}"] = values.get(f"loss_{name}", 0.0) + loss.item() / self.batches
+            values["loss"] = values.get("loss", 0.0) + total.item()
+            image_ids += batch["image_id"]
         if math.isfinite(values["loss"]):
             self.skipped = 0
-            self.optimizer.zero_grad(set_to_none=True)
-            total.backward()
             self.optimizer.step()
         else:
-            self.skip(step, batch["image_id"])
+            self.skip(step, image_ids)
         return {"phase": phase.value, **values, "lr": rate}
+
+    def losses(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
+        """The loss terms of one batch."""
+        job = self.preset.train
+        tensors = {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=job.precision == "bfloat16"):
+            if job.supervision == "masks":
+                return supervised_losses(self.model, tensors["image"], tensors["mask"])
+            return training_losses(self.model, tensors["image"], tensors["label"], tensors["box"], phase, self.preset)
 
     def skip(self, step: int, image_ids: list[str]) -> None:
         """Leave out a step with a non-finite loss.

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afactl.affinity import affinity_label
+from afactl.cam import ignore_outside
 from afactl.datasets.transforms import normalize
-from afactl.losses import affinity_loss, classification_loss, segmentation_loss
+from afactl.losses import affinity_loss, classification_loss, energy_loss, segmentation_loss
 from afactl.model import AFA
 from afactl.presets import Preset
 from afactl.pseudo_labels import propagated_label, refined_label
-from afactl.refinement.par import pixel_adaptive_refinement
+from afactl.refinement.registry import build_refiner
 from afactl.schedule import Phase, learning_rate
 
 
@@ -27,7 +26,8 @@ def training_losses(
         image: B x 3 x h x w RGB uint8. label: B x C. box: B x 4, the true image inside padding.
 
     Returns:
-        "cls" always; "seg" after the classification warm-up, and "aff" with the affinity branch.
+        "cls" always; after the classification warm-up also "seg", "aff" with the affinity branch,
+        and "reg" where it has a weight.
     """
     pixels = normalize(image)
     encoded = model.backbone(pixels)
@@ -36,7 +36,7 @@ def training_losses(
         return losses
 
     cam, affinity = preset.cam, preset.affinity
-    refine = partial(pixel_adaptive_refinement, **preset.par.model_dump())
+    refine = build_refiner(cam.refiner, **preset.refiner_settings(cam.refiner))
     passed = model.multi_scale_cam(pixels, cam.scales, affinity_scale=max(cam.scales))
     refined = target = refined_label(image, passed.cam, label, refine, cam.beta_low, cam.beta_high, box)
     if affinity.enabled:
@@ -51,7 +51,25 @@ def training_losses(
     logits = model.decoder(encoded.features)
     logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
     losses["seg"] = segmentation_loss(logits, target)
+    if preset.loss.reg > 0:
+        inside = ignore_outside(torch.zeros_like(target), box) == 0
+        losses["reg"] = energy_loss(image, logits, target, inside)
     return losses
+
+
+def supervised_losses(model: AFA, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Full supervision (the upper bound of Table 5): plain cross-entropy with the true masks.
+
+    Args:
+        image: B x 3 x h x w RGB uint8. mask: B x h x w uint8, 0..C or 255.
+
+    Returns:
+        "seg".
+    """
+    logits = model.decoder(model.backbone(normalize(image)).features)
+    logits = F.interpolate(logits.float(), size=mask.shape[1:], mode="bilinear", align_corners=False)
+    entropy = F.cross_entropy(logits, mask.long(), ignore_index=255, reduction="sum")
+    return {"seg": entropy / (mask != 255).sum().clamp_min(1)}
 
 
 def build_optimizer(model: AFA, preset: Preset) -> torch.optim.AdamW:

@@ -168,11 +168,6 @@ def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6) -> np.nda
     return (image * (1 - weight) + colors * weight).round().astype(np.uint8)
 
 
-def save_overlay(image: np.ndarray, mask: np.ndarray, path: Path) -> None:
-    """Write `overlay(image, mask)` as PNG."""
-    Image.fromarray(overlay(image, mask)).save(path)
-
-
 def attention_panel(
     image: np.ndarray,
     queries: Sequence[tuple[int, int]],

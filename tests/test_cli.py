@@ -17,7 +17,7 @@ from afactl.cli import app, main
 from afactl.datasets.images import read_mask, write_mask
 from tests.conftest import TINY
 
-COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "viz-attn", "predict", "presets", "doctor"]
+COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor"]
 SETS = [part for override in TINY for part in ("--set", override)]
 
 
@@ -110,7 +110,6 @@ def test_eval_prints_its_rows(call, run_copy, tmp_path):
 
 
 def test_eval_with_crf(call, run_copy):
-    pytest.importorskip("pydensecrf.densecrf", reason="the dense CRF needs the extra [crf]")
     code, out, _ = call("eval", "--split", "val", "--run", run_copy, "--crf")
     assert code == 0 and "multi-scale + flip + CRF" in out
 
@@ -119,6 +118,23 @@ def test_dump_cams_then_nothing_is_left_to_do(call, run_copy):
     assert "4 images, 4 of them made now" in call("dump-cams", "--split", "val", "--run", run_copy)[1]
     assert "4 images, 0 of them made now" in call("dump-cams", "--split", "val", "--run", run_copy)[1]
     assert "4 images went" not in call("pseudo-eval", "--split", "val", "--run", run_copy)[1]
+
+
+def test_ablate_prints_our_figures_beside_the_papers(call, run_copy, tmp_path):
+    code, out, _ = call("ablate", "table4", "--run", run_copy, "--split", "val", "--json", tmp_path / "a.json")
+    assert code == 0 and "the paper's on VOC" in out and "52.9" in out and "5 rows measured now, 0 finished before" in out
+    assert "0 rows measured now, 5 finished before" in call("ablate", "table4", "--run", run_copy, "--split", "val")[1]
+    assert [row["paper"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]][0] == [48.2]
+    refused(call("ablate", "table3"), 2, "expected one of table1, table2")
+    refused(call("ablate", "table2"), 2, "--preset")
+
+
+def test_pseudo_eval_shows_predicted_labels_beside_the_true_ones(call, run_copy):
+    code, out, _ = call("pseudo-eval", "--split", "val", "--run", run_copy, "--labels", "predicted")
+    assert code == 0 and "AFA, predicted labels" in out and "F1 against the truth" in out
+    assert "image-level truth was used but in the rows that say otherwise" in out
+    again = call("pseudo-eval", "--split", "val", "--run", run_copy, "--labels", "predicted")[1]
+    assert "no forward pass" in again
 
 
 def test_viz_attn_writes_a_picture(call, run_copy, tiny_data):
@@ -220,8 +236,9 @@ def test_crf_without_the_package_is_one_line_before_any_work(call, run_copy, tin
     for name in [name for name in sys.modules if name.startswith("pydensecrf")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
-    refused(call("predict", tiny_data / "images/val", "--crf", "--run", run_copy), 1, "pip install 'afactl[crf]'")
-    refused(call("eval", "--crf", "--run", run_copy), 1, "pip install 'afactl[crf]'")
+    backend = ("--crf", "--crf-backend", "pydensecrf", "--run", run_copy)
+    refused(call("predict", tiny_data / "images/val", *backend), 1, "pip install 'afactl[crf]'", "--crf-backend torch")
+    refused(call("eval", *backend), 1, "pip install 'afactl[crf]'")
     assert not (run_copy / "predictions").exists()
 
 

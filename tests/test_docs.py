@@ -74,8 +74,6 @@ def test_the_first_commands_of_the_readme_run(tmp_path, tiny_data, monkeypatch, 
     for _, name, *arguments in calls:
         if name == "train":
             arguments += ["--data", str(tiny_data), *(part for override in TINY for part in ("--set", override))]
-        if "--crf" in arguments:
-            pytest.importorskip("pydensecrf.densecrf", reason="the dense CRF needs the extra [crf]")
         with pytest.raises(SystemExit) as stopped:
             main([name, *arguments])
         assert not stopped.value.code, f"{name}: {capsys.readouterr().err}"

@@ -101,19 +101,18 @@ def test_scores_are_counted_over_all_photos(run, val):
 
 
 def test_segmentation_rows(run, val):
-    pytest.importorskip("pydensecrf.densecrf", reason="the dense CRF needs the extra [crf]")
-    scores = evaluate_segmentation(run, val, crf=True)
+    scores = evaluate_segmentation(run, val, crf="torch")
     assert [score.name for score in scores] == ["single scale", "multi-scale + flip", "multi-scale + flip + CRF"]
     counts = np.zeros((7, 7), np.int64)
     for sample in val.samples:
         prediction = segment(run.model, read_image(sample.image), CPU).argmax(0).numpy()
         counts += confusion_matrix(val.read_mask(sample), prediction, 7)
     assert np.array_equal(scores[0].confusion, counts)
-    assert len(evaluate_segmentation(run, val, crf=False)) == 2
+    assert len(evaluate_segmentation(run, val)) == 2
 
 
 def test_validation_agrees_with_the_commands(run, val):
     found = validate(run.model, val, load_preset("demo", TINY), CPU)
-    assert found["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val, crf=False)[0].miou, abs=1e-6)
+    assert found["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val)[0].miou, abs=1e-6)
     # The cache keeps float16, so a pixel on the threshold may fall to the other side.
     assert found["val_cam_miou"] == pytest.approx(score_pseudo_labels(run, val).scores["AFA (w/o prop.)"][0].miou, abs=0.5)

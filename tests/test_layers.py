@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "afactl"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"prediction", "training", "terminal"},
+    {"ablation"},
+    {"prediction", "training", "terminal", "options"},
     {"visualization", "training_step"},
     {"evaluation"},
     {"inference"},
@@ -20,16 +21,18 @@ LAYERS = [
     {"datasets.training_stream", "datasets.registry"},
     {"datasets.voc", "datasets.coco", "datasets.folder", "datasets.demo"},
     {"datasets.mask_labels"},
-    {"datasets.images", "datasets.transforms", "datasets.samples", "presets", "cache"},
+    {"datasets.images", "datasets.transforms", "datasets.samples", "presets", "cache", "ablation_tables"},
     {"pseudo_labels", "model"},
-    {"cam", "affinity", "losses", "metrics", "schedule", "refinement.par", "refinement.crf", "backbones"},
-    {"backbones.mit"},
+    {"refinement.registry"},
+    {"cam", "affinity", "losses", "metrics", "schedule", "refinement.par", "refinement.pamr", "refinement.crf", "backbones"},
+    {"backbones.mit", "refinement.lattice", "refinement.neighborhood"},
     {"backbones.registry"},
     {"errors"},
     {"__init__", "datasets", "refinement"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-MATHEMATICS = {"cam", "affinity", "losses", "metrics", "schedule", "pseudo_labels", "model", "refinement.par", "refinement.crf"}
+MATHEMATICS = {"cam", "affinity", "losses", "metrics", "schedule", "pseudo_labels", "model",
+               "refinement.par", "refinement.pamr", "refinement.crf", "refinement.registry", "refinement.lattice", "refinement.neighborhood"}  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -77,7 +80,7 @@ def test_input_is_never_checked_by_assert(path):
 def test_every_module_has_its_tests():
     tests = Path(__file__).resolve().parent
     without = {"__main__", "__init__", "datasets", "refinement", "backbones", "datasets.samples", "backbones.mit",
-               "backbones.registry", "datasets.registry", "datasets.mask_labels", "training_step", "terminal"}  # fmt: skip
+               "backbones.registry", "datasets.registry", "datasets.mask_labels", "training_step", "refinement.neighborhood", "ablation_tables", "options"}  # fmt: skip
     files = {name: [*name.split(".")[:-1], f"test_{name.split('.')[-1]}.py"] for name in LEVEL if name not in without}
     missing = [name for name, parts in files.items() if not tests.joinpath(*parts).is_file()]
     assert not missing

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from afactl.errors import ShapeError
-from afactl.losses import affinity_loss, classification_loss, segmentation_loss
+from afactl.losses import affinity_loss, classification_loss, energy_loss, segmentation_loss
+from afactl.refinement.lattice import build_lattice, lattice_filter
 from tests import golden
 
 
@@ -86,3 +87,90 @@ def test_golden_losses(shared):
     torch.testing.assert_close(found, values["seg_loss_f16"], **close)
     found = classification_loss(values["cls_logits"], values["class_label"])
     torch.testing.assert_close(found, values["cls_loss"], **close)
+
+
+def slow_energy(image, probabilities, ignored, inside, sigma_rgb, sigma_xy):
+    """E and its gradient, with the filter as one dense matrix and the sums written out."""
+    batch, classes, height, width = probabilities.shape
+    energy, gradient = 0.0, torch.zeros_like(probabilities)
+    for b in range(batch):
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        features = torch.stack([x / sigma_xy, y / sigma_xy, *(image[b] / sigma_rgb)], dim=-1).reshape(-1, 5)
+        n = height * width
+        matrix = lattice_filter(torch.eye(n, dtype=torch.float64), build_lattice(features))
+        shown = inside[b].flatten().double()
+        rows = probabilities[b].reshape(classes, n).double() * shown
+        gate = (1 - probabilities[b].amax(0).flatten().double()) * shown
+        gate[ignored[b].flatten()] = 1
+        gate = gate.clamp(min=0) * shown
+        for k in range(classes):
+            energy -= sum(rows[k, i] * gate[i] * matrix[i] @ rows[k] for i in range(n)) / batch
+            slope = -(gate * (matrix @ rows[k]) + matrix.T @ (gate * rows[k])) / batch
+            gradient[b, k] = (slope * shown).view(height, width)
+    return energy, gradient
+
+
+def energy_scene():
+    torch.manual_seed(0)
+    image = torch.rand(2, 3, 6, 7) * 255
+    logits, label = torch.randn(2, 3, 6, 7, requires_grad=True), torch.randint(0, 3, (2, 6, 7))
+    label[:, :3] = 255
+    inside = torch.ones(2, 6, 7, dtype=torch.bool)
+    inside[1, :, 5:] = False
+    return image, logits, label, inside
+
+
+def test_energy_loss_and_its_gradient_equal_the_slow_sums():
+    image, logits, label, inside = energy_scene()
+    probabilities = logits.softmax(1)
+    probabilities.retain_grad()
+    loss = energy_loss(image, probabilities.log(), label, inside, sigma_rgb=60.0, sigma_xy=5.0, scale=1.0)
+    loss.backward()
+    energy, gradient = slow_energy(image, probabilities.detach(), label == 255, inside, 60.0, 5.0)
+    assert loss.item() == pytest.approx(1e-7 * energy.item(), rel=1e-4)
+    # Through log and softmax back to the probabilities: the part along their sum drops out.
+    tangent = gradient - (gradient * probabilities.detach()).sum(1, keepdim=True)
+    torch.testing.assert_close(probabilities.grad * 1e7, tangent, atol=1e-4, rtol=1e-3)
+
+
+def test_energy_is_lower_where_alike_pixels_share_a_class():
+    image = torch.full((1, 3, 16, 16), 60.0)
+    image[:, :, :, 8:] = 190.0
+    left = (torch.arange(16) < 8).expand(1, 16, 16)
+    top = (torch.arange(16) < 8)[:, None].expand(1, 16, 16)
+    unlabelled = torch.full((1, 16, 16), 255)
+
+    def energy(mask):
+        return energy_loss(image, torch.stack([mask * 6.0, ~mask * 6.0], dim=1), unlabelled, scale=1.0).item()
+
+    assert energy(left) < energy(top) < 0
+
+
+def test_energy_is_computed_at_half_size():
+    torch.manual_seed(0)
+    image, logits = torch.rand(1, 3, 12, 16) * 255, torch.randn(1, 3, 12, 16)
+    label = torch.full((1, 12, 16), 255)
+    small, rows = (torch.nn.functional.interpolate(t, scale_factor=0.5, mode="bilinear") for t in (image, logits.softmax(1)))
+    expected = energy_loss(small, rows.log(), label[:, ::2, ::2], sigma_xy=50.0, scale=1.0)
+    torch.testing.assert_close(energy_loss(image, logits, label, sigma_xy=100.0, scale=0.5), expected, rtol=1e-5, atol=0)
+
+
+def test_what_lies_outside_counts_nothing():
+    image, logits, label, inside = energy_scene()
+    assert energy_loss(image, logits, label, torch.zeros_like(inside)).item() == 0
+    energy_loss(image, logits, label, inside, scale=1.0).backward()
+    assert logits.grad[1, :, :, 5:].abs().max() == 0 and logits.grad[1, :, :, :5].abs().max() > 0
+
+
+@pytest.mark.parametrize("value", [0, 2, 255])
+def test_energy_loss_is_finite_for_a_batch_of_one_kind(value):
+    image, logits, _, _ = energy_scene()
+    loss = energy_loss(image, logits, torch.full((2, 6, 7), value))
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def test_energy_loss_refuses_what_does_not_fit():
+    image, logits, label, _ = energy_scene()
+    with pytest.raises(ShapeError, match="h = 6"):
+        energy_loss(image[:, :, :5], logits, label)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from afactl.errors import ShapeError
-from afactl.metrics import class_iou, confusion_matrix, mean_accuracy, mean_iou, pixel_accuracy
+from afactl.metrics import class_iou, confusion_matrix, label_f1, mean_accuracy, mean_iou, pixel_accuracy
 from tests import golden
 
 
@@ -49,3 +49,9 @@ def test_golden_metrics(shared):
     confusion = sum(confusion_matrix(t, p, 21) for t, p in pairs)
     assert mean_iou(confusion) == pytest.approx(values["pseudo_miou"].item(), abs=1e-9)
     assert class_iou(confusion) == pytest.approx(values["pseudo_iou"], abs=1e-9)
+
+
+def test_label_f1_by_hand():
+    # 3 hits, 4 true and 5 predicted labels.
+    assert label_f1([(0, 1), (2,), (4,)], [(0, 1, 3), (2,), (5,)]) == pytest.approx(6 / 9)
+    assert np.isnan(label_f1([()], [()])) and label_f1([(1,)], [(1,)]) == 1

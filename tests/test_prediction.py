@@ -7,6 +7,7 @@ from afactl.datasets.images import read_image, read_mask
 from afactl.errors import UsageError
 from afactl.inference import open_run, segment
 from afactl.prediction import find_photos, predict
+from afactl.refinement.crf import dense_crf
 
 
 @pytest.fixture()
@@ -65,10 +66,28 @@ def test_masks_are_what_eval_would_score(run, photos, tmp_path):
 
 
 def test_crf_refines_the_mask(run, photos, tmp_path):
-    pytest.importorskip("pydensecrf.densecrf", reason="the dense CRF needs the extra [crf]")
     found = find_photos([str(photos / "a.jpg")])
-    (plain,), (refined,) = (predict(run, found, tmp_path / name, crf=name == "crf").written for name in ("plain", "crf"))
-    assert read_mask(refined, 6).shape == read_mask(plain, 6).shape
+    (written,) = predict(run, found, tmp_path / "crf", crf="torch").written
+    image = read_image(photos / "a.jpg")
+    logits = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side)
+    expected = dense_crf(torch.from_numpy(image).permute(2, 0, 1), logits.softmax(0), **run.preset.crf.model_dump()).argmax(0)
+    assert np.array_equal(read_mask(written, 6), expected.numpy())
+
+
+def test_a_large_photo_is_labelled_smaller_and_said_so(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("afactl.prediction.MAX_PIXELS", 3000)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "large.png")
+    result = predict(run, find_photos([str(tmp_path / "large.png")]), tmp_path / "out", overlay=True)
+    assert result.reduced == 1 and read_mask(result.written[0], 6).shape == (90, 120)
+    height, width, _ = read_image(tmp_path / "out" / "large_overlay.png").shape
+    assert height * width <= 3000 and height / width == pytest.approx(90 / 120, abs=0.03)
+
+
+def test_a_network_that_gives_nan_is_told_by_photo(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("afactl.prediction.segment", lambda *arguments: torch.full((7, 40, 56), float("nan")))
+    result = predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "out")
+    assert not result.written and "a.jpg: the network gives non-finite values" in result.failed[0]
 
 
 def test_a_broken_photo_is_named_and_the_others_are_done(run, photos, tmp_path):

@@ -18,8 +18,22 @@ from afactl.presets import (
 )
 
 
-def test_the_four_presets_are_shipped():
-    assert {"animals", "coco", "demo", "voc"} <= set(preset_names())
+def test_the_main_presets_come_first_then_those_of_the_comparisons():
+    others = ["voc-authors", "voc-baseline", "voc-rrm", "voc-supervised", "voc-without-afa", "voc-without-reg"]
+    assert preset_names() == ["animals", "coco", "demo", "voc", *others]
+
+
+def test_the_comparisons_differ_from_voc_in_what_they_are_named_for():
+    voc = load_preset("voc")
+    changed = {name: {line.split(":")[0] for line in differences(voc, load_preset(name))} for name in preset_names() if "voc-" in name}
+    assert changed == {
+        "voc-authors": {"train.batch_size", "train.effective_batch", "affinity.eps"},
+        "voc-baseline": {"cam.refiner", "affinity.enabled", "loss.reg"},
+        "voc-rrm": {"cam.refiner", "affinity.enabled"},
+        "voc-supervised": {"train.supervision", "train.cls_warmup_iters", "train.aff_warmup_iters", "affinity.enabled", "loss.seg", "loss.reg"},
+        "voc-without-afa": {"affinity.enabled", "loss.reg"},
+        "voc-without-reg": {"loss.reg"},
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -43,7 +57,7 @@ def test_voc_and_the_defaults_are_the_papers():
     assert (train.cls_warmup_iters, train.cls_warmup_iters + train.aff_warmup_iters) == (2000, 6000)
     assert (preset.cam.beta_high, preset.cam.beta_low, affinity.radius, affinity.alpha) == (0.55, 0.35, 8, 2)
     assert (preset.optim.lr, preset.optim.head_lr_factor, preset.optim.weight_decay) == (6e-5, 10, 0.01)
-    assert (preset.loss.cls, preset.loss.seg, preset.loss.aff) == (1, 0.1, 0.1)
+    assert (preset.loss.cls, preset.loss.seg, preset.loss.aff, preset.loss.reg) == (1, 0.1, 0.1, 0.01)
     coco = load_preset("coco")
     assert (coco.train.max_iters, coco.train.cls_warmup_iters, coco.train.aff_warmup_iters) == (80000, 5000, 15000)
     assert coco.par.iterations == 15

@@ -12,7 +12,7 @@ from afactl.pseudo_labels import (
     refine_cam,
     refined_label,
 )
-from afactl.refinement.par import pixel_adaptive_refinement
+from afactl.refinement.registry import build_refiner
 from tests import golden
 
 
@@ -26,14 +26,14 @@ def worked(shared):
 
 def test_golden_refined_label(worked):
     values, cam, images = worked
-    found = refined_label(images, cam, values["class_label"], pixel_adaptive_refinement, 0.35, 0.55, values["box"])
+    found = refined_label(images, cam, values["class_label"], build_refiner("par"), 0.35, 0.55, values["box"])
     assert torch.equal(found, values["refined_label"])
 
 
 def test_golden_segmentation_label(worked):
     values, cam, images = worked
     found = propagated_label(
-        images, cam, values["class_label"], values["affinity"], (8, 10), pixel_adaptive_refinement,
+        images, cam, values["class_label"], values["affinity"], (8, 10), build_refiner("par"),
         0.35, 0.55, radius=int(values["radius"]), eps=0.1, box=values["box"],
     )  # fmt: skip
     assert torch.equal(found, values["seg_label"])
@@ -80,7 +80,7 @@ def test_an_identity_affinity_propagates_nothing():
 
 def test_a_photo_without_classes_is_background():
     image, cam, nothing = torch.rand(1, 3, 32, 32) * 255, torch.rand(1, 4, 32, 32), torch.zeros(1, 4)
-    refine = pixel_adaptive_refinement
+    refine = build_refiner("par")
     assert not refined_label(image, cam, nothing, refine, 0.35, 0.55).any()
     assert not propagated_label(image, cam, nothing, torch.ones(1, 4, 4), (2, 2), refine, 0.35, 0.55, 1).any()
 
@@ -91,8 +91,8 @@ def test_padding_is_ignored_in_both_labels():
     outside = torch.ones(32, 32, dtype=torch.bool)
     outside[4:30, :17] = False
     for found in (
-        refined_label(image, cam, label, pixel_adaptive_refinement, 0.35, 0.55, box),
-        propagated_label(image, cam, label, torch.rand(1, 4, 4), (2, 2), pixel_adaptive_refinement, 0.35, 0.55, 1, box=box),
+        refined_label(image, cam, label, build_refiner("par"), 0.35, 0.55, box),
+        propagated_label(image, cam, label, torch.rand(1, 4, 4), (2, 2), build_refiner("par"), 0.35, 0.55, 1, box=box),
     ):
         assert (found[0][outside] == 255).all()
         assert (found[0][~outside] == 0).all()

@@ -14,7 +14,7 @@ from afactl.presets import load_preset
 from afactl.runs import read_manifest, read_metrics
 from afactl.schedule import Phase
 from afactl.training import MAX_SKIPPED, Job, train
-from afactl.training_step import build_optimizer, set_learning_rate, training_losses
+from afactl.training_step import build_optimizer, set_learning_rate, supervised_losses, training_losses
 from tests.conftest import TINY
 
 
@@ -59,8 +59,56 @@ def test_each_phase_has_its_terms(model, batch):
     terms = {phase: set(training_losses(model, *batch, phase, preset)) for phase in Phase}
     assert terms[Phase.CLASSIFICATION] == {"cls"}
     assert terms[Phase.REFINED] == terms[Phase.PROPAGATED] == {"cls", "seg", "aff"}
+    with_reg = load_preset("demo", [*TINY, "loss.reg=0.01"])
+    assert set(training_losses(model, *batch, Phase.REFINED, with_reg)) == {"cls", "seg", "aff", "reg"}
     without = load_preset("demo", [*TINY, "affinity.enabled=false"])
     assert set(training_losses(model, *batch, Phase.REFINED, without)) == {"cls", "seg"}
+
+
+def test_padding_gets_no_regularisation(model, batch):
+    image, label, _ = batch
+    preset, nowhere = load_preset("demo", [*TINY, "loss.reg=1"]), torch.zeros(2, 4, dtype=torch.int64)
+    assert training_losses(model, image, label, nowhere, Phase.REFINED, preset)["reg"].item() == 0
+    assert training_losses(model, *batch, Phase.REFINED, preset)["reg"].item() < 0
+
+
+@pytest.mark.parametrize("refiner", ["par", "pamr", "crf", "none"])
+def test_every_refiner_can_make_the_labels(model, batch, refiner):
+    losses = training_losses(model, *batch, Phase.PROPAGATED, load_preset("demo", [*TINY, f"cam.refiner={refiner}"]))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_full_supervision_is_plain_cross_entropy(model, batch):
+    mask = torch.randint(0, 4, (2, 64, 64), dtype=torch.uint8)
+    mask[0, :9] = 255
+    model.eval()
+    logits = torch.nn.functional.interpolate(model(normalize(batch[0])).seg_logits, size=(64, 64), mode="bilinear")
+    expected = torch.nn.functional.cross_entropy(logits, mask.long(), ignore_index=255)
+    torch.testing.assert_close(supervised_losses(model, batch[0], mask)["seg"], expected)
+    assert supervised_losses(model, batch[0], torch.full_like(mask, 255))["seg"].item() == 0
+
+
+def test_full_supervision_trains_and_needs_masks(tmp_path, tiny_data):
+    overrides = [*TINY, "train.supervision=masks"]
+    train("demo", data=tiny_data, out=tmp_path / "run", overrides=overrides, device_name="cpu")
+    assert all(set(line) >= {"loss_seg"} and "loss_cls" not in line for line in read_metrics(tmp_path / "run") if "phase" in line)
+    shutil.copytree(tiny_data, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data/masks")
+    with pytest.raises(DataError, match="needs true masks"):
+        train("demo", data=tmp_path / "data", out=tmp_path / "other", overrides=overrides, device_name="cpu")
+
+
+def test_small_batches_add_up_to_the_effective_one(tmp_path, tiny_data):
+    """In the classification phase the mean over photos is the mean over batches, so the weights agree."""
+    same = [*TINY, "train.max_iters=2", "train.cls_warmup_iters=2", "train.eval_iters=2", "model.drop_path=0", "optim.warmup_iters=0"]
+    told = []
+    train("demo", data=tiny_data, out=tmp_path / "four", overrides=[*same, "train.batch_size=4"], device_name="cpu")
+    train("demo", data=tiny_data, out=tmp_path / "two", overrides=[*same, "train.batch_size=2", "train.effective_batch=3"], device_name="cpu", report=told.append)
+    assert any("effective batch 4: 2 x 2" in str(event.values.get("text")) for event in told), "rounded up and said so"
+    assert read_manifest(tmp_path / "two")["effective_batch"] == 4
+    whole, parts = weights_of(tmp_path / "four"), weights_of(tmp_path / "two")
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], atol=2e-5, rtol=1e-3)
 
 
 def test_the_affinity_loss_teaches_attention_and_only_its_head_and_the_backbone(model, batch):
@@ -176,10 +224,10 @@ def test_non_finite_losses_are_skipped_then_stop_the_job(tmp_path, tiny_data):
     }])))  # fmt: skip
     before = {name: value.clone() for name, value in job.model.named_parameters()}
     for step in range(MAX_SKIPPED - 1):
-        job.one_step(step, batch)
+        job.one_step(step, iter([batch]))
     assert all(torch.equal(before[name], value) for name, value in job.model.named_parameters())
     with pytest.raises(AfactlError, match="non-finite loss.*bad/one.*in a row"):
-        job.one_step(MAX_SKIPPED, batch)
+        job.one_step(MAX_SKIPPED, iter([batch]))
     assert "bad/one" in told[0].values["text"]
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["skipped"] == ["bad/one"]
 

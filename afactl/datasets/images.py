@@ -54,6 +54,23 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
+def reduce_image(image: np.ndarray, pixels: int) -> np.ndarray:
+    """The photo, h x w x 3 uint8, or a smaller one of the same shape with at most so many pixels."""
+    height, width = image.shape[:2]
+    if height * width <= pixels:
+        return image
+    factor = (pixels / (height * width)) ** 0.5
+    size = (max(1, int(width * factor)), max(1, int(height * factor)))
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An h x w uint8 mask at another size (h, w), by the nearest pixel."""
+    if mask.shape == size:
+        return mask
+    return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) as `read_image` gives them, without decoding.
 

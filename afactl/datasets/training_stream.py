@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from afactl.datasets.images import read_image
 from afactl.datasets.samples import Split
-from afactl.datasets.transforms import random_view
+from afactl.datasets.transforms import image_view, mask_view, random_window
 
 
 class TrainingStream(Dataset):
@@ -21,7 +21,8 @@ class TrainingStream(Dataset):
 
     Args:
         split: what to show.
-        crop_size, scale_range, flip: see `transforms.random_view`.
+        crop_size, scale_range, flip: see `transforms.random_window`.
+        masks: whether the items also have the true "mask", for full supervision.
         seed: of order and views.
         start, stop: range of positions; item i is position start + i.
     """
@@ -32,12 +33,14 @@ class TrainingStream(Dataset):
         crop_size: int,
         scale_range: tuple[float, float],
         flip: bool,
+        masks: bool,
         seed: int,
         start: int,
         stop: int,
     ) -> None:
         self.split = split
         self.crop_size, self.scale_range, self.flip = crop_size, scale_range, flip
+        self.masks = masks
         self.seed, self.start, self.stop = seed, start, stop
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
@@ -56,12 +59,16 @@ class TrainingStream(Dataset):
             self._epoch, self._order = epoch, order
         sample = self.split.samples[self._order[place]]
         rng = np.random.default_rng((self.seed, 1, position))
-        view, box = random_view(read_image(sample.image), rng, self.crop_size, self.scale_range, self.flip)
+        image = read_image(sample.image)
+        window = random_window(image.shape[:2], rng, self.crop_size, self.scale_range, self.flip)
         label = torch.zeros(len(self.split.classes))
         label[list(sample.labels)] = 1
-        return {
-            "image": torch.from_numpy(view).permute(2, 0, 1).contiguous(),
+        item = {
+            "image": torch.from_numpy(image_view(image, window)).permute(2, 0, 1).contiguous(),
             "label": label,
-            "box": torch.from_numpy(box),
+            "box": torch.tensor(window.box),
             "image_id": sample.image_id,
         }
+        if self.masks:
+            item["mask"] = torch.from_numpy(mask_view(self.split.read_mask(sample), window))
+        return item

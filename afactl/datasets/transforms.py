@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,6 +12,7 @@ from torch import Tensor
 # ImageNet statistics on the 0..255 scale, RGB.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
+IGNORE = 255
 
 
 def normalize(image: Tensor) -> Tensor:
@@ -26,39 +29,74 @@ def normalize(image: Tensor) -> Tensor:
     return (image.float() - mean) / std
 
 
-def random_view(
-    image: np.ndarray, rng: np.random.Generator, crop_size: int, scale_range: tuple[float, float], flip: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+class Window(NamedTuple):
+    """A random rescale, flip and crop of a photo.
+
+    Attributes:
+        part: (left, top, right, bottom) of what is shown, in the photo's own coordinates.
+        rows, columns: its size in the view.
+        y0, x0: where it lies in the view before mirroring.
+        side: of the view. mirrored: whether the view is mirrored.
+    """
+
+    part: tuple[float, float, float, float]
+    rows: int
+    columns: int
+    y0: int
+    x0: int
+    side: int
+    mirrored: bool
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(y0, y1, x0, x1) of the true image in the view."""
+        x0 = self.side - self.x0 - self.columns if self.mirrored else self.x0
+        return self.y0, self.y0 + self.rows, x0, x0 + self.columns
+
+
+def random_window(
+    size: tuple[int, int], rng: np.random.Generator, crop_size: int, scale_range: tuple[float, float], flip: bool = True
+) -> Window:
     """Random rescale, horizontal flip and crop (paper 4.1).
 
-    A side shorter than the crop is padded with 0; the image then lies at a random place in it.
-    Only the part of the photo that the crop shows is resampled (Pillow's bilinear filter, which
-    averages when it shrinks).
+    A side shorter than the crop is padded; the image then lies at a random place in it.
 
     Args:
-        image: h x w x 3 uint8.
+        size: (h, w) of the photo.
         rng: source of all randomness.
         crop_size: side of the view in pixels.
         scale_range: the scale is uniform in it.
         flip: mirror with probability 1/2.
-
-    Returns:
-        (crop_size x crop_size x 3 uint8, int64 box (y0, y1, x0, x1) of the true image in the view).
     """
-    height, width = image.shape[:2]
+    height, width = size
     scale = rng.uniform(*scale_range)
     target = max(1, round(height * scale)), max(1, round(width * scale))
-    mirrored = flip and rng.random() < 0.5
+    mirrored = bool(flip and rng.random() < 0.5)
     (top, y0, rows), (left, x0, columns) = (_place(side, crop_size, rng) for side in target)
-    # The window in the photo's own coordinates; resampling only it equals resize-then-crop.
     sy, sx = height / target[0], width / target[1]
-    window = (left * sx, top * sy, (left + columns) * sx, (top + rows) * sy)
-    part = Image.fromarray(image).resize((columns, rows), Image.Resampling.BILINEAR, box=window)
-    view = np.zeros((crop_size, crop_size, 3), np.uint8)
-    view[y0 : y0 + rows, x0 : x0 + columns] = np.asarray(part)
-    if mirrored:
-        view, x0 = view[:, ::-1], crop_size - x0 - columns
-    return np.ascontiguousarray(view), np.array([y0, y0 + rows, x0, x0 + columns], np.int64)
+    part = (left * sx, top * sy, (left + columns) * sx, (top + rows) * sy)
+    return Window(part, rows, columns, y0, x0, crop_size, mirrored)
+
+
+def image_view(image: np.ndarray, window: Window) -> np.ndarray:
+    """What a window shows of a photo: h x w x 3 uint8 -> side x side x 3 uint8, padding 0.
+
+    Only the part that is shown is resampled, which equals resize-then-crop (Pillow's bilinear
+    filter, which averages when it shrinks).
+    """
+    return _view(image, window, Image.Resampling.BILINEAR, 0)
+
+
+def mask_view(mask: np.ndarray, window: Window) -> np.ndarray:
+    """What a window shows of a mask: h x w uint8 -> side x side uint8, padding 255."""
+    return _view(mask, window, Image.Resampling.NEAREST, IGNORE)
+
+
+def _view(picture: np.ndarray, window: Window, filter: Image.Resampling, padding: int) -> np.ndarray:
+    shown = Image.fromarray(picture).resize((window.columns, window.rows), filter, box=window.part)
+    view = np.full((window.side, window.side, *picture.shape[2:]), padding, np.uint8)
+    view[window.y0 : window.y0 + window.rows, window.x0 : window.x0 + window.columns] = np.asarray(shown)
+    return np.ascontiguousarray(view[:, ::-1] if window.mirrored else view)
 
 
 def _place(side: int, crop: int, rng: np.random.Generator) -> tuple[int, int, int]:

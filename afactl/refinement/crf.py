@@ -1,17 +1,114 @@
-"""Dense CRF (Krähenbühl and Koltun 2011) through pydensecrf.
+"""Dense CRF (Krähenbühl and Koltun 2011): on the permutohedral lattice, and through pydensecrf.
 
 Mean-field inference of a fully connected CRF with Potts compatibility, a Gaussian kernel over
-position and a bilateral kernel over position and colour.
+position and a bilateral kernel over position and colour, each normalised symmetrically:
+
+    Q <- softmax(log p + sum_m w_m N_m K_m N_m Q),   N_m = diag(K_m 1)^(-1/2)
+
+Both functions compute the same; pydensecrf (C++) is the cross-check.
+
+Shapes: K classes, h x w image, n = h * w points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from afactl.errors import DependencyError, ShapeError
+from afactl.refinement.lattice import Lattice, bilateral_features, build_lattice, lattice_filter, position_features
 
 # Probabilities are clipped here before the logarithm, so that no class is ruled out for good.
 FLOOR = 1e-5
+
+
+def dense_crf(
+    image: Tensor,
+    probabilities: Tensor,
+    iterations: int = 10,
+    gaussian_sxy: float = 3.0,
+    gaussian_weight: float = 3.0,
+    bilateral_sxy: float = 64.0,
+    bilateral_srgb: float = 5.0,
+    bilateral_weight: float = 4.0,
+    drop_below: float = 0.0,
+) -> Tensor:
+    """Refine class probabilities along the edges of a photo.
+
+    Args:
+        image: 3 x h x w RGB in 0..255.
+        probabilities: K x h x w, sum to 1 over K.
+        iterations: of mean-field inference.
+        gaussian_sxy, bilateral_sxy: standard deviations in pixels.
+        bilateral_srgb: standard deviation in grey levels.
+        gaussian_weight, bilateral_weight: of the two kernels.
+        drop_below: classes nowhere above this take no part and stay at 0; saves their time.
+
+    Returns:
+        K x h x w float32, sums to 1 over K.
+
+    Raises:
+        ShapeError: sizes differ, or values are not finite.
+    """
+    _check(image, probabilities)
+    classes, height, width = probabilities.shape
+    alive = _alive(probabilities, drop_below)
+    log_unary = probabilities[alive].float().clamp(FLOOR, 1.0).log().flatten(1).T.contiguous()
+    kernels = [
+        _position_kernel(height, width, gaussian_sxy, image.device),
+        _kernel(bilateral_features(image[None], bilateral_sxy, bilateral_srgb)[0]),
+    ]
+    weights = (gaussian_weight, bilateral_weight)
+    q = log_unary.softmax(1)
+    for _ in range(iterations):
+        energy = log_unary.clone()
+        for kernel, weight in zip(kernels, weights, strict=True):
+            message = lattice_filter(kernel.root * q, kernel.lattice)
+            energy.addcmul_(message, kernel.root, value=weight)
+        q = energy.softmax(1)
+    refined = q.new_zeros(classes, height * width)
+    refined[alive] = q.T
+    return refined.view(classes, height, width)
+
+
+class _Kernel(NamedTuple):
+    """A Gaussian kernel with its symmetric normalisation `root` = (K 1)^(-1/2), n x 1."""
+
+    lattice: Lattice
+    root: Tensor
+
+
+def _kernel(features: Tensor) -> _Kernel:
+    lattice = build_lattice(features)
+    total = lattice_filter(features.new_ones(len(features), 1), lattice)
+    return _Kernel(lattice, (total + 1e-20).rsqrt())
+
+
+@lru_cache(maxsize=4)
+def _position_kernel(height: int, width: int, sxy: float, device: torch.device) -> _Kernel:
+    # Photos of a dataset come in a few sizes, and this kernel depends on nothing else.
+    return _kernel(position_features(height, width, sxy, device))
+
+
+def _alive(probabilities: Tensor, drop_below: float) -> Tensor:
+    """Indices of the classes that are somewhere at least as probable; never none at all."""
+    peak = probabilities.flatten(1).amax(1)
+    return (peak >= min(drop_below, float(peak.max()))).nonzero()[:, 0]
+
+
+def _check(image: Tensor, probabilities: Tensor) -> None:
+    if probabilities.ndim != 3 or 0 in probabilities.shape:
+        raise ShapeError(f"probabilities: expected K x h x w, got {tuple(probabilities.shape)}")
+    expected = (3, *probabilities.shape[1:])
+    if tuple(image.shape) != expected:
+        raise ShapeError(f"image: expected {expected} for probabilities {tuple(probabilities.shape)}, got {tuple(image.shape)}")
+    if not torch.isfinite(probabilities).all():
+        raise ShapeError("probabilities: expected finite values, got NaN or infinity")
 
 
 def require_pydensecrf() -> None:
@@ -24,49 +121,44 @@ def require_pydensecrf() -> None:
         import pydensecrf.densecrf  # noqa: F401
     except ImportError as error:
         raise DependencyError(
-            "--crf needs pydensecrf, which is not installed: pip install 'afactl[crf]' (needs a C++ compiler)"
+            "--crf-backend pydensecrf needs pydensecrf, which is not installed: pip install 'afactl[crf]' "
+            "(needs a C++ compiler), or use --crf-backend torch"
         ) from error
 
 
-def dense_crf(
-    image: np.ndarray,
-    probabilities: np.ndarray,
+def dense_crf_pydensecrf(
+    image: Tensor,
+    probabilities: Tensor,
     iterations: int = 10,
     gaussian_sxy: float = 3.0,
     gaussian_weight: float = 3.0,
     bilateral_sxy: float = 64.0,
     bilateral_srgb: float = 5.0,
     bilateral_weight: float = 4.0,
-) -> np.ndarray:
-    """Refine class probabilities along the edges of a photo.
-
-    Args:
-        image: h x w x 3 uint8 RGB.
-        probabilities: K x h x w, sum to 1 over K.
-        iterations: of mean-field inference.
-        gaussian_sxy, bilateral_sxy: standard deviations in pixels.
-        bilateral_srgb: standard deviation in grey levels.
-        gaussian_weight, bilateral_weight: of the two kernels.
-
-    Returns:
-        K x h x w float32, sums to 1 over K.
+    drop_below: float = 0.0,
+) -> Tensor:
+    """The same as `dense_crf` by pydensecrf, on the CPU.
 
     Raises:
-        DependencyError: pydensecrf is not installed. ShapeError: sizes differ, or not finite.
+        DependencyError: pydensecrf is not installed. ShapeError: as in `dense_crf`.
     """
     require_pydensecrf()
     from pydensecrf.densecrf import DenseCRF2D
 
+    _check(image, probabilities)
     classes, height, width = probabilities.shape
-    if image.shape != (height, width, 3):
-        raise ShapeError(f"image: expected {(height, width, 3)} for probabilities {probabilities.shape}, got {image.shape}")
-    if not np.isfinite(probabilities).all():
-        raise ShapeError("probabilities: expected finite values, got NaN or infinity")
-    unary = -np.log(np.clip(probabilities, FLOOR, 1.0)).reshape(classes, -1)
-    crf = DenseCRF2D(width, height, classes)
-    crf.setUnaryEnergy(np.ascontiguousarray(unary, dtype=np.float32))
+    alive = _alive(probabilities, drop_below)
+    unary = -probabilities[alive].cpu().float().clamp(FLOOR, 1.0).log().flatten(1)
+    crf = DenseCRF2D(width, height, len(alive))
+    crf.setUnaryEnergy(np.ascontiguousarray(unary.numpy()))
     crf.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_weight)
-    crf.addPairwiseBilateral(
-        sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=np.array(image, order="C"), compat=bilateral_weight
-    )
-    return np.asarray(crf.inference(iterations), dtype=np.float32).reshape(classes, height, width)
+    pixels = image.permute(1, 2, 0).to("cpu", torch.uint8).numpy().copy(order="C")
+    crf.addPairwiseBilateral(sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=pixels, compat=bilateral_weight)
+    q = torch.from_numpy(np.asarray(crf.inference(iterations), dtype=np.float32))
+    refined = torch.zeros(classes, height * width, device=probabilities.device)
+    refined[alive] = q.to(probabilities.device)
+    return refined.view(classes, height, width)
+
+
+# What `--crf-backend` offers.
+CRF_BACKENDS: dict[str, Callable[..., Tensor]] = {"torch": dense_crf, "pydensecrf": dense_crf_pydensecrf}

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -16,8 +18,8 @@ def split(tmp_path):
     return Split("train", ("a", "b", "c"), tuple(samples), None)
 
 
-def stream(split, start=0, stop=20, seed=0):
-    return TrainingStream(split, 32, (0.5, 2.0), True, seed, start, stop)
+def stream(split, start=0, stop=20, seed=0, masks=False):
+    return TrainingStream(split, 32, (0.5, 2.0), True, masks, seed, start, stop)
 
 
 def test_each_epoch_shows_every_photo_once_in_another_order(split):
@@ -47,3 +49,12 @@ def test_what_an_item_holds(split):
     assert item["label"].tolist() == [float(i == index) for i in range(3)]
     y0, y1, x0, x1 = item["box"].tolist()
     assert (item["image"][:, y0:y1, x0:x1] == 40 * int(item["image_id"])).all()
+
+
+def test_masks_come_along_for_full_supervision(split):
+    masked = dataclasses.replace(split, read_mask=lambda sample: np.full((20, 24), 1 + sample.labels[0], np.uint8))
+    plain, item = stream(split)[3], stream(masked, masks=True)[3]
+    y0, y1, x0, x1 = item["box"].tolist()
+    assert "mask" not in plain and torch.equal(plain["image"], item["image"])
+    assert (item["mask"][y0:y1, x0:x1] == 1 + item["label"].argmax()).all()
+    assert int((item["mask"] != 255).sum()) == (y1 - y0) * (x1 - x0)

@@ -4,7 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from afactl.datasets.transforms import normalize, random_view, resize_long_side
+from afactl.datasets.transforms import image_view, mask_view, normalize, random_window, resize_long_side
+
+
+def random_view(image, rng, *arguments, **options):
+    window = random_window(image.shape[:2], rng, *arguments, **options)
+    return image_view(image, window), window.box
 
 
 def test_normalisation_by_hand():
@@ -33,7 +38,7 @@ def test_a_view_without_rescaling_is_a_plain_crop():
         places = [
             (y, x) for y in range(25) for x in range(35) if np.array_equal(image[y : y + 16, x : x + 16], view)
         ]
-        assert len(places) == 1 and box.tolist() == [0, 16, 0, 16]
+        assert len(places) == 1 and box == (0, 16, 0, 16)
         seen.add(places[0])
     assert len(seen) > 30
 
@@ -62,3 +67,19 @@ def test_the_long_side_is_met_and_the_shape_kept():
     assert resize_long_side(375, 500, 512) == (384, 512)
     assert resize_long_side(500, 375, 512) == (512, 384)
     assert resize_long_side(1, 5000, 512) == (1, 512)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(4, 60), st.integers(4, 60), st.integers(0, 10**6))
+def test_a_mask_is_shown_as_its_photo_is(height, width, seed):
+    """Where photo and mask are the same two fields, so are their views, but for the photo's smoothed border."""
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, width // 2 :] = 1
+    window = random_window((height, width), np.random.default_rng(seed), 32, (0.5, 2.0))
+    image, shown = image_view(np.repeat(mask[..., None] * 200, 3, axis=2), window)[..., 0], mask_view(mask, window)
+    y0, y1, x0, x1 = window.box
+    inside = np.zeros((32, 32), bool)
+    inside[y0:y1, x0:x1] = True
+    assert (shown[~inside] == 255).all() and (shown[inside] <= 1).all()
+    sure = inside & ((image == 0) | (image == 200))
+    assert (shown[sure] * 200 == image[sure]).all()

@@ -1,0 +1,173 @@
+"""The paper's ablation tables as jobs: train or re-evaluate every row, and put the paper's figure beside ours.
+
+Finished rows are kept in `results.json` of the run they belong to, so a table that was stopped goes on
+where it was, and tables share the rows they have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from afactl.ablation_tables import TABLES, Row, Table
+from afactl.datasets.registry import data_fingerprint
+from afactl.errors import UsageError, nearest
+from afactl.evaluation import Track, evaluate_segmentation, score_refined_cams
+from afactl.inference import TrainedRun, open_run, open_split
+from afactl.presets import Preset, differences, load_preset
+from afactl.runs import find_run, run_preset
+from afactl.training import Event, Report, preset_changes, train
+
+
+class Measured(NamedTuple):
+    """A row with our figures and the paper's, per column in mIoU %; `reused`: finished by an earlier call."""
+
+    name: str
+    ours: tuple[float, ...]
+    paper: tuple[float | None, ...]
+    reused: bool
+
+
+class Result(NamedTuple):
+    """A finished table; `where` says what it was measured on."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[Measured]
+    where: str
+
+
+def ablate(
+    name: str,
+    preset_name: str | None,
+    data: Path | None = None,
+    out: Path | None = None,
+    run: Path | None = None,
+    split: str = "train",
+    overrides: Sequence[str] = (),
+    device: torch.device = torch.device("cpu"),
+    report: Report = lambda event: None,
+    track: Track = iter,
+) -> Result:
+    """Measure every row of a table that is not yet finished.
+
+    Args:
+        name: a key of TABLES.
+        preset_name: base of the rows that are trained; needed unless the table refines cached CAMs.
+        data, overrides: changes of the base preset.
+        out: folder of the trained rows, by default `runs/ablate-PRESET`.
+        run: whose CAMs are refined, where the table does that; by default the run of `preset_name`
+            in `out`, trained if need be, or else the newest run.
+        split: of those CAMs.
+
+    Raises:
+        UsageError: no such table, or options that do not go together.
+    """
+    if name not in TABLES:
+        raise UsageError(f'ablate "{name}": expected one of {", ".join(TABLES)}{nearest(name, TABLES)}')
+    table = TABLES[name]
+    splits = tuple(one or split for one in table.splits)
+    if table.measure != "refined":
+        if run is not None or preset_name is None:
+            raise UsageError(f"ablate {name}: its rows are trained, so give --preset PRESET and no --run")
+        trainer = partial(_train_row, preset_name, data, out, overrides, device, report)
+        measured = [_measure(table, row, trainer(row.changes), splits, data, track) for row in table.rows]
+        return Result(f"{name}: {table.title}", splits, measured, f"preset {preset_name}")
+    if run is None and preset_name is not None:
+        base = _train_row(preset_name, data, out, overrides, device, report, ())
+    else:
+        base = open_run(find_run(run)[0], device)
+    measured = [_measure(table, row, base, splits, data, track) for row in table.rows]
+    return Result(f"{name}: {table.title}", splits, measured, f"CAMs of {base.folder}, step {base.iteration}")
+
+
+def _train_row(
+    preset_name: str, data: Path | None, out: Path | None, overrides: Sequence[str],
+    device: torch.device, report: Report, changes: Sequence[str],
+) -> TrainedRun:  # fmt: skip
+    """The finished run of a row: as it lies there, gone on with, or trained anew."""
+    root = out or Path("runs") / f"ablate-{Path(preset_name).stem}"
+    own = preset_changes(data, None, overrides)
+    total = load_preset(preset_name, own).train.max_iters
+    changes = [change.format(max_iters=total) for change in changes]
+    folder = root / _slug(changes)
+    report(Event("note", 0, total, {"text": f"row {folder}"}))
+    if (folder / "preset.yaml").is_file() and not any(folder.glob("checkpoints/*/weights.safetensors")):
+        shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to go on with
+    if not (folder / "preset.yaml").is_file():
+        train(preset_name, data, folder, None, False, [*overrides, *changes], str(device), report)
+        return open_run(folder, device)
+    changed = differences(run_preset(folder), load_preset(preset_name, [*own, *changes]))
+    if changed:
+        raise UsageError(f"{folder}: was trained with other values ({'; '.join(changed)}); give another --out")
+    if open_run(folder, device).iteration < total:
+        train(None, out=folder, resume=True, device_name=str(device), report=report)
+    return open_run(folder, device)
+
+
+def _slug(changes: Sequence[str]) -> str:
+    """A folder name for a set of changes: readable, and the same for the same changes."""
+    text = "_".join(sorted(change.split(".", 1)[1].replace("=", "-").replace(" ", "") for change in changes))
+    return text or "base"
+
+
+def _measure(
+    table: Table, row: Row, run: TrainedRun, splits: Sequence[str], data: Path | None, track: Track
+) -> Measured:
+    figures, reused = [], True
+    for name in splits:
+        found = open_split(run, name, data, masks=True)
+        settings: dict[str, Any] = {"measure": table.measure, "split": name, "data": data_fingerprint(found), "weights": run.weights}
+        if table.measure == "segmentation":
+            settings |= {"eval": run.preset.eval.model_dump(mode="json"), "crf": row.crf and run.preset.crf.model_dump(mode="json")}
+            label = "multi-scale + flip + CRF" if row.crf else "multi-scale + flip"
+            job = partial(_segmentation, run, found, row.crf, label, track)
+        else:
+            preset = _changed(run.preset, row.changes) if table.measure == "refined" else run.preset
+            refiner = (row.refiner, preset.refiner_settings(row.refiner)) if row.refiner else None
+            settings |= {"threshold": preset.cam.background, "scales": list(preset.cam.scales), "refiner": refiner}
+            job = partial(score_refined_cams, run, found, refiner, track)
+        value, kept = _kept(run.folder / "results.json", settings, job)
+        figures.append(value)
+        reused &= kept
+    return Measured(row.name, tuple(figures), row.paper, reused)
+
+
+def _segmentation(run: TrainedRun, split: Any, crf: bool, label: str, track: Track) -> float:
+    scores = evaluate_segmentation(run, split, "torch" if crf else None, track)
+    return next(score.miou for score in scores if score.name == label)
+
+
+def _changed(preset: Preset, changes: Sequence[str]) -> Preset:
+    """A preset with some values of its section `par` replaced."""
+    tree = preset.model_dump()
+    for change in changes:
+        section, key = change.partition("=")[0].split(".")
+        tree[section][key] = json.loads(change.partition("=")[2])
+    return Preset.model_validate(tree)
+
+
+def _kept(path: Path, settings: dict[str, Any], job: Callable[[], float]) -> tuple[float, bool]:
+    """The figure for these settings out of a file of results, or else measured and put there.
+
+    Returns:
+        (mIoU in per cent, whether it was there).
+    """
+    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    if key in results:
+        return results[key]["miou"], True
+    value = job()
+    results[key] = {"miou": value, **settings}
+    fresh = path.with_suffix(".part")
+    fresh.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    os.replace(fresh, path)
+    return value, False

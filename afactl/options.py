@@ -1,0 +1,42 @@
+"""The options that several commands share, and their choices."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+class Which(str, Enum):
+    """Checkpoints of a run."""
+
+    last = "last"
+    best = "best"
+
+
+class Labels(str, Enum):
+    """Which image-level labels pseudo labels are made with."""
+
+    truth = "truth"
+    predicted = "predicted"
+
+
+class Backend(str, Enum):
+    """Implementations of the dense CRF."""
+
+    torch = "torch"
+    pydensecrf = "pydensecrf"
+
+
+RunOption = Annotated[Optional[Path], typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")]
+DataOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset; default: where the run was trained from")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
+JsonOption = Annotated[Optional[Path], typer.Option("--json", help="also write the figures to this file")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="make the caches anew")]
+PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print IoU per class")]
+SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
+CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF")]
+BackendOption = Annotated[Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")]

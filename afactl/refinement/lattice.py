@@ -1,0 +1,258 @@
+"""Permutohedral lattice: Gaussian filtering in any number of feature dimensions (Adams et al. 2010).
+
+The value of every point is spread over the d + 1 vertices of the lattice simplex around it
+(splat), blurred along the d + 1 lattice axes, and read back (slice). So the sum over all pairs
+of points, exp(-|f_i - f_j|^2 / 2) v_j, costs time linear in the points.
+
+All three steps are weighted sums over lists of rows, for which torch has one quick kernel on every
+device, `embedding_bag`.
+
+Shapes: n points, d feature dimensions, m lattice vertices, c channels of values.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afactl.errors import ShapeError
+
+
+# Beyond this many standard deviations single precision no longer tells neighbouring simplices apart.
+LIMIT = 1e5
+
+
+class Lattice(NamedTuple):
+    """Where each of n points lies among m vertices. Built by `build_lattice`, used by `lattice_filter`.
+
+    Attributes:
+        vertices: n x (d+1) int32, the vertices around each point.
+        weights: n x (d+1), their barycentric weights; each row sums to 1.
+        points: n (d+1) int32, the points of each vertex, vertex after vertex.
+        point_weights: n (d+1), the weights in that order.
+        starts: m + 1 int32, where each vertex's points start; the last entry is the empty row m.
+        neighbors: (d+1) x (m+1) x 3 int32, per axis: the vertex, the one behind, the one ahead;
+            m where there is none.
+    """
+
+    vertices: Tensor
+    weights: Tensor
+    points: Tensor
+    point_weights: Tensor
+    starts: Tensor
+    neighbors: Tensor
+
+    @property
+    def dimensions(self) -> int:
+        """d."""
+        return self.vertices.shape[1] - 1
+
+    @property
+    def size(self) -> int:
+        """m, the number of vertices."""
+        return len(self.starts) - 1
+
+
+def build_lattice(features: Tensor) -> Lattice:
+    """Place points on the lattice.
+
+    Args:
+        features: n x d (one set of points) or B x n x d (B sets that do not see each other, whose
+            points are then numbered through), divided by the standard deviations.
+
+    Raises:
+        ShapeError: no points, not finite, or so far spread that the keys leave 63 bits.
+    """
+    if features.ndim not in (2, 3) or 0 in features.shape:
+        raise ShapeError(f"features: expected n x d or B x n x d, got {tuple(features.shape)}")
+    if not torch.isfinite(features).all():
+        raise ShapeError("features: expected finite values, got NaN or infinity")
+    sets = features.shape[0] if features.ndim == 3 else 1
+    flat = features.detach().reshape(-1, features.shape[-1])
+    if flat.abs().max() * features.shape[-1] > LIMIT:
+        raise ShapeError(f"features: expected values up to {LIMIT:g} / d, got {flat.abs().max():g}; use larger standard deviations")
+    nearest, rank, weights = _enclosing_simplex(flat)
+    keys, steps = _vertex_keys(nearest, rank, sets)
+
+    count, corners = len(flat), len(weights)
+    ordered, order = keys.flatten().sort()
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    torch.ne(ordered[1:], ordered[:-1], out=first[1:])
+    starts = first.nonzero()[:, 0]
+    unique, size = ordered[starts], len(starts)
+    vertices = torch.empty_like(order, dtype=torch.int32)
+    vertices[order] = first.cumsum(0, dtype=torch.int32) - 1
+    return Lattice(
+        vertices=vertices.view(corners, count).T.contiguous(),
+        weights=weights.T.contiguous(),
+        points=(order % count).int(),
+        point_weights=weights.flatten()[order],
+        starts=torch.cat([starts, starts.new_tensor([corners * count])]).int(),
+        neighbors=_neighbors(unique, steps, size),
+    )
+
+
+def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The simplex around each of n points in d dimensions.
+
+    Returns:
+        nearest: (d+1) x n int64, the vertex of remainder 0. rank: (d+1) x n int64, the order of
+        the coordinates' distances from it, 0 the largest. weights: (d+1) x n, barycentric, of
+        the vertices of remainder 0..d.
+    """
+    count, d = features.shape
+    # Scaled so that the blur of the lattice has standard deviation 1 (Adams et al., 3.1). Rounded
+    # where pydensecrf rounds: colours are whole numbers, so many points lie on the border of two
+    # simplices, and the last bit decides which vertices there are.
+    unit = torch.tensor((2 / 3) ** 0.5 * (d + 1), dtype=torch.float32).item()
+    scale = [unit / ((i + 1) * (i + 2)) ** 0.5 for i in range(d)]
+    elevated = features.new_empty(d + 1, count)
+    total = features.new_zeros(count)
+    for i in range(d, 0, -1):
+        coordinate = features[:, i - 1] * scale[i - 1]
+        elevated[i] = total - i * coordinate
+        total = total + coordinate
+    elevated[0] = total
+
+    shrink = 1 / (d + 1)
+    rounded = (elevated * shrink).round_()
+    excess = rounded.sum(0).long()
+    nearest = rounded.mul_(d + 1)
+    offset = elevated - nearest
+    rank = torch.zeros(d + 1, count, dtype=torch.int64, device=features.device)
+    for i in range(d):
+        for j in range(i + 1, d + 1):
+            behind = offset[i] < offset[j]
+            rank[i] += behind
+            rank[j] += ~behind
+    # Back onto the plane where the coordinates sum to zero.
+    rank += excess
+    wrap = (rank < 0).long() - (rank > d).long()
+    rank += wrap * (d + 1)
+    nearest = nearest.long() + wrap * (d + 1)
+
+    offset = (elevated - nearest) * shrink
+    by_rank = torch.empty_like(offset).scatter_(0, rank, offset)
+    # Weight of remainder k: b_k = v_(d-k) - v_(d-k+1), and b_0 = 1 + v_(d) - v_(0).
+    falling = by_rank.flip(0)
+    weights = falling - torch.cat([by_rank[:1] - 1, falling[:-1]])
+    return nearest, rank, weights
+
+
+def _vertex_keys(nearest: Tensor, rank: Tensor, sets: int) -> tuple[Tensor, list[int]]:
+    """One int64 per vertex of each simplex, and what to add to a key for a step along each axis.
+
+    A vertex is known by its first d coordinates. They are packed in mixed radix with a margin of
+    one step, so a step never carries into the next coordinate.
+    """
+    corners, count = nearest.shape
+    d = corners - 1
+    low, high = nearest[:d].amin(1) - 2 * corners, nearest[:d].amax(1) + 2 * corners
+    spans = (high - low + 1).tolist()
+    radix = [1]
+    for span in spans:
+        radix.append(radix[-1] * span)
+    if radix[-1] * sets >= 2**63:
+        raise ShapeError(f"features: spread over {spans} lattice steps; keys do not fit 63 bits, use larger standard deviations")
+    base = torch.zeros(count, dtype=torch.int64, device=nearest.device)
+    for i in range(d):
+        base += (nearest[i] - low[i]) * radix[i]
+    if sets > 1:
+        numbers = torch.arange(sets, device=nearest.device).repeat_interleave(count // sets)
+        base += numbers * radix[-1]
+    # From remainder k - 1 to k all coordinates grow by 1, but the one of rank d - k + 1 falls by d.
+    radix_of = nearest.new_tensor([*radix[:d], 0])[:, None].expand(-1, count)
+    by_rank = torch.empty_like(rank).scatter_(0, rank, radix_of)
+    keys = torch.empty_like(nearest)
+    keys[0] = base
+    whole = sum(radix[:d])
+    for k in range(1, corners):
+        torch.sub(keys[k - 1] + whole, by_rank[d - k + 1], alpha=corners, out=keys[k])
+    steps = [whole - corners * (radix[i] if i < d else 0) for i in range(corners)]
+    return keys, steps
+
+
+def _neighbors(unique: Tensor, steps: list[int], size: int) -> Tensor:
+    """(d+1) x (m+1) x 3 rows: the vertex, the one a step behind and the one a step ahead, or m."""
+    itself = torch.arange(size + 1, device=unique.device, dtype=torch.int32)
+    found = []
+    for step in steps:
+        wanted = unique + step
+        place = torch.searchsorted(unique, wanted).clamp_max_(size - 1)
+        there = unique[place] == wanted
+        ahead = torch.full_like(itself, size)
+        ahead[:-1] = torch.where(there, place.int(), size)
+        # A step ahead is a step behind for the other one; the empty row takes what has no match.
+        behind = torch.full_like(itself, size)
+        behind[ahead.long()] = itself
+        behind[-1] = size
+        found.append(torch.stack([itself, behind, ahead], dim=1))
+    return torch.stack(found)
+
+
+class _Filter(torch.autograd.Function):
+    """A v with A = alpha S^T B_d .. B_0 S; each blur B_i is symmetric, so A^T only turns their order."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor, lattice: Lattice, adjoint: bool) -> Tensor:
+        ctx.lattice, ctx.adjoint = lattice, adjoint
+        return _splat_blur_slice(values, lattice, adjoint)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _splat_blur_slice(gradient, ctx.lattice, not ctx.adjoint), None, None
+
+
+def lattice_filter(values: Tensor, lattice: Lattice, adjoint: bool = False) -> Tensor:
+    """Filter values with the Gaussian of unit standard deviation over the lattice's features.
+
+    Approximates sum_j exp(-|f_i - f_j|^2 / 2) v_j, the point itself included, up to a nearly
+    constant factor; divide by the filtered ones where a mean is wanted. The operator is linear and
+    not exactly symmetric; gradients are its exact adjoint.
+
+    Args:
+        values: n x c float32, in the order of the lattice's points.
+        adjoint: apply the transposed operator.
+
+    Returns:
+        n x c.
+
+    Raises:
+        ShapeError: not as many rows as the lattice has points.
+    """
+    if values.ndim != 2 or len(values) != len(lattice.vertices):
+        raise ShapeError(f"values: expected {len(lattice.vertices)} x c, got {tuple(values.shape)}")
+    return _Filter.apply(values, lattice, adjoint)
+
+
+def _splat_blur_slice(values: Tensor, lattice: Lattice, adjoint: bool) -> Tensor:
+    values = values.contiguous()
+    # The last bag is empty: row m stays zero and stands for neighbours that are not there.
+    rows = F.embedding_bag(
+        lattice.points, values, lattice.starts, mode="sum", per_sample_weights=lattice.point_weights.to(values.dtype)
+    )
+    blur = values.new_tensor([1.0, 0.5, 0.5]).expand(lattice.size + 1, 3).contiguous()
+    axes = lattice.neighbors.flip(0) if adjoint else lattice.neighbors
+    for neighbors in axes:
+        rows = F.embedding_bag(neighbors, rows, mode="sum", per_sample_weights=blur)
+        rows[-1] = 0
+    # The blur's own gain, as Krähenbühl and Koltun take it out.
+    alpha = 1 / (1 + 2.0**-lattice.dimensions)
+    weights = (alpha * lattice.weights).to(values.dtype)
+    return F.embedding_bag(lattice.vertices, rows, mode="sum", per_sample_weights=weights)
+
+
+def position_features(height: int, width: int, sigma_xy: float, device: torch.device) -> Tensor:
+    """n x 2: (x, y) of each pixel, in standard deviations; n = height * width, row by row."""
+    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1).float() / sigma_xy
+
+
+def bilateral_features(image: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
+    """B x n x 5: (x, y, r, g, b) of each pixel of B x 3 x h x w images in 0..255, in standard deviations."""
+    positions = position_features(*image.shape[2:], sigma_xy, image.device)
+    colors = image.float().flatten(2).transpose(1, 2) / sigma_rgb
+    return torch.cat([positions.expand(len(image), -1, -1), colors], dim=2)

@@ -1,0 +1,130 @@
+"""Weighted means over dilated 3 x 3 neighbourhoods, as PAR and PAMR take them.
+
+The image is padded once by the largest dilation and then read as one flat line: with a row
+stride of w + 2 pad, each neighbour of the whole image is one contiguous shift. So an iteration
+is 48 fused multiply-adds over the image, and no shifted copy is ever made.
+
+Shapes: P planes of scores, h x w image, L = h * (w + 2 pad) flat positions, J neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afactl.errors import ShapeError, check_shape
+
+DILATIONS = (1, 2, 4, 8, 12, 24)
+_DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
+
+
+def refine_by_neighbors(
+    image: Tensor, scores: Tensor, dilations: Sequence[int], iterations: int, kernel: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Replace every score by the kernel's weighted sum over its neighbours, `iterations` times.
+
+    Beyond the border the nearest pixel counts.
+
+    Args:
+        image: B x 3 x h x w RGB in 0..255.
+        scores: B x P x h' x w'; resized to the image (bilinear, align_corners True).
+        dilations: distances of the neighbours, in pixels; 8 directions at each.
+        kernel: one image 3 x h x w -> J x L weights, such as `color_kernel`.
+
+    Returns:
+        B x P x h x w float32.
+
+    Raises:
+        ShapeError: image and scores do not belong together, or no dilation is given.
+    """
+    check_shape("image", image, "B 3 h w", **{"3": 3})
+    check_shape("scores", scores, "B P h w", B=image.shape[0])
+    if not dilations or min(dilations) < 1:
+        raise ShapeError(f"dilations: expected positive distances, got {tuple(dilations)}")
+    scores = F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
+    refined = torch.empty_like(scores)
+    # Image by image: the 48 weights of one image at a time stay in the cache of the processor.
+    for one_image, one_scores, out in zip(image.float(), scores, refined, strict=True):
+        out.copy_(_iterate(one_scores, kernel(one_image), dilations, iterations))
+    return refined
+
+
+def distances(dilations: Sequence[int]) -> list[float]:
+    """Distance of each of the J neighbours in pixels."""
+    return [d * (dy * dy + dx * dx) ** 0.5 for d in dilations for dy, dx in _DIRECTIONS]
+
+
+def color_kernel(image: Tensor, dilations: Sequence[int], smoothness: float, power: int) -> Tensor:
+    """softmax over the neighbours of -mean over RGB of (|dI| / (smoothness * std))^power.
+
+    std is the unbiased standard deviation of the J neighbour values, per pixel and channel.
+
+    Args:
+        image: 3 x h x w float.
+
+    Returns:
+        J x L. Columns that fall into the padding hold waste.
+    """
+    _, height, width = image.shape
+    pad = max(dilations)
+    stride = width + 2 * pad
+    length = height * stride
+    offsets = _offsets(dilations, width)
+    padded = _pad(image, pad)
+    center = padded[:, pad * stride + pad :][:, :length]
+
+    # Statistics of the neighbours relative to the centre: on flat ground the squares of the
+    # colours themselves would cancel to noise.
+    total, squares, difference = torch.zeros_like(center), torch.zeros_like(center), torch.empty_like(center)
+    for offset in offsets:
+        torch.sub(padded[:, offset : offset + length], center, out=difference)
+        total += difference
+        squares.addcmul_(difference, difference)
+    count = len(offsets)
+    variance = (squares - total.square() / count).clamp_min_(0) / (count - 1)
+    inverse = (smoothness * (variance.sqrt_() + 1e-8)).reciprocal_()
+    kernel = image.new_empty(count, length)
+    for offset, kappa in zip(offsets, kernel, strict=True):
+        torch.sub(padded[:, offset : offset + length], center, out=difference)
+        difference.mul_(inverse)
+        torch.mean(difference.square_() if power == 2 else difference.abs_(), dim=0, out=kappa)
+    kernel.neg_()
+    kernel -= kernel.amax(dim=0)
+    kernel.exp_()
+    kernel /= kernel.sum(dim=0)
+    return kernel
+
+
+def _pad(planes: Tensor, pad: int) -> Tensor:
+    """P x h x w -> flat P x (h + 2 pad)(w + 2 pad) + 2 pad, borders replicated.
+
+    The tail of 2 pad lets the shift of the last row's padding columns stay inside the buffer.
+    """
+    flat = F.pad(planes[None], (pad, pad, pad, pad), mode="replicate")[0].flatten(1)
+    return F.pad(flat, (0, 2 * pad))
+
+
+def _offsets(dilations: Sequence[int], width: int) -> list[int]:
+    """Start of each neighbour's run in the padded flat image; the centre's is `pad * stride + pad`."""
+    pad = max(dilations)
+    stride = width + 2 * pad
+    return [(pad + d * dy) * stride + pad + d * dx for d in dilations for dy, dx in _DIRECTIONS]
+
+
+def _iterate(scores: Tensor, kernel: Tensor, dilations: Sequence[int], iterations: int) -> Tensor:
+    """P x h x w scores through `iterations` weighted sums with a J x L kernel."""
+    planes, height, width = scores.shape
+    pad = max(dilations)
+    stride = width + 2 * pad
+    length = height * stride
+    offsets = _offsets(dilations, width)
+    for _ in range(iterations):
+        padded = _pad(scores, pad)
+        flat = scores.new_zeros(planes, length)
+        for offset, weight in zip(offsets, kernel, strict=True):
+            flat.addcmul_(padded[:, offset : offset + length], weight)
+        scores = flat.view(planes, height, stride)[:, :, :width]
+    return scores

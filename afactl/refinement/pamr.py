@@ -1,0 +1,44 @@
+"""Pixel-adaptive mask refinement, PAMR (Araslanov and Roth, CVPR 2020, arXiv:2005.08104).
+
+What PAR was made from, kept for the comparison of Table 4: no position term, and the absolute
+instead of the squared difference of colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from afactl.refinement.neighborhood import DILATIONS, color_kernel, refine_by_neighbors
+
+
+def pixel_adaptive_mask_refinement(
+    image: Tensor,
+    scores: Tensor,
+    dilations: Sequence[int] = DILATIONS,
+    iterations: int = 10,
+    smoothness: float = 0.1,
+) -> Tensor:
+    """Refine score maps along the image's edges.
+
+    kernel = softmax_J(-mean_RGB |dI| / (smoothness * std_I)); a row sums to 1.
+
+    The paper divides by the local variance; a share of the standard deviation is the reading that does
+    not depend on the unit of the colours.
+
+    Args:
+        image: B x 3 x h x w RGB in 0..255, not normalised.
+        scores: B x P x h' x w'; resized to the image (bilinear, align_corners True).
+        dilations: distances of the neighbours, in pixels.
+        iterations: how often.
+
+    Returns:
+        B x P x h x w float32.
+
+    Raises:
+        ShapeError: image and scores do not belong together, or no dilation is given.
+    """
+    return refine_by_neighbors(
+        image, scores, dilations, iterations, lambda one: color_kernel(one, dilations, smoothness, power=1)
+    )

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from afactl.errors import UsageError
+from afactl.presets import load_preset
+from afactl.refinement.crf import dense_crf
+from afactl.refinement.pamr import pixel_adaptive_mask_refinement
+from afactl.refinement.par import pixel_adaptive_refinement
+from afactl.refinement.registry import REFINERS, build_refiner
+
+
+@pytest.fixture()
+def stacks():
+    """An image and two stacks of three planes at half its size."""
+    torch.manual_seed(0)
+    return torch.rand(1, 3, 12, 16) * 255, torch.rand(2, 3, 6, 8).softmax(1)
+
+
+@pytest.mark.parametrize("name", REFINERS)
+def test_every_refiner_gives_every_plane_of_every_stack(stacks, name):
+    refined = build_refiner(name, **load_preset("demo").refiner_settings(name))(*stacks)
+    assert refined.shape == (2, 3, 12, 16) and torch.isfinite(refined).all()
+    # Stacks do not see each other.
+    alone = build_refiner(name, **load_preset("demo").refiner_settings(name))(stacks[0], stacks[1][1:])
+    torch.testing.assert_close(refined[1:], alone, atol=1e-6, rtol=0)
+
+
+def test_the_names_mean_the_functions(stacks):
+    image, planes = stacks
+    resized = torch.nn.functional.interpolate(planes, size=(12, 16), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(build_refiner("none")(image, planes), resized)
+    torch.testing.assert_close(build_refiner("par", iterations=3)(image, planes)[1:], pixel_adaptive_refinement(image, planes[1:], iterations=3))
+    torch.testing.assert_close(build_refiner("pamr")(image, planes)[1:], pixel_adaptive_mask_refinement(image, planes[1:]))
+    torch.testing.assert_close(build_refiner("crf")(image, planes)[0], dense_crf(image[0], resized[0]))
+
+
+def test_an_unknown_refiner_is_refused():
+    with pytest.raises(UsageError, match='did you mean "pamr"'):
+        build_refiner("pamrr")

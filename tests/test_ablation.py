@@ -1,0 +1,104 @@
+"""The ablation tables: every row is measured once, and a stopped table goes on where it was."""
+
+import json
+import string
+
+import pytest
+import torch
+
+from afactl.ablation import ablate
+from afactl.ablation_tables import TABLES
+from afactl.errors import UsageError
+from afactl.evaluation import score_pseudo_labels
+from afactl.inference import open_run, open_split
+from afactl.presets import load_preset
+from tests.conftest import TINY
+
+CPU = torch.device("cpu")
+# Two steps a row: it is the bookkeeping that is tested here.
+SHORT = [*TINY, "train.max_iters=2", "train.eval_iters=2", "train.cls_warmup_iters=1", "train.aff_warmup_iters=0"]
+
+
+def not_again(*arguments, **options):
+    raise AssertionError("a finished row is measured again")
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_of_every_table_is_a_valid_preset(name):
+    for row in TABLES[name].rows:
+        preset = load_preset("voc", [change.format(max_iters=20000) for change in row.changes])
+        assert len(row.paper) == len(TABLES[name].splits)
+        assert row.refiner is None or preset.refiner_settings(row.refiner)
+        assert not [field for change in row.changes for _, field, _, _ in string.Formatter().parse(change) if field not in (None, "max_iters")]
+
+
+def test_the_papers_figures():
+    paper = {name: [row.paper for row in table.rows] for name, table in TABLES.items()}
+    assert paper["table2"] == [(46.7,), (56.2,), (62.6,), (63.8,), (66.0,)]
+    assert paper["table4"] == [(48.2,), (51.4,), (51.7,), (52.9,), (54.5,)]
+    assert paper["table1"][-1] == (48.2, 48.3) and max(paper["table7"]) == (63.8,)
+    assert len(paper["table9"]) == 16 and len(paper["table10"]) == 10 and len(paper["table8"]) == 9
+
+
+def test_refiners_are_compared_on_cached_cams_and_kept(run_copy, monkeypatch):
+    result = ablate("table4", None, run=run_copy, split="val", device=CPU)
+    assert [row.name for row in result.rows][:2] == ["CAM", "PAMR"] and result.columns == ("val",)
+    assert not any(row.reused for row in result.rows)
+    run = open_run(run_copy, CPU)
+    scores = score_pseudo_labels(run, open_split(run, "val", None, masks=True)).scores["AFA (w/o prop.)"]
+    assert result.rows[0].ours == (pytest.approx(scores[0].miou),), "the raw CAM is that of Table 3"
+    assert len({row.ours for row in result.rows}) == 5
+    monkeypatch.setattr("afactl.ablation.score_refined_cams", not_again)
+    again = ablate("table4", None, run=run_copy, split="val", device=CPU)
+    assert all(row.reused for row in again.rows) and [row.ours for row in again.rows] == [row.ours for row in result.rows]
+
+
+def test_tables_share_the_rows_they_have_in_common(run_copy):
+    ablate("table8", None, run=run_copy, split="val", device=CPU)
+    reused = {row.name: row.reused for row in ablate("table4", None, run=run_copy, split="val", device=CPU).rows}
+    assert reused["CAM"] and reused["PAMR"] and reused["PAR"] and reused["dense CRF (Table 8)"]
+
+
+def test_trained_rows_go_on_after_a_stop(tmp_path, tiny_data, monkeypatch):
+    arguments = {"data": tiny_data, "out": tmp_path / "rows", "overrides": SHORT, "device": CPU}
+    seen = []
+
+    def stop(event):
+        if event.kind == "step":
+            seen.append(event.step)
+            if len(seen) == 4:  # the end of the second row's training
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ablate("table2", "demo", **arguments, report=stop)
+    first = json.loads(next((tmp_path / "rows").glob("*/results.json")).read_text())
+    assert len(first) == 1
+    result = ablate("table2", "demo", **arguments)
+    assert [row.reused for row in result.rows] == [True, False, False, False, False]
+    assert result.rows[0].ours == (next(iter(first.values()))["miou"],)
+    folders = {path.name for path in (tmp_path / "rows").iterdir()}
+    assert len(folders) == 4, "the last two rows are one training"
+    monkeypatch.setattr("afactl.ablation.train", not_again)
+    assert all(row.reused for row in ablate("table2", "demo", **arguments).rows)
+    with pytest.raises(UsageError, match="was trained with other values.*train.seed"):
+        ablate("table2", "demo", **{**arguments, "overrides": [*SHORT, "train.seed=3"]})
+
+
+def test_cached_tables_train_their_run_where_a_preset_is_given(tmp_path, tiny_data):
+    result = ablate("table4", "demo", data=tiny_data, out=tmp_path, overrides=SHORT, split="val", device=CPU)
+    assert (tmp_path / "base" / "results.json").is_file() and f"{tmp_path / 'base'}, step 2" in result.where
+
+
+def test_pooling_rows_train_the_classifier_alone_and_show_both_splits(tmp_path, tiny_data):
+    result = ablate("table1", "demo", data=tiny_data, out=tmp_path, overrides=SHORT, device=CPU)
+    assert result.columns == ("train", "val") and all(len(row.ours) == 2 for row in result.rows)
+    assert all(load_preset(str(path)).train.cls_warmup_iters == 2 for path in tmp_path.glob("*/preset.yaml"))
+
+
+def test_options_that_do_not_go_together_are_refused(run_copy):
+    with pytest.raises(UsageError, match='did you mean "table4"'):
+        ablate("tabel4", None)
+    with pytest.raises(UsageError, match="give --preset PRESET and no --run"):
+        ablate("table2", None)
+    with pytest.raises(UsageError, match="give --preset PRESET and no --run"):
+        ablate("table7", "demo", run=run_copy)
