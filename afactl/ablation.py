@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,10 @@ from afactl.evaluation import Track, evaluate_segmentation, score_refined_cams
 from afactl.inference import TrainedRun, open_run, open_split
 from afactl.presets import Preset, differences, load_preset
 from afactl.runs import find_run, run_preset
-from afactl.training import Event, Report, preset_changes, train
+from afactl.training import Event, Report, ignore, preset_changes, train
+
+
+Reporter = Callable[[], AbstractContextManager[Report]]
 
 
 class Measured(NamedTuple):
@@ -54,7 +58,7 @@ def ablate(
     split: str = "train",
     overrides: Sequence[str] = (),
     device: torch.device = torch.device("cpu"),
-    report: Report = lambda event: None,
+    reporter: Reporter = partial(nullcontext, ignore),
     track: Track = iter,
 ) -> Result:
     """Measure every row of a table that is not yet finished.
@@ -67,6 +71,8 @@ def ablate(
         run: whose CAMs are refined, where the table does that; by default the run of `preset_name`
             in `out`, trained if need be, or else the newest run.
         split: of those CAMs.
+        reporter: opened around each training, gives what is called for its events.
+        track: wraps the walk over the images that are scored.
 
     Raises:
         UsageError: no such table, or options that do not go together.
@@ -78,11 +84,11 @@ def ablate(
     if table.measure != "refined":
         if run is not None or preset_name is None:
             raise UsageError(f"ablate {name}: its rows are trained, so give --preset PRESET and no --run")
-        trainer = partial(_train_row, preset_name, data, out, overrides, device, report)
+        trainer = partial(_train_row, preset_name, data, out, overrides, device, reporter)
         measured = [_measure(table, row, trainer(row.changes), splits, data, track) for row in table.rows]
         return Result(f"{name}: {table.title}", splits, measured, f"preset {preset_name}")
     if run is None and preset_name is not None:
-        base = _train_row(preset_name, data, out, overrides, device, report, ())
+        base = _train_row(preset_name, data, out, overrides, device, reporter, ())
     else:
         base = open_run(find_run(run)[0], device)
     measured = [_measure(table, row, base, splits, data, track) for row in table.rows]
@@ -91,7 +97,7 @@ def ablate(
 
 def _train_row(
     preset_name: str, data: Path | None, out: Path | None, overrides: Sequence[str],
-    device: torch.device, report: Report, changes: Sequence[str],
+    device: torch.device, reporter: Reporter, changes: Sequence[str],
 ) -> TrainedRun:  # fmt: skip
     """The finished run of a row: as it lies there, gone on with, or trained anew."""
     root = out or Path("runs") / f"ablate-{Path(preset_name).stem}"
@@ -99,17 +105,19 @@ def _train_row(
     total = load_preset(preset_name, own).train.max_iters
     changes = [change.format(max_iters=total) for change in changes]
     folder = root / _slug(changes)
-    report(Event("note", 0, total, {"text": f"row {folder}"}))
     if (folder / "preset.yaml").is_file() and not any(folder.glob("checkpoints/*/weights.safetensors")):
         shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to go on with
     if not (folder / "preset.yaml").is_file():
-        train(preset_name, data, folder, None, False, [*overrides, *changes], str(device), report)
+        with reporter() as report:
+            report(Event("note", 0, total, {"text": f"row {folder}"}))
+            train(preset_name, data, folder, None, False, [*overrides, *changes], str(device), report)
         return open_run(folder, device)
     changed = differences(run_preset(folder), load_preset(preset_name, [*own, *changes]))
     if changed:
         raise UsageError(f"{folder}: was trained with other values ({'; '.join(changed)}); give another --out")
     if open_run(folder, device).iteration < total:
-        train(None, out=folder, resume=True, device_name=str(device), report=report)
+        with reporter() as report:
+            train(None, out=folder, resume=True, device_name=str(device), report=report)
     return open_run(folder, device)
 
 

@@ -195,8 +195,9 @@ def ablate(
     from afactl.ablation import ablate as measure
     from afactl.devices import choose_device
 
-    with training_reporter() as report:
-        result = measure(name, preset, data, out_folder, run, split, overrides or [], choose_device(device), report, tracker("scoring"))
+    result = measure(
+        name, preset, data, out_folder, run, split, overrides or [], choose_device(device), training_reporter, tracker("scoring")
+    )
     columns = [f"{column}{whose}" for column in result.columns for whose in (", here", ", the paper's on VOC")]
     rows = []
     for row in result.rows:

@@ -45,6 +45,10 @@ class Event(NamedTuple):
 Report = Callable[[Event], None]
 
 
+def ignore(event: Event) -> None:
+    """The report of a job that nobody watches."""
+
+
 class Trained(NamedTuple):
     """What a job leaves behind.
 
@@ -70,7 +74,7 @@ def train(
     resume: bool = False,
     overrides: Sequence[str] = (),
     device_name: str = "auto",
-    report: Report = lambda event: None,
+    report: Report = ignore,
 ) -> Trained:
     """Train a preset in a new run folder, or go on with a run.
 

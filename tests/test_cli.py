@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import typer
+from rich.console import Console
 
 from afactl.cli import app, main
 from afactl.datasets.images import read_mask, write_mask
@@ -127,6 +128,14 @@ def test_ablate_prints_our_figures_beside_the_papers(call, run_copy, tmp_path):
     assert [row["paper"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]][0] == [48.2]
     refused(call("ablate", "table3"), 2, "expected one of table1, table2")
     refused(call("ablate", "table2"), 2, "--preset")
+
+
+def test_in_a_terminal_bars_are_drawn_one_at_a_time(call, tmp_path, tiny_data, monkeypatch):
+    monkeypatch.setattr("afactl.terminal.log", Console(stderr=True, force_terminal=True, width=120))
+    arguments = ("--data", tiny_data, "--out", tmp_path / "rows", "--set", "par.iterations=1", *SETS)
+    code, out, err = call("ablate", "table4", "--preset", "demo", "--split", "val", *arguments)
+    assert code == 0 and "5 rows measured now" in out, err
+    assert call("eval", "--run", tmp_path / "rows/base", "--split", "val")[0] == 0
 
 
 def test_pseudo_eval_shows_predicted_labels_beside_the_true_ones(call, run_copy):

@@ -1,0 +1,28 @@
+"""Window mask, propagation and confusion matrix against their textbook forms: python benchmarks/propagation.py"""
+
+import numpy as np
+import textbook
+import torch
+from ratio import compare, machine
+
+from afactl.affinity import neighborhood_mask, random_walk
+from afactl.metrics import confusion_matrix
+
+if __name__ == "__main__":
+    machine()
+    torch.manual_seed(0)
+    compare("window mask 32 x 32, radius 8", lambda: neighborhood_mask(32, 32, 8), lambda: textbook.window_mask(32, 32, 8), "double loop", rounds=3)
+    for side in ((48, 48), (94, 125)):
+        count = side[0] * side[1]
+        affinity, planes = torch.rand(1, count, count), torch.rand(1, 8, count)
+        mask = neighborhood_mask(*side, 8)
+        walk = lambda: random_walk(planes.view(1, 8, *side), affinity, 8, 2.0)  # noqa: B023, E731
+        plain = lambda: textbook.propagate(planes, affinity, mask, 2.0)  # noqa: B023, E731
+        difference = (walk().flatten(2) - plain()).abs().max().item()
+        compare(f"propagation {side[0]} x {side[1]}, both thresholds, 4 planes each", walk, plain, "N x N matrices", rounds=3)
+        print(f"  largest difference {difference:.1e}")
+    rng = np.random.default_rng(0)
+    truth, prediction = rng.integers(0, 21, (2, 375, 500)).astype(np.uint8)
+    if not np.array_equal(confusion_matrix(truth, prediction, 21), textbook.confusion_matrix(truth, prediction, 21)):
+        raise SystemExit("the confusion matrices differ")
+    compare("confusion matrix 375 x 500, 21 classes", lambda: confusion_matrix(truth, prediction, 21), lambda: textbook.confusion_matrix(truth, prediction, 21), "boolean masks")

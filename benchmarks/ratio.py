@@ -1,0 +1,57 @@
+"""Timing two ways of doing the same in turns, so that the machine's moods meet both alike."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+def compare(title: str, ours: Callable[[], object], other: Callable[[], object], name: str, rounds: int = 5) -> None:
+    """Print how many times longer the other way takes: best against best, and the median of the rounds."""
+    ours(), other()
+    pairs = []
+    for _ in range(rounds):
+        pairs.append((_seconds(ours), _seconds(other)))
+    mine, theirs = (min(column) for column in zip(*pairs, strict=True))
+    median = statistics.median(b / a for a, b in pairs)
+    print(f"{title}: {theirs / mine:.1f}x (median {median:.1f}x); ours {1000 * mine:.1f} ms, {name} {1000 * theirs:.1f} ms")
+
+
+def _seconds(job: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    job()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def machine() -> None:
+    """Print where and with what this is measured."""
+    processor = platform.processor() or platform.machine()
+    for line in open("/proc/cpuinfo") if sys.platform == "linux" else ():
+        if line.startswith("model name"):
+            processor = line.split(":")[1].strip()
+            break
+    print(f"{time.strftime('%Y-%m-%d')}, {processor}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+    """3 x h x w float RGB in 0..255: a generated scene with edges, texture and noise."""
+    from afactl.datasets.demo import draw_image
+
+    image, _, _ = draw_image(np.random.default_rng(seed), 256)
+    return torch.from_numpy(np.array(Image.fromarray(image).resize((width, height)))).permute(2, 0, 1).float()
+
+
+def peak_memory(script: str) -> float:
+    """Peak resident MiB of a Python script in a process of its own."""
+    code = f"{script}\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1])
