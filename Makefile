@@ -13,8 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/afactl pseudo-eval --split train --run $(RUN)
 	$(BIN)/afactl eval --split val --run $(RUN)
 	$(BIN)/afactl viz-attn --query 32,40 --run $(RUN)
-	$(BIN)/python -c "from afactl.datasets.demo import default_folder; print(default_folder() / 'images/val/000[0-5].png')" > $(RUN)/photos.txt
-	$(BIN)/afactl predict "$$(cat $(RUN)/photos.txt)" --crf --overlay --run $(RUN)
+	$(BIN)/afactl predict "$${AFACTL_CACHE:-$$HOME/.cache/afactl}/demo/images/val/000[0-5].png" --crf --overlay --run $(RUN)
 	@echo
 	@echo "run folder:  $(RUN) (preset, metrics, checkpoints)"
 	@echo "figures:     $(RUN)/figures"
