@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,9 +21,10 @@ from afactl.errors import DataError
 from afactl.inference import CamRecord, TrainedRun, multi_hot, open_cam_cache, record_of, segment, to_tensor
 from afactl.metrics import confusion_matrix, mean_iou
 from afactl.model import AFA, evaluation_mode
+from afactl.parallel import ordered_map, processes_for
 from afactl.presets import Preset
 from afactl.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
-from afactl.refinement.crf import CRF_BACKENDS
+from afactl.refinement.crf import crf_label
 from afactl.refinement.registry import build_refiner
 
 Track = Callable[[Sequence[Sample]], Iterator[Sample]]
@@ -34,6 +36,8 @@ WITH_AFFINITY = "AFA"
 WITHOUT_AFA = "w/o AFA"
 TABLE3_ROWS = (WITHOUT_PROPAGATION, WITH_MHSA, WITH_AFFINITY)
 PSEUDO_STAGE = "pseudo-labels"
+# Rows of `eval`; the last one only where the dense CRF is asked for.
+SEGMENTATION_ROWS = ("single scale", "multi-scale + flip", "multi-scale + flip + CRF")
 
 
 @torch.no_grad()
@@ -86,21 +90,28 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
     """
     preset = run.preset
     classes = len(split.classes) + 1
-    names = ["single scale", "multi-scale + flip"] + (["multi-scale + flip + CRF"] if crf else [])
-    refine = partial(CRF_BACKENDS[crf], **preset.crf.model_dump()) if crf else None
-    counts = {name: np.zeros((classes, classes), np.int64) for name in names}
-    for sample in track(split.samples):
-        image, truth = read_image(sample.image), split.read_mask(sample)
-        single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
-        fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
-        if not torch.isfinite(fused).all():
-            raise DataError(f"{sample.image}: the network gives non-finite values (NaN); its weights are broken, train again")
-        predictions = [single, fused]
-        if refine is not None:
-            predictions.append(refine(to_tensor(image, run.device)[0], fused.softmax(0)))
-        for name, prediction in zip(names, predictions, strict=True):
-            counts[name] += confusion_matrix(truth, _to_uint8(prediction.argmax(0)), classes)
-    return [Score(name, counts[name]) for name in names]
+    counts = {name: np.zeros((classes, classes), np.int64) for name in SEGMENTATION_ROWS[: 3 if crf else 2]}
+    truths: deque[np.ndarray] = deque()
+
+    def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for sample in track(split.samples):
+            image, truth = read_image(sample.image), split.read_mask(sample)
+            single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
+            fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
+            if not torch.isfinite(fused).all():
+                raise DataError(f"{sample.image}: the network gives non-finite values (NaN); its weights are broken, train again")
+            for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
+                counts[name] += confusion_matrix(truth, _to_uint8(logits.max(dim=0).indices), classes)
+            truths.append(truth)
+            yield to_tensor(image, run.device)[0], fused.softmax(0)
+
+    if crf is None:
+        deque(scored(), maxlen=0)
+    else:
+        refine = partial(crf_label, backend=crf, settings=preset.crf.model_dump())
+        for label in ordered_map(refine, scored(), processes_for(len(split.samples), run.device)):
+            counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truths.popleft(), _to_uint8(label), classes)
+    return [Score(name, found) for name, found in counts.items()]
 
 
 def score_refined_cams(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import glob
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from afactl.datasets.images import enlarge_mask, read_image, reduce_image, write_mask
 from afactl.errors import DataError, UsageError
 from afactl.inference import TrainedRun, segment, to_tensor
-from afactl.refinement.crf import CRF_BACKENDS
+from afactl.parallel import ordered_map, processes_for
+from afactl.refinement.crf import crf_label
 from afactl.visualization import overlay as paint_mask
 
 # Photos with more pixels are labelled at a smaller size and the mask is enlarged: the maps of 21
@@ -92,31 +95,40 @@ def predict(
         UsageError: the output folder cannot be written.
     """
     settings = run.preset.eval
-    refine = partial(CRF_BACKENDS[crf], **run.preset.crf.model_dump()) if crf else None
     written, failed, reduced = [], [], 0
-    for photo in track(photos):
-        try:
-            image = read_image(photo.path)
-        except DataError as error:
-            failed.append(str(error))
-            continue
-        size = image.shape[:2]
-        image = reduce_image(image, MAX_PIXELS)
-        logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
-        if not torch.isfinite(logits).all():
-            failed.append(f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again")
-            continue
-        scores = logits if refine is None else refine(to_tensor(image, run.device)[0], logits.softmax(0))
-        mask = scores.argmax(0).to(torch.uint8).cpu().numpy()
-        picture = paint_mask(image, mask) if overlay else None
-        reduced += image.shape[:2] != size
-        mask = enlarge_mask(mask, size)
+    waiting: deque[tuple[Photo, tuple[int, int], np.ndarray]] = deque()
+
+    def scored() -> Iterator[tuple[Tensor, Tensor]]:
+        for photo in track(photos):
+            try:
+                image = read_image(photo.path)
+            except DataError as error:
+                failed.append(str(error))
+                continue
+            size = image.shape[:2]
+            image = reduce_image(image, MAX_PIXELS)
+            logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
+            if not torch.isfinite(logits).all():
+                failed.append(f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again")
+                continue
+            waiting.append((photo, size, image))
+            yield to_tensor(image, run.device)[0], logits.softmax(0)
+
+    label_of = partial(crf_label, backend=crf, settings=run.preset.crf.model_dump()) if crf else _most_probable
+    for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):
+        photo, size, image = waiting.popleft()
+        mask = label.cpu().numpy()
+        reduced += mask.shape != size
         target = out / photo.mask
         try:
-            write_mask(target, mask)
-            if picture is not None:
-                Image.fromarray(picture).save(target.with_name(f"{target.stem}_overlay.png"))
+            write_mask(target, enlarge_mask(mask, size))
+            if overlay:
+                Image.fromarray(paint_mask(image, mask)).save(target.with_name(f"{target.stem}_overlay.png"))
         except OSError as error:
             raise UsageError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
         written.append(target)
     return Prediction(written, reduced, failed)
+
+
+def _most_probable(photo: tuple[Tensor, Tensor]) -> Tensor:
+    return photo[1].max(dim=0).indices.to(torch.uint8)

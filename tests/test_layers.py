@@ -21,7 +21,7 @@ LAYERS = [
     {"datasets.training_stream", "datasets.registry"},
     {"datasets.voc", "datasets.coco", "datasets.folder", "datasets.demo"},
     {"datasets.mask_labels"},
-    {"datasets.images", "datasets.transforms", "datasets.samples", "presets", "cache", "ablation_tables"},
+    {"datasets.images", "datasets.transforms", "datasets.samples", "presets", "cache", "parallel", "ablation_tables"},
     {"pseudo_labels", "model"},
     {"refinement.registry"},
     {"cam", "affinity", "losses", "metrics", "schedule", "refinement.par", "refinement.pamr", "refinement.crf", "backbones"},

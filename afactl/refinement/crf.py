@@ -12,9 +12,9 @@ Shapes: K classes, h x w image, n = h * w points.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -162,3 +162,16 @@ def dense_crf_pydensecrf(
 
 # What `--crf-backend` offers.
 CRF_BACKENDS: dict[str, Callable[..., Tensor]] = {"torch": dense_crf, "pydensecrf": dense_crf_pydensecrf}
+
+
+def crf_label(photo: tuple[Tensor, Tensor], backend: str, settings: Mapping[str, Any]) -> Tensor:
+    """The refined label of one photo, in a form that can be mapped over many, in other processes too.
+
+    Args:
+        photo: (3 x h x w image in 0..255, K x h x w probabilities).
+        backend: one of CRF_BACKENDS. settings: its keyword arguments.
+
+    Returns:
+        h x w uint8.
+    """
+    return CRF_BACKENDS[backend](*photo, **settings).max(dim=0).indices.to(torch.uint8)
