@@ -20,6 +20,7 @@ import torch
 
 from afactl.ablation_tables import TABLES, Row, Table
 from afactl.datasets.registry import data_fingerprint
+from afactl.datasets.samples import Split
 from afactl.errors import UsageError, nearest
 from afactl.evaluation import Track, evaluate_segmentation, score_refined_cams
 from afactl.inference import TrainedRun, open_run, open_split
@@ -136,8 +137,7 @@ def _measure(
         settings: dict[str, Any] = {"measure": table.measure, "split": name, "data": data_fingerprint(found), "weights": run.weights}
         if table.measure == "segmentation":
             settings |= {"eval": run.preset.eval.model_dump(mode="json"), "crf": row.crf and run.preset.crf.model_dump(mode="json")}
-            label = "multi-scale + flip + CRF" if row.crf else "multi-scale + flip"
-            job = partial(_segmentation, run, found, row.crf, label, track)
+            job = partial(_segmentation, run, found, row.crf, track)
         else:
             preset = _changed(run.preset, row.changes) if table.measure == "refined" else run.preset
             refiner = (row.refiner, preset.refiner_settings(row.refiner)) if row.refiner else None
@@ -149,9 +149,8 @@ def _measure(
     return Measured(row.name, tuple(figures), row.paper, reused)
 
 
-def _segmentation(run: TrainedRun, split: Any, crf: bool, label: str, track: Track) -> float:
-    scores = evaluate_segmentation(run, split, "torch" if crf else None, track)
-    return next(score.miou for score in scores if score.name == label)
+def _segmentation(run: TrainedRun, split: Split, crf: bool, track: Track) -> float:
+    return evaluate_segmentation(run, split, "torch" if crf else None, track)[-1].miou
 
 
 def _changed(preset: Preset, changes: Sequence[str]) -> Preset:

@@ -5,14 +5,14 @@ torch and everything that needs it is imported inside the commands: `afactl --he
 
 from __future__ import annotations
 
-import json
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from afactl.cli_data import data_app
 from afactl.errors import AfactlError, UsageError
 from afactl.options import (
     Backend,
@@ -29,7 +29,7 @@ from afactl.options import (
     SplitOption,
     Which,
 )
-from afactl.terminal import duration, error_line, log, out, percent, table, tracker, training_reporter
+from afactl.terminal import duration, error_line, log, out, percent, table, tracker, training_reporter, write_json
 
 if TYPE_CHECKING:
     from afactl.evaluation import Score
@@ -44,6 +44,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+app.add_typer(data_app, name="data")
 
 
 @app.command(epilog="Example: afactl train voc --data VOCdevkit/VOC2012 --init mit_b1.pth --set train.max_iters=20000")
@@ -125,7 +128,8 @@ def pseudo_eval(
     if per_class:
         _print_per_class({f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", " + PAR"), pair, strict=True)}, found.classes)
     figures = {n: {"without_par": p[0].miou, "with_par": p[1].miou} for n, p in scores.items()}
-    _write_json(json_file, {"split": split, "images": result.images, "run": str(trained.folder), "step": trained.iteration, "miou": figures})
+    if json_file is not None:
+        write_json(json_file, {"split": split, "images": result.images, "run": str(trained.folder), "step": trained.iteration, "miou": figures})
 
 
 @app.command("eval", epilog="Example: afactl eval --split val --crf --per-class")
@@ -159,7 +163,8 @@ def evaluate(
     if per_class:
         _print_per_class({score.name: score for score in scores}, found.classes)
     figures = {score.name: score.miou for score in scores}
-    _write_json(json_file, {"split": split, "images": len(found.samples), "run": str(trained.folder), "step": trained.iteration, "miou": figures})
+    if json_file is not None:
+        write_json(json_file, {"split": split, "images": len(found.samples), "run": str(trained.folder), "step": trained.iteration, "miou": figures})
 
 
 @app.command("dump-cams", epilog="Example: afactl dump-cams --split train")
@@ -207,7 +212,8 @@ def ablate(
     reused = sum(row.reused for row in result.rows)
     out.print(f"{result.where}; {len(rows) - reused} rows measured now, {reused} finished before")
     figures = [{"row": row.name, "miou": row.ours, "paper": row.paper} for row in result.rows]
-    _write_json(json_file, {"table": name, "columns": result.columns, "where": result.where, "rows": figures})
+    if json_file is not None:
+        write_json(json_file, {"table": name, "columns": result.columns, "where": result.where, "rows": figures})
 
 
 @app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
@@ -335,15 +341,6 @@ def _print_per_class(scores: dict[str, Score], classes: tuple[str, ...]) -> None
     rows = [(name, *(percent(iou[i]) for iou in ious)) for i, name in enumerate(("background", *classes))]
     rows.append(("mIoU", *(percent(score.miou) for score in scores.values())))
     out.print(table("IoU % per class (a dash: not in the truth)", ("class", *scores), rows))
-
-
-def _write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    if path is None:
-        return
-    try:
-        path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json {path}: cannot be written ({error.strerror}); give another file") from error
 
 
 # Typer brings its own copy of click's exceptions in newer versions: reach them through its own.

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from afactl.errors import UsageError
 
 if TYPE_CHECKING:
     from afactl.training import Event
@@ -134,3 +138,15 @@ def duration(seconds: float) -> str:
 def error_line(message: str) -> None:
     """One line on the standard error, however long; newlines of libraries are folded."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def write_json(path: Path, figures: object) -> None:
+    """Write figures for `--json`.
+
+    Raises:
+        UsageError: the file cannot be written.
+    """
+    try:
+        path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--json {path}: cannot be written ({error.strerror}); give another file") from error

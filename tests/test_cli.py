@@ -15,10 +15,11 @@ import typer
 from rich.console import Console
 
 from afactl.cli import app, main
+from afactl.datasets import demo
 from afactl.datasets.images import read_mask, write_mask
 from tests.conftest import TINY
 
-COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor"]
+COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor", "data check"]
 SETS = [part for override in TINY for part in ("--set", override)]
 
 
@@ -45,13 +46,21 @@ def refused(result, code, *parts):
         assert part in lines[0], lines[0]
 
 
+def flattened(commands, before=""):
+    """Commands by their full names, those of groups too."""
+    for name, command in commands.items():
+        below = getattr(command, "commands", None)
+        yield from flattened(below, f"{before}{name} ") if below else [f"{before}{name}"]
+
+
 def test_the_commands_are_these():
-    assert list(typer.main.get_command(app).commands) == COMMANDS
+    found = [*flattened(typer.main.get_command(app).commands)]
+    assert sorted(found) == sorted(COMMANDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_with_an_example(call, command):
-    code, out, _ = call(command, "--help")
+    code, out, _ = call(*command.split(), "--help")
     assert code == 0 and f"Example: afactl {command}" in out and "--help" in out
 
 
@@ -175,6 +184,21 @@ def test_presets_are_listed_printed_and_copied(call, tmp_path):
     refused(call("presets", "voc", "--copy", tmp_path / "mine.yaml"), 2, "the file exists")
     refused(call("presets", "vok"), 2, 'did you mean "voc"')
     refused(call("presets", "--copy", tmp_path / "x.yaml"), 2, "which preset?")
+
+
+def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_path):
+    data = demo.generate(tmp_path / "data", train=24, val=4, size=64)
+    code, out, _ = call("data", "check", data)
+    assert code == 0 and "no defects" in out and "triangle" in out and "photos by number of labels" in out
+    (tmp_path / "data/images/val/0001.png").write_bytes(b"\x89PNG cut")
+    code, out, _ = call("data", "check", "demo", "--data", tmp_path / "data", "--json", tmp_path / "c.json")
+    assert code == 1 and "photo cannot be read: 1" in out and "1 defects" in out
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert report["defects"][0]["where"].endswith("0001.png") and [one["images"] for one in report["splits"]] == [24, 4]
+    (tmp_path / "empty").mkdir()
+    refused(call("data", "check", tmp_path / "empty"), 1, "labels.csv (folder)")
+    refused(call("data", "check", tiny_data, "--data", tiny_data), 2, "leave --data out")
+    refused(call("data", "check", "vok"), 2, 'did you mean "voc"')
 
 
 def test_doctor_reports(call):

@@ -16,7 +16,16 @@ from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = typer.main.get_command(app).commands
+
+
+def every_command(commands, before=""):
+    """(full name, command), those of groups too."""
+    for name, command in commands.items():
+        below = getattr(command, "commands", None)
+        yield from every_command(below, f"{before}{name} ") if below else [(f"{before}{name}", command)]
+
+
+COMMANDS = dict(every_command(typer.main.get_command(app).commands))
 
 
 def command_lines(page):
@@ -38,7 +47,8 @@ def test_the_pages_show_commands():
 
 @pytest.mark.parametrize(("page", "call"), CALLS)
 def test_every_command_line_of_the_docs_parses(page, call):
-    name, *arguments = call
+    length = 2 if shlex.join(call[:2]) in COMMANDS else 1
+    name, arguments = " ".join(call[:length]), call[length:]
     context = COMMANDS[name].make_context(name, list(arguments))
     if name == "train" and (preset := context.params["preset"]) in preset_names():
         load_preset(preset, context.params["overrides"] or [])

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "afactl"
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"cli_data"},
     {"ablation"},
     {"prediction", "training", "terminal", "options"},
     {"visualization", "training_step"},
@@ -18,7 +19,7 @@ LAYERS = [
     {"inference"},
     {"checkpoints"},
     {"foreign_weights", "runs", "doctor", "devices"},
-    {"datasets.training_stream", "datasets.registry"},
+    {"datasets.training_stream", "datasets.registry", "datasets.checking"},
     {"datasets.voc", "datasets.coco", "datasets.folder", "datasets.demo"},
     {"datasets.mask_labels"},
     {"datasets.images", "datasets.transforms", "datasets.samples", "presets", "cache", "parallel", "ablation_tables"},
@@ -80,7 +81,7 @@ def test_input_is_never_checked_by_assert(path):
 def test_every_module_has_its_tests():
     tests = Path(__file__).resolve().parent
     without = {"__main__", "__init__", "datasets", "refinement", "backbones", "datasets.samples", "backbones.mit",
-               "backbones.registry", "datasets.registry", "datasets.mask_labels", "training_step", "refinement.neighborhood", "ablation_tables", "options"}  # fmt: skip
+               "backbones.registry", "datasets.registry", "datasets.mask_labels", "training_step", "refinement.neighborhood", "ablation_tables", "options", "cli_data"}  # fmt: skip
     files = {name: [*name.split(".")[:-1], f"test_{name.split('.')[-1]}.py"] for name in LEVEL if name not in without}
     missing = [name for name, parts in files.items() if not tests.joinpath(*parts).is_file()]
     assert not missing

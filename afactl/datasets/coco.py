@@ -50,6 +50,11 @@ def load(root: Path, split: str) -> Split:
     return Split(split, tuple(category["name"] for category in categories), tuple(samples), mask)
 
 
+def splits(root: Path) -> list[str]:
+    """The splits whose annotations are there."""
+    return [name for name in SPLITS if (root / "annotations" / f"instances_{name}{YEAR}.json").is_file()]
+
+
 @lru_cache(maxsize=2)
 def read_instances(path: Path) -> dict[str, Any]:
     """The annotation file; train and val are kept, since reading one takes up to a minute.

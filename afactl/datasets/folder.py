@@ -56,6 +56,15 @@ def load(root: Path, split: str) -> Split:
     return Split(split, classes, tuple(samples), mask if has_masks else None, mask_path if has_masks else None)
 
 
+def splits(root: Path) -> list[str]:
+    """The splits that labels.csv names, in their order there.
+
+    Raises:
+        DataError: labels.csv is missing or wrong.
+    """
+    return list(dict.fromkeys(row[2] for row in read_table(root / "labels.csv")))
+
+
 def read_table(table: Path) -> list[tuple[int, str, str, list[str]]]:
     """Rows of labels.csv as (line number, image, split, class names).
 

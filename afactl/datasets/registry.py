@@ -14,12 +14,31 @@ from afactl.datasets.samples import Split
 from afactl.errors import DataError, PresetError, UsageError, nearest
 
 Loader = Callable[[Path, str], Split]
+Lister = Callable[[Path], list[str]]
 _LOADERS: dict[str, Loader] = {}
+_LISTERS: dict[str, Lister] = {}
 
 
-def register(name: str, loader: Loader) -> None:
-    """Make `loader(root, split)` available as `data.name: name`."""
-    _LOADERS[name] = loader
+def register(name: str, loader: Loader, splits: Lister) -> None:
+    """Make `loader(root, split)` available as `data.name: name`; `splits(root)` gives the splits there."""
+    _LOADERS[name], _LISTERS[name] = loader, splits
+
+
+def dataset_folder(name: str, root: Path | None) -> Path:
+    """The folder of a dataset; None makes the generated demo where it belongs.
+
+    Raises:
+        PresetError: no such format. UsageError: no folder given. DataError: it is not there.
+    """
+    if name not in _LOADERS:
+        raise PresetError(f'data.name: "{name}" is no dataset format{nearest(name, sorted(_LOADERS))}')
+    if root is None:
+        if name != "demo":
+            raise UsageError(f"data: the folder of the {name} dataset is needed; give --data DIR")
+        return demo.generate(demo.default_folder())
+    if not root.is_dir():
+        raise DataError(f"--data {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
+    return root
 
 
 def load_split(name: str, root: Path | None, split: str) -> Split:
@@ -33,14 +52,7 @@ def load_split(name: str, root: Path | None, split: str) -> Split:
         PresetError: no such format. UsageError: no folder given. DataError: the folder or split
             is not what the format expects.
     """
-    if name not in _LOADERS:
-        raise PresetError(f'data.name: "{name}" is no dataset format{nearest(name, sorted(_LOADERS))}')
-    if root is None:
-        if name != "demo":
-            raise UsageError(f"data: the folder of the {name} dataset is needed; give --data DIR")
-        root = demo.generate(demo.default_folder())
-    if not root.is_dir():
-        raise DataError(f"--data {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
+    root = dataset_folder(name, root)
     found = _LOADERS[name](root, split)
     if not found.samples:
         raise DataError(f"--data {root}: split {split} is empty")
@@ -76,7 +88,33 @@ def data_fingerprint(split: Split) -> str:
     return digest.hexdigest()[:16]
 
 
-register("voc", voc.load)
-register("coco", coco.load)
-register("folder", folder.load)
-register("demo", folder.load)
+def load_all(name: str, root: Path | None) -> list[Split]:
+    """Every split of a dataset.
+
+    Raises:
+        DataError: there is none. Others: as in `load_split`.
+    """
+    where = dataset_folder(name, root)
+    found = [load_split(name, where, split) for split in _LISTERS[name](where)]
+    if not found:
+        raise DataError(f"--data {where}: expected a dataset in the {name} format, found no split of it")
+    return found
+
+
+def format_of(root: Path) -> str:
+    """Which format a folder has, by what lies in it.
+
+    Raises:
+        DataError: none that is known.
+    """
+    signs = {"folder": "labels.csv", "voc": "ImageSets/Segmentation", "coco": "annotations"}
+    for name, sign in signs.items():
+        if (root / sign).exists():
+            return name
+    raise DataError(f"{root}: expected {', '.join(f'{sign} ({name})' for name, sign in signs.items())} in it, found none; see docs/data.md")
+
+
+register("voc", voc.load, voc.splits)
+register("coco", coco.load, coco.splits)
+register("folder", folder.load, folder.splits)
+register("demo", folder.load, folder.splits)

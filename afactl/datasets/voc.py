@@ -59,6 +59,17 @@ def load(root: Path, split: str) -> Split:
     return Split(split, CLASSES, samples, mask, mask_path)
 
 
+def splits(root: Path) -> list[str]:
+    """The splits that are there; `train_aug` where the SBD masks are.
+
+    Raises:
+        DataError: another layout.
+    """
+    _check_layout(root)
+    listed = [name for name in ("train", "val") if (root / "ImageSets" / "Segmentation" / f"{name}.txt").is_file()]
+    return [AUGMENTED, *listed] if (root / "SegmentationClassAug").is_dir() else listed
+
+
 def _check_layout(root: Path) -> None:
     if (root / "JPEGImages").is_dir() and (root / "ImageSets" / "Segmentation").is_dir():
         return

@@ -1,0 +1,133 @@
+"""Reading every file of a dataset before it is trained on: what is there, and what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from afactl.datasets.images import IGNORE, read_image
+from afactl.datasets.samples import Sample, Split
+from afactl.errors import DataError
+
+
+class Defect(NamedTuple):
+    """Something wrong with one file or class: `kind` in a few words, `where` it is, and the detail."""
+
+    kind: str
+    where: str
+    detail: str
+
+
+class SplitFacts(NamedTuple):
+    """What a split holds.
+
+    Attributes:
+        heights, widths: of the readable photos, (smallest, median, largest).
+        classes: photos per class, in the order of the classes.
+        labels: photos by their number of labels, {0: 3, 1: 20, ...}.
+        masked: whether there are masks.
+    """
+
+    name: str
+    images: int
+    heights: tuple[int, int, int]
+    widths: tuple[int, int, int]
+    classes: tuple[int, ...]
+    labels: dict[int, int]
+    masked: bool
+
+
+class Report(NamedTuple):
+    """The facts of every split, and all defects."""
+
+    classes: tuple[str, ...]
+    splits: list[SplitFacts]
+    defects: list[Defect]
+
+
+Track = Callable[[Sequence[Sample]], Iterator[Sample]]
+
+
+def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Report:
+    """Decode every photo and mask of the splits.
+
+    Defects: a photo or mask that cannot be read, or a mask with values that are no class; a mask of
+    another size; labels that contradict the mask; the same photo twice; a class that occurs, but
+    never in the training split.
+
+    Args:
+        train: name of the training split.
+    """
+    facts, defects, seen = [], [], {}
+    for split in splits:
+        found, wrong = _check_split(split, seen, track)
+        facts.append(found)
+        defects += wrong
+    taught = next((one.classes for one in facts if one.name == train), None)
+    classes = splits[0].classes
+    for number, name in enumerate(classes if taught else ()):
+        elsewhere = [one.name for one in facts if one.classes[number]]
+        if elsewhere and not taught[number]:
+            defects.append(Defect("class without training photos", name, f"occurs in {', '.join(elsewhere)} but never in {train}"))
+    return Report(classes, facts, defects)
+
+
+class _Read(NamedTuple):
+    size: tuple[int, int] | None
+    digest: str | None
+    defects: list[Defect]
+
+
+def _check_split(split: Split, seen: dict[str, str], track: Track) -> tuple[SplitFacts, list[Defect]]:
+    sizes, defects = [], []
+    # Pillow and NumPy leave the interpreter's lock while they decode, so threads use all cores.
+    with ThreadPoolExecutor() as pool:
+        reads = pool.map(lambda sample: _read(split, sample), split.samples)
+        for sample, read in zip(track(split.samples), reads, strict=True):
+            defects += read.defects
+            if read.size:
+                sizes.append(read.size)
+            if read.digest:
+                first = seen.setdefault(read.digest, str(sample.image))
+                if first != str(sample.image):
+                    defects.append(Defect("photo twice", str(sample.image), f"the same bytes as {first}"))
+    heights, widths = zip(*sizes, strict=True) if sizes else ((0,), (0,))
+    counts = Counter(label for sample in split.samples for label in sample.labels)
+    return SplitFacts(
+        split.name, len(split.samples), _spread(heights), _spread(widths),
+        tuple(counts[number] for number in range(len(split.classes))),
+        dict(sorted(Counter(len(sample.labels) for sample in split.samples).items())), split.read_mask is not None,
+    ), defects  # fmt: skip
+
+
+def _spread(values: Sequence[int]) -> tuple[int, int, int]:
+    return min(values), int(np.median(values)), max(values)
+
+
+def _read(split: Split, sample: Sample) -> _Read:
+    defects, size, digest = [], None, None
+    try:
+        size = read_image(sample.image).shape[:2]
+        digest = hashlib.sha256(sample.image.read_bytes()).hexdigest()
+    except DataError as error:
+        defects.append(Defect("photo cannot be read", str(sample.image), str(error)))
+    if split.read_mask is not None:
+        where = str(split.mask_path(sample)) if split.mask_path else f"mask of {sample.image_id}"
+        try:
+            mask = split.read_mask(sample)
+        except DataError as error:
+            return _Read(size, digest, [*defects, Defect("mask cannot be read", where, str(error))])
+        if size and mask.shape != size:
+            sides = f"{mask.shape[1]} x {mask.shape[0]} pixels, the photo has {size[1]} x {size[0]}"
+            defects.append(Defect("mask of another size", where, sides))
+        drawn = set(np.unique(mask).tolist()) - {0, IGNORE}
+        named = {label + 1 for label in sample.labels}
+        if drawn != named:
+            only = [f"{split.classes[value - 1]} is only {place}" for values, place in ((drawn - named, "in the mask"), (named - drawn, "among the labels")) for value in sorted(values)]
+            defects.append(Defect("labels contradict the mask", str(sample.image), "; ".join(only)))
+    return _Read(size, digest, defects)

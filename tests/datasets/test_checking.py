@@ -1,0 +1,72 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from afactl.datasets import demo
+from afactl.datasets.checking import check_splits
+from afactl.datasets.images import read_mask, write_mask
+from afactl.datasets.registry import format_of, load_all
+from afactl.errors import DataError
+
+
+@pytest.fixture()
+def data(tmp_path):
+    """Enough pictures that every class is trained."""
+    return demo.generate(tmp_path / "data", train=24, val=4, size=64)
+
+
+def check(data):
+    return check_splits(load_all("folder", data), "train")
+
+
+def kinds(data):
+    return {defect.kind: defect for defect in check(data).defects}
+
+
+def test_a_sound_dataset_has_no_defects_and_its_facts(data):
+    report = check(data)
+    train, val = report.splits
+    assert report.defects == [] and (train.name, train.images, val.name, val.images) == ("train", 24, "val", 4)
+    assert train.heights == train.widths == (64, 64, 64) and train.masked
+    labels = [line.split(",")[2].split("|") for line in (data / "labels.csv").read_text().split()[1:25]]
+    assert sum(train.classes) == sum(map(len, labels)) and sum(train.labels.values()) == 24
+
+
+def test_every_kind_of_defect_is_found_and_named(data):
+    shutil.copy(data / "images/train/0000.png", data / "images/train/0001.png")
+    assert {"photo twice", "labels contradict the mask"} >= set(kinds(data)) and "0000.png" in kinds(data)["photo twice"].detail
+    (data / "images/train/0002.png").write_bytes((data / "images/train/0002.png").read_bytes()[:500])
+    write_mask(data / "masks/train/0003.png", np.full((64, 64), 77, np.uint8))
+    mask = read_mask(data / "masks/val/0000.png", 6)
+    write_mask(data / "masks/val/0000.png", mask[:40])
+    other = np.where(read_mask(data / "masks/val/0001.png", 6) > 0, 0, 0).astype(np.uint8)
+    write_mask(data / "masks/val/0001.png", other)
+    found = kinds(data)
+    assert "0002.png" in found["photo cannot be read"].where and "truncated" in found["photo cannot be read"].detail
+    assert "got 77" in found["mask cannot be read"].detail
+    assert found["mask of another size"].detail == "64 x 40 pixels, the photo has 64 x 64"
+    assert "only among the labels" in found["labels contradict the mask"].detail
+
+
+def test_a_class_that_is_never_trained_is_named(data):
+    table = (data / "labels.csv").read_text().splitlines()
+    (data / "classes.txt").write_text((data / "classes.txt").read_text() + "zebra\n")
+    (data / "labels.csv").write_text("\n".join([*table[:-1], table[-1] + "|zebra"]) + "\n")
+    found = kinds(data)["class without training photos"]
+    assert found.where == "zebra" and found.detail == "occurs in val but never in train"
+
+
+def test_real_photos_of_voc_have_no_defects_but_the_known_one(shared):
+    report = check_splits(load_all("voc", shared / "data/voc-mini/VOCdevkit/VOC2012"), "train_aug")
+    assert [(one.name, one.images) for one in report.splits] == [("train_aug", 120), ("train", 90), ("val", 70)]
+    assert report.defects == []
+
+
+def test_formats_are_told_by_what_lies_in_the_folder(shared, tiny_data, tmp_path):
+    assert format_of(tiny_data) == "folder"
+    assert format_of(shared / "data/voc-mini/VOCdevkit/VOC2012") == "voc"
+    assert format_of(shared / "data/coco-mini") == "coco"
+    assert [split.name for split in load_all("coco", shared / "data/coco-mini")] == ["train", "val"]
+    with pytest.raises(DataError, match="found none"):
+        format_of(tmp_path)
