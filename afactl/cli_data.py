@@ -8,34 +8,30 @@ from typing import Annotated, Optional
 import typer
 
 from afactl.errors import UsageError
-from afactl.options import JsonOption
+from afactl.options import JsonOption, SplitOption
 from afactl.terminal import out, table, tracker, write_json
 
 # So many defects of a kind are printed; --json holds all.
 SHOWN = 10
+
+DatasetArgument = Annotated[str, typer.Argument(metavar="PRESET|DIR", help="a preset, or a folder in one of the formats")]
+FolderOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset, where a preset is given")]
 
 data_app = typer.Typer(help="Look at a dataset before training on it.", rich_markup_mode=None, no_args_is_help=True)
 
 
 @data_app.command(epilog="Example: afactl data check mydata")
 def check(
-    dataset: Annotated[str, typer.Argument(metavar="PRESET|DIR", help="a preset, or a folder in one of the formats")],
-    data: Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset, where a preset is given")] = None,
+    dataset: DatasetArgument,
+    data: FolderOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Read every photo and mask, show what is there, and list what is wrong; exit code 1 if anything is."""
     from afactl.datasets.checking import check_splits
-    from afactl.datasets.registry import format_of, load_all
-    from afactl.presets import load_preset
+    from afactl.datasets.registry import load_all
 
-    if Path(dataset).is_dir():
-        if data is not None:
-            raise UsageError(f"data check: {dataset} is a folder already; leave --data out")
-        splits, train = load_all(format_of(Path(dataset)), Path(dataset)), None
-    else:
-        preset = load_preset(dataset)
-        root = data or (Path(preset.data.root) if preset.data.root else None)
-        splits, train = load_all(preset.data.name, root), preset.data.train_split
+    name, root, train = _locate(dataset, data)
+    splits = load_all(name, root)
     names = [split.name for split in splits]
     train = train if train in names else names[0]
     report = check_splits(splits, train, tracker("reading"))
@@ -64,3 +60,36 @@ def check(
     out.print(f"{len(report.defects)} defects" if report.defects else "no defects")
     if report.defects:
         raise typer.Exit(1)
+
+
+@data_app.command(epilog="Example: afactl data preview mydata --split val --out sheet.png")
+def preview(
+    dataset: DatasetArgument,
+    split: SplitOption = "train",
+    data: FolderOption = None,
+    count: Annotated[int, typer.Option("--count", min=1, max=200, help="how many photos")] = 24,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
+    out_file: Annotated[Path, typer.Option("--out", help="picture to write (.png, .svg, .pdf)")] = Path("preview.png"),
+) -> None:
+    """Draw a contact sheet: photos with their labels, and their masks where there are any."""
+    from afactl.datasets.registry import load_split
+    from afactl.visualization import draw_contact_sheet
+
+    name, root, _ = _locate(dataset, data)
+    shown = draw_contact_sheet(load_split(name, root, split), out_file, count, seed)
+    out.print(f"{shown} photos of {split}")
+    out.print(f"picture: {out_file}")
+
+
+def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | None]:
+    """(format, folder, training split if known) of a preset's dataset or of a folder."""
+    from afactl.datasets.registry import format_of
+    from afactl.presets import load_preset
+
+    if Path(dataset).is_dir():
+        if data is not None:
+            raise UsageError(f"--data {data}: {dataset} is a folder already; leave --data out")
+        return format_of(Path(dataset)), Path(dataset), None
+    preset = load_preset(dataset)
+    root = data or (Path(preset.data.root) if preset.data.root else None)
+    return preset.data.name, root, preset.data.train_split

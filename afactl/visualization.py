@@ -1,4 +1,4 @@
-"""Pictures: overlays and the attention panel of Fig. 1, 4 and 11."""
+"""Pictures: overlays, contact sheets and the attention panel of Fig. 1, 4 and 11."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image
 
-from afactl.datasets.images import IGNORE, read_image, voc_palette
+from afactl.datasets.images import IGNORE, enlarge_mask, read_image, reduce_image, voc_palette
 from afactl.datasets.registry import load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError, UsageError
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAP_COLORS = "magma"
+# Photos on a contact sheet are no larger than this.
+SHEET_PIXELS = 300 * 300
 
 
 class AttentionFigure(NamedTuple):
@@ -77,12 +79,59 @@ def draw_attention(
         cam, shown, run.architecture.classes,
     )  # fmt: skip
     target = out or run.folder / "figures" / f"attention-{path.stem}.png"
+    _save(figure, target)
+    return AttentionFigure(target, source)
+
+
+def _save(figure: Figure, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target, dpi=150)
     except (OSError, ValueError) as error:
         raise UsageError(f"--out {target}: cannot be written ({error}); give a .png, .svg or .pdf file") from error
-    return AttentionFigure(target, source)
+
+
+def draw_contact_sheet(split: Split, out: Path, count: int = 24, seed: int = 0) -> int:
+    """Write one picture with photos of a split: their label names, and their masks where there are any.
+
+    Args:
+        out: a .png, .svg or .pdf file. count: how many photos. seed: which ones.
+
+    Returns:
+        How many photos are on it.
+
+    Raises:
+        UsageError: `out` cannot be written. DataError: a photo or mask cannot be read.
+    """
+    order = np.random.default_rng(seed).permutation(len(split.samples))[:count]
+    samples = [split.samples[number] for number in sorted(order)]
+    cells = []
+    for sample in samples:
+        image = reduce_image(read_image(sample.image), SHEET_PIXELS)
+        if split.read_mask is not None:
+            image = overlay(image, enlarge_mask(split.read_mask(sample), image.shape[:2]))
+        names = ", ".join(split.classes[label] for label in sample.labels) or "none"
+        cells.append((f"{sample.image_id}\n{names}", image))
+    _save(picture_grid(cells), out)
+    return len(cells)
+
+
+def picture_grid(cells: Sequence[tuple[str, np.ndarray]], columns: int = 6) -> Figure:
+    """Pictures (h x w x 3 uint8) with a title each, row by row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.3 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (title, image) in zip(axes, cells, strict=False):
+        axis.imshow(image)
+        axis.set_title(title, fontsize=7, parse_math=False)
+    return figure
 
 
 def _find_sample(run: TrainedRun, photo: Path | None, data: Path | None) -> tuple[Split, Sample] | None:

@@ -16,10 +16,10 @@ from rich.console import Console
 
 from afactl.cli import app, main
 from afactl.datasets import demo
-from afactl.datasets.images import read_mask, write_mask
+from afactl.datasets.images import read_image, read_mask, write_mask
 from tests.conftest import TINY
 
-COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor", "data check"]
+COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor", "data check", "data preview"]
 SETS = [part for override in TINY for part in ("--set", override)]
 
 
@@ -199,6 +199,15 @@ def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_pat
     refused(call("data", "check", tmp_path / "empty"), 1, "labels.csv (folder)")
     refused(call("data", "check", tiny_data, "--data", tiny_data), 2, "leave --data out")
     refused(call("data", "check", "vok"), 2, 'did you mean "voc"')
+
+
+def test_data_preview_draws_a_contact_sheet(call, tiny_data, tmp_path):
+    sheet = tmp_path / "deep" / "sheet.png"
+    code, out, _ = call("data", "preview", tiny_data, "--split", "val", "--out", sheet)
+    assert code == 0 and "4 photos of val" in out and min(read_image(sheet).shape[:2]) > 200
+    assert call("data", "preview", "demo", "--data", tiny_data, "--count", "3", "--out", tmp_path / "s.svg")[0] == 0
+    refused(call("data", "preview", tiny_data, "--out", tmp_path / "s.xyz"), 2, "give a .png, .svg or .pdf file")
+    refused(call("data", "preview", tiny_data, "--split", "no"), 1, "splits there: train, val")
 
 
 def test_doctor_reports(call):
