@@ -28,8 +28,13 @@ from afactl.presets import Preset, differences, load_preset
 from afactl.runs import find_run, run_preset
 from afactl.training import Event, Report, ignore, preset_changes, train
 
-
 Reporter = Callable[[], AbstractContextManager[Report]]
+CPU = torch.device("cpu")
+
+
+def unwatched() -> AbstractContextManager[Report]:
+    """The reporter of a table that nobody watches."""
+    return nullcontext(ignore)
 
 
 class Measured(NamedTuple):
@@ -58,8 +63,8 @@ def ablate(
     run: Path | None = None,
     split: str = "train",
     overrides: Sequence[str] = (),
-    device: torch.device = torch.device("cpu"),
-    reporter: Reporter = partial(nullcontext, ignore),
+    device: torch.device = CPU,
+    reporter: Reporter = unwatched,
     track: Track = iter,
 ) -> Result:
     """Measure every row of a table that is not yet finished.

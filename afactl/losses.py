@@ -5,7 +5,6 @@ Shapes: B batch, C foreground classes, K = C + 1 classes, h x w label, N tokens.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

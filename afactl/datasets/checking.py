@@ -128,6 +128,7 @@ def _read(split: Split, sample: Sample) -> _Read:
         drawn = set(np.unique(mask).tolist()) - {0, IGNORE}
         named = {label + 1 for label in sample.labels}
         if drawn != named:
-            only = [f"{split.classes[value - 1]} is only {place}" for values, place in ((drawn - named, "in the mask"), (named - drawn, "among the labels")) for value in sorted(values)]
+            pairs = [(value, "in the mask") for value in drawn - named] + [(value, "among the labels") for value in named - drawn]
+            only = [f"{split.classes[value - 1]} is only {place}" for value, place in sorted(pairs)]
             defects.append(Defect("labels contradict the mask", str(sample.image), "; ".join(only)))
     return _Read(size, digest, defects)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from afactl.errors import ShapeError
 
-
 # Beyond this many standard deviations single precision no longer tells neighbouring simplices apart.
 LIMIT = 1e5
 

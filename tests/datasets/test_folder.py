@@ -1,12 +1,11 @@
+import numpy as np
 import pytest
+from PIL import Image
 
 from afactl.datasets.folder import load
 from afactl.datasets.images import write_mask
 from afactl.datasets.registry import check_files, data_fingerprint, load_split
 from afactl.errors import DataError, PresetError, UsageError
-
-import numpy as np
-from PIL import Image
 
 HEADER = "image,split,labels\n"
 
