@@ -16,6 +16,5 @@ if __name__ == "__main__":
         print(f"  largest difference {difference:.1e}")
     setup = "import sys, torch; sys.path.insert(0, 'benchmarks'); import textbook; from afactl.refinement.par import pixel_adaptive_refinement as par\n"
     setup += "image, scores = torch.rand(1, 3, 375, 500) * 255, torch.rand(1, 5, 375, 500)\n"
-    idle = peak_memory(setup)
-    ours, other = peak_memory(setup + "par(image, scores)") - idle, peak_memory(setup + "textbook.par(image, scores)") - idle
+    ours, other = (peak_memory(setup, job) for job in ("par(image, scores)", "textbook.par(image, scores)"))
     print(f"peak memory 375 x 500, 5 planes: ours {ours:.0f} MiB, textbook {other:.0f} MiB, 1/{other / ours:.1f}")

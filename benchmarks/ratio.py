@@ -51,7 +51,15 @@ def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.fromarray(image).resize((width, height)))).permute(2, 0, 1).float()
 
 
-def peak_memory(script: str) -> float:
-    """Peak resident MiB of a Python script in a process of its own."""
-    code = f"{script}\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+def peak_memory(setup: str, job: str) -> float:
+    """MiB that a job adds at its peak to what is resident before it, in a process of its own (Linux)."""
+    code = f"""
+{setup}
+def resident(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+before = resident("VmRSS")
+{job}
+print(resident("VmHWM") - before)
+"""
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1])

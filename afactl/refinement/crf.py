@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from afactl.refinement.lattice import Lattice, bilateral_features, build_lattice
 FLOOR = 1e-5
 
 
+@torch.no_grad()
 def dense_crf(
     image: Tensor,
     probabilities: Tensor,
@@ -59,40 +60,29 @@ def dense_crf(
     classes, height, width = probabilities.shape
     alive = _alive(probabilities, drop_below)
     log_unary = probabilities[alive].float().clamp(FLOOR, 1.0).log().flatten(1).T.contiguous()
-    kernels = [
-        _position_kernel(height, width, gaussian_sxy, image.device),
-        _kernel(bilateral_features(image[None], bilateral_sxy, bilateral_srgb)[0]),
-    ]
-    weights = (gaussian_weight, bilateral_weight)
-    q = log_unary.softmax(1)
-    for _ in range(iterations):
-        energy = log_unary.clone()
-        for kernel, weight in zip(kernels, weights, strict=True):
-            message = lattice_filter(kernel.root * q, kernel.lattice)
-            energy.addcmul_(message, kernel.root, value=weight)
-        q = energy.softmax(1)
-    refined = q.new_zeros(classes, height * width)
-    refined[alive] = q.T
-    return refined.view(classes, height, width)
+    gaussian = _position_kernel(height, width, gaussian_sxy, image.device)
+    bilateral = _normalized(build_lattice(bilateral_features(image[None], bilateral_sxy, bilateral_srgb)[0]))
+    q, energy = log_unary.softmax(1), torch.empty_like(log_unary)
+    for _ in range(iterations):  # into the same memory: fresh pages cost as much as the sums
+        torch.add(log_unary, lattice_filter(q, gaussian), alpha=gaussian_weight, out=energy)
+        energy.add_(lattice_filter(q, bilateral), alpha=bilateral_weight)
+        torch.softmax(energy, dim=1, out=q)
+    refined = q.new_zeros(height * width, classes).index_copy_(1, alive, q) if len(alive) < classes else q
+    return refined.T.contiguous().view(classes, height, width)
 
 
-class _Kernel(NamedTuple):
-    """A Gaussian kernel with its symmetric normalisation `root` = (K 1)^(-1/2), n x 1."""
-
-    lattice: Lattice
-    root: Tensor
-
-
-def _kernel(features: Tensor) -> _Kernel:
-    lattice = build_lattice(features)
-    total = lattice_filter(features.new_ones(len(features), 1), lattice)
-    return _Kernel(lattice, (total + 1e-20).rsqrt())
+def _normalized(lattice: Lattice) -> Lattice:
+    """The lattice whose filter is N K N with N = diag(K 1)^(-1/2); N goes into the weights of splat and slice."""
+    total = lattice_filter(lattice.weights.new_ones(len(lattice.weights), 1), lattice)
+    root = (total + 1e-20).rsqrt()
+    spread = lattice.point_weights * root[:, 0][lattice.points]
+    return lattice._replace(point_weights=spread, weights=lattice.weights * root)
 
 
 @lru_cache(maxsize=4)
-def _position_kernel(height: int, width: int, sxy: float, device: torch.device) -> _Kernel:
+def _position_kernel(height: int, width: int, sxy: float, device: torch.device) -> Lattice:
     # Photos of a dataset come in a few sizes, and this kernel depends on nothing else.
-    return _kernel(position_features(height, width, sxy, device))
+    return _normalized(build_lattice(position_features(height, width, sxy, device)))
 
 
 def _alive(probabilities: Tensor, drop_below: float) -> Tensor:

@@ -234,14 +234,14 @@ def _splat_blur_slice(values: Tensor, lattice: Lattice, adjoint: bool) -> Tensor
         lattice.points, values, lattice.starts, mode="sum", per_sample_weights=lattice.point_weights.to(values.dtype)
     )
     blur = values.new_tensor([1.0, 0.5, 0.5]).expand(lattice.size + 1, 3).contiguous()
-    axes = lattice.neighbors.flip(0) if adjoint else lattice.neighbors
-    for neighbors in axes:
+    axes = list(lattice.neighbors.flip(0) if adjoint else lattice.neighbors)
+    for number, neighbors in enumerate(axes, start=1):
+        if number == len(axes):
+            # The blur's own gain, as Krähenbühl and Koltun take it out.
+            blur = blur / (1 + 2.0**-lattice.dimensions)
         rows = F.embedding_bag(neighbors, rows, mode="sum", per_sample_weights=blur)
         rows[-1] = 0
-    # The blur's own gain, as Krähenbühl and Koltun take it out.
-    alpha = 1 / (1 + 2.0**-lattice.dimensions)
-    weights = (alpha * lattice.weights).to(values.dtype)
-    return F.embedding_bag(lattice.vertices, rows, mode="sum", per_sample_weights=weights)
+    return F.embedding_bag(lattice.vertices, rows, mode="sum", per_sample_weights=lattice.weights.to(values.dtype))
 
 
 def position_features(height: int, width: int, sigma_xy: float, device: torch.device) -> Tensor:
