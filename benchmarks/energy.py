@@ -9,15 +9,15 @@ from afactl.losses import energy_loss
 
 if __name__ == "__main__":
     machine()
-    images = torch.stack([picture(512, 512, seed) for seed in range(4)])
-    logits = torch.nn.functional.interpolate(torch.randn(4, 21, 32, 32) * 3, size=(512, 512), mode="bilinear").requires_grad_()
-    label = torch.full((4, 512, 512), 255)
+    images = torch.stack([picture(256, 256, seed) for seed in range(4)])
+    logits = torch.nn.functional.interpolate(torch.randn(4, 21, 32, 32) * 3, size=(256, 256), mode="bilinear").requires_grad_()
+    label = torch.full((4, 256, 256), 255)
 
     def ours() -> None:
         logits.grad = None
-        energy_loss(images, logits, label).backward()
+        energy_loss(images, logits, label, sigma_xy=50.0, scale=1.0).backward()
 
-    halves = [np.ascontiguousarray(one[:, ::2, ::2].permute(1, 2, 0).to(torch.uint8).numpy()) for one in images]
+    halves = [np.ascontiguousarray(one.permute(1, 2, 0).to(torch.uint8).numpy()) for one in images]
     unary = np.ascontiguousarray(np.random.default_rng(0).random((21, 256 * 256), dtype=np.float32))
 
     def passes() -> None:
