@@ -111,6 +111,12 @@ def test_segmentation_rows(run, val):
     assert len(evaluate_segmentation(run, val)) == 2
 
 
+def test_the_crf_scores_the_same_over_processes(run, val, monkeypatch):
+    alone = evaluate_segmentation(run, val, crf="torch")[2].confusion
+    monkeypatch.setattr("afactl.parallel.WORTHWHILE", 2)
+    assert np.array_equal(evaluate_segmentation(run, val, crf="torch")[2].confusion, alone)
+
+
 def test_validation_agrees_with_the_commands(run, val):
     found = validate(run.model, val, load_preset("demo", TINY), CPU)
     assert found["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val)[0].miou, abs=1e-6)

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -56,3 +58,9 @@ def test_few_items_and_gpus_stay_in_this_process(monkeypatch):
     assert processes_for(WORTHWHILE, torch.device("cpu")) == 8
     assert processes_for(WORTHWHILE - 1, torch.device("cpu")) == 1
     assert processes_for(WORTHWHILE, torch.device("cuda")) == 1
+
+
+def test_a_program_ends_without_a_word():
+    code = "import math\nfrom afactl.parallel import ordered_map\nif __name__ == '__main__': print(sum(ordered_map(math.sqrt, [4] * 30, 2)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "60.0" and result.stderr == ""
