@@ -1,12 +1,11 @@
 """HDF5 store of a stage's results, one group per image.
 
 /images/<id>/<array>        plain arrays
-/images/<id> @complete      written last: without it the image does not count
+/images/<id> @complete      without it the image does not count
 / @schema @stage @settings @weights @data @complete
 
-One image is appended and flushed at a time. HDF5 writes its tree to disk in no safe order of its
-own, so an append makes two flushes: one that brings the arrays to the file, and one for the
-`complete` mark. A file that a killed writer left unreadable is told apart by h5py on opening.
+One image is appended and flushed at a time. HDF5 writes its tree to disk in no safe order, so a
+flush goes through a journal (`journal.py`): all of an image reaches the file, or nothing.
 
 Ids are percent-encoded, since "/" and "." have a meaning in HDF5 paths.
 """
@@ -25,6 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from afactl.errors import CacheError, first_line
+from afactl.journal import JournaledFile
 
 SCHEMA = 1
 LOCK_SECONDS = 2.0
@@ -137,9 +137,8 @@ class Cache:
                 raise CacheError(f"{self.path}: {key} of {image_id} holds Python objects; only plain arrays are kept")
             packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.nbytes > COMPRESS_BYTES else {}
             group.create_dataset(key, data=array, **packed)
-        self._file.flush()
         group.attrs["complete"] = True
-        self._file.flush()
+        self._file.flush()  # all of the image reaches the disk, or nothing
         self._complete.add(name)
 
     def read(self, image_id: str) -> dict[str, np.ndarray]:
@@ -161,8 +160,8 @@ def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> h5py.File:
     if overwrite or not path.exists():
         return _create(path, header)
     try:
-        file = h5py.File(path, "r+")
-    except OSError as error:
+        file = h5py.File(JournaledFile(path), "r+")
+    except (OSError, RuntimeError) as error:
         raise CacheError(f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew") from error
     if not file.attrs.get("complete"):  # killed while the header was being written: nothing is lost
         file.close()
@@ -176,13 +175,12 @@ def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> h5py.File:
 
 def _create(path: Path, header: CacheHeader) -> h5py.File:
     try:
-        file = h5py.File(path, "w", track_order=True)
+        file = h5py.File(JournaledFile(path, fresh=True), "w", track_order=True)
     except OSError as error:
         raise CacheError(f"{path}: cannot be written ({first_line(error)})") from error
     file.create_group("images", track_order=True)
     for key, value in _attributes(header).items():
         file.attrs[key] = value
-    file.flush()
     file.attrs["complete"] = True
     file.flush()
     return file

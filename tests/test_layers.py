@@ -23,6 +23,7 @@ LAYERS = [
     {"datasets.voc", "datasets.coco", "datasets.folder", "datasets.demo"},
     {"datasets.mask_labels"},
     {"datasets.images", "datasets.transforms", "datasets.samples", "presets", "cache", "parallel", "ablation_tables"},
+    {"journal"},
     {"pseudo_labels", "model"},
     {"refinement.registry"},
     {"cam", "affinity", "losses", "metrics", "schedule", "refinement.par", "refinement.pamr", "refinement.crf", "backbones"},
