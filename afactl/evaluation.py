@@ -103,7 +103,7 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
             for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
                 counts[name] += confusion_matrix(truth, _to_uint8(logits.max(dim=0).indices), classes)
             truths.append(truth)
-            yield to_tensor(image, run.device)[0], fused.softmax(0)
+            yield to_tensor(image, run.device)[0], fused
 
     if crf is None:
         deque(scored(), maxlen=0)

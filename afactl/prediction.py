@@ -112,7 +112,7 @@ def predict(
                 failed.append(f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again")
                 continue
             waiting.append((photo, size, image))
-            yield to_tensor(image, run.device)[0], logits.softmax(0)
+            yield to_tensor(image, run.device)[0], logits
 
     label_of = partial(crf_label, backend=crf, settings=run.preset.crf.model_dump()) if crf else _most_probable
     for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):

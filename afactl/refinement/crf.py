@@ -158,10 +158,11 @@ def crf_label(photo: tuple[Tensor, Tensor], backend: str, settings: Mapping[str,
     """The refined label of one photo, in a form that can be mapped over many, in other processes too.
 
     Args:
-        photo: (3 x h x w image in 0..255, K x h x w probabilities).
+        photo: (3 x h x w image in 0..255, K x h x w logits).
         backend: one of CRF_BACKENDS. settings: its keyword arguments.
 
     Returns:
         h x w uint8.
     """
-    return CRF_BACKENDS[backend](*photo, **settings).max(dim=0).indices.to(torch.uint8)
+    image, logits = photo
+    return CRF_BACKENDS[backend](image, logits.softmax(0), **settings).max(dim=0).indices.to(torch.uint8)
