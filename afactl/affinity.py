@@ -7,6 +7,8 @@ grid is at most the radius r.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,8 @@ from torch import Tensor
 from afactl.errors import ShapeError, check_shape
 
 IGNORE = 255
+# Tokens per side of a tile of `random_walk`: smaller ones cost calls, larger ones multiply by more zeros.
+_TILE = (8, 16)
 
 
 def attention_logits(queries: Tensor, keys: Tensor) -> Tensor:
@@ -146,8 +150,8 @@ def random_walk(
 ) -> Tensor:
     """M_aff = T vec(M) (Eq. 7), one step, without building the N x N matrix T.
 
-    Tokens of one grid row reach 2 r + 1 rows only, so each row needs a thin slice of A. A plane
-    of ones rides along: its product gives the row sums D.
+    A tile of target tokens reaches no further than the tile grown by the radius, so each tile
+    needs a small block of A. A plane of ones rides along: its product gives the row sums D.
 
     Args:
         planes: B x P x hs x ws on the token grid of the affinity.
@@ -163,19 +167,35 @@ def random_walk(
     check_shape("planes", planes, "B P hs ws")
     batch, count, height, width = planes.shape
     _check_affinity(affinity, (height, width))
-    ones = planes.new_ones(batch, 1, height, width)
-    # B P+1 hs ws -> B hs ws P+1
-    source = torch.cat([planes, ones], dim=1).permute(0, 2, 3, 1).contiguous()
+    source = torch.cat([planes, planes.new_ones(batch, 1, height, width)], dim=1)
     weights = affinity.view(batch, height, width, height, width)
-    columns = _band(width, radius, affinity.device).to(affinity.dtype)[:, None, :]
-    walked = source.new_empty(batch, height, width, count)
-    for row in range(height):
-        first, last = max(0, row - radius), min(height, row + radius + 1)
-        # B ws rows ws: row's tokens against the tokens of the rows in reach
-        reach = _power(weights[:, row, :, first:last] * columns, alpha).flatten(2)
-        product = reach @ source[:, first:last].flatten(1, 2)
-        walked[:, row] = product[..., :count] / _nonzero(product[..., count:] + eps)
-    return walked.permute(0, 3, 1, 2)
+    rows = _band(height, radius, affinity.device).to(affinity.dtype)
+    columns = _band(width, radius, affinity.device).to(affinity.dtype)
+    walked = torch.empty_like(source)
+    for y in _tiles(height, _TILE[0], radius):
+        for x in _tiles(width, _TILE[1], radius):
+            window = rows[y.targets, None, y.reach, None] * columns[None, x.targets, None, x.reach]
+            block = _power(weights[:, y.targets, x.targets, y.reach, x.reach] * window, alpha)
+            # (planes x tokens in reach) (tokens in reach x targets): the other way round, with its
+            # few columns, the same product takes three times as long.
+            product = source[:, :, y.reach, x.reach].flatten(2) @ block.flatten(3).flatten(1, 2).transpose(1, 2)
+            walked[:, :, y.targets, x.targets] = product.unflatten(2, block.shape[1:3])
+    return walked[:, :count] / _nonzero(walked[:, count:] + eps)
+
+
+class _Tile(NamedTuple):
+    """Along one axis: the tokens of a tile, and those in reach of any of them."""
+
+    targets: slice
+    reach: slice
+
+
+def _tiles(length: int, size: int, radius: int) -> list[_Tile]:
+    """One axis cut into tiles, and how far each reaches with the radius."""
+    return [
+        _Tile(slice(start, min(length, start + size)), slice(max(0, start - radius), min(length, start + size + radius)))
+        for start in range(0, length, size)
+    ]
 
 
 def _check_affinity(affinity: Tensor, grid: tuple[int, int]) -> None:

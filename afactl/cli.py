@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from afactl.cli_data import data_app
+from afactl.allocator import keep_freed_memory
 from afactl.errors import AfactlError, UsageError
 from afactl.options import (
     Backend,
@@ -349,6 +350,7 @@ _ParseError = typer.BadParameter.__mro__[1]
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: every error becomes one line and an exit code."""
+    keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--verbose" in arguments
     arguments = [argument for argument in arguments if argument != "--verbose"] or ["--help"]

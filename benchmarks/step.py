@@ -4,30 +4,40 @@ import sys
 from functools import partial
 
 import torch
-from ratio import compare, machine, picture
+from ratio import compare, machine, peak_memory, picture
 
+from afactl.allocator import keep_freed_memory
 from afactl.model import AFA
 from afactl.presets import load_preset
 from afactl.schedule import Phase
 from afactl.training_step import supervised_losses, training_losses
 
 
-def pass_through(losses: dict[str, torch.Tensor]) -> None:
+def backward(losses: dict[str, torch.Tensor]) -> None:
     sum(losses.values()).backward()
 
 
-if __name__ == "__main__":
-    machine()
-    side = int(sys.argv[1]) if len(sys.argv) > 1 else 512
+def inputs(side: int) -> tuple[AFA, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """MiT-B1, and two pictures with their labels and boxes."""
     torch.manual_seed(0)
     model = AFA("mit_b1", 20).train()
     image = torch.stack([picture(side, side, seed) for seed in range(2)]).to(torch.uint8)
     label, box = torch.zeros(2, 20), torch.tensor([[0, side, 0, side]] * 2)
     label[0, :2] = label[1, 3] = 1
+    return model, image, label, box
+
+
+if __name__ == "__main__":
+    machine()
+    keep_freed_memory()  # as the command line does
+    side = int(sys.argv[1]) if len(sys.argv) > 1 else 512
+    model, image, label, box = inputs(side)
     mask = torch.randint(0, 21, (2, side, side), dtype=torch.uint8)
-    plain = lambda: pass_through(supervised_losses(model, image, mask))  # noqa: E731
+    plain = lambda: backward(supervised_losses(model, image, mask))  # noqa: E731
+    print(f"MiT-B1, batch 2, {side}, float32; the ratio is how much longer the AFA step takes")
     for title, changes in (("without the energy loss", ["loss.reg=0"]), ("with it", [])):
-        preset = load_preset("voc", changes)
-        step = partial(training_losses, model, image, label, box, Phase.PROPAGATED, preset)
-        print(f"MiT-B1, batch 2, {side}, float32, {title}; the ratio is how much longer the AFA step takes")
-        compare("  step", plain, lambda: pass_through(step()), "AFA step", rounds=3)  # noqa: B023
+        step = partial(training_losses, model, image, label, box, Phase.PROPAGATED, load_preset("voc", changes))
+        compare(f"  {title}", plain, lambda: backward(step()), "AFA step")  # noqa: B023
+    setup = f"import sys; sys.path.insert(0, 'benchmarks'); from step import *; keep_freed_memory(); model, image, label, box = inputs({side})"
+    job = "for _ in range(3): backward(training_losses(model, image, label, box, Phase.PROPAGATED, load_preset('voc', []))); model.zero_grad()"
+    print(f"  peak memory of three steps, above the network and the pictures: {peak_memory(setup, job):.0f} MiB")

@@ -49,7 +49,7 @@ def window_mask(height: int, width: int, radius: int) -> np.ndarray:
 
 
 def propagate(planes: Tensor, affinity: Tensor, mask: Tensor, alpha: float) -> Tensor:
-    """B x P x N through the random walk with whole N x N matrices."""
+    """B x P x N through the random walk with whole N x N matrices, for one threshold."""
     weights = (affinity * mask) ** alpha
     transition = weights / weights.sum(dim=2, keepdim=True)
     return planes @ transition.transpose(1, 2)

@@ -29,7 +29,7 @@ LAYERS = [
     {"cam", "affinity", "losses", "metrics", "schedule", "refinement.par", "refinement.pamr", "refinement.crf", "backbones"},
     {"backbones.mit", "refinement.lattice", "refinement.neighborhood"},
     {"backbones.registry"},
-    {"errors"},
+    {"errors", "allocator"},
     {"__init__", "datasets", "refinement"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -21,12 +21,13 @@ DILATIONS = (1, 2, 4, 8, 12, 24)
 _DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
+@torch.no_grad()
 def refine_by_neighbors(
     image: Tensor, scores: Tensor, dilations: Sequence[int], iterations: int, kernel: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Replace every score by the kernel's weighted sum over its neighbours, `iterations` times.
 
-    Beyond the border the nearest pixel counts.
+    Beyond the border the nearest pixel counts. No gradient flows: what is refined becomes a label.
 
     Args:
         image: B x 3 x h x w RGB in 0..255.
@@ -44,11 +45,10 @@ def refine_by_neighbors(
     check_shape("scores", scores, "B P h w", B=image.shape[0])
     if not dilations or min(dilations) < 1:
         raise ShapeError(f"dilations: expected positive distances, got {tuple(dilations)}")
-    scores = F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
-    refined = torch.empty_like(scores)
-    # Image by image: the 48 weights of one image at a time stay in the cache of the processor.
-    for one_image, one_scores, out in zip(image.float(), scores, refined, strict=True):
-        out.copy_(_iterate(one_scores, kernel(one_image), dilations, iterations))
+    refined = F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
+    # Image by image: only one kernel exists at a time.
+    for one_image, planes in zip(image.float(), refined, strict=True):
+        planes.copy_(_iterate(planes, kernel(one_image), dilations, iterations))
     return refined
 
 
@@ -73,7 +73,8 @@ def color_kernel(image: Tensor, dilations: Sequence[int], smoothness: float, pow
     stride = width + 2 * pad
     length = height * stride
     offsets = _offsets(dilations, width)
-    padded = _pad(image, pad)
+    canvas, padded = _canvas(image, pad)
+    _place(canvas, image, pad)
     center = padded[:, pad * stride + pad :][:, :length]
 
     # Statistics of the neighbours relative to the centre: on flat ground the squares of the
@@ -83,9 +84,11 @@ def color_kernel(image: Tensor, dilations: Sequence[int], smoothness: float, pow
         torch.sub(padded[:, offset : offset + length], center, out=difference)
         total += difference
         squares.addcmul_(difference, difference)
+    # In place from here on: beside the kernel these maps are most of the memory.
     count = len(offsets)
-    variance = (squares - total.square() / count).clamp_min_(0) / (count - 1)
-    inverse = (smoothness * (variance.sqrt_() + 1e-8)).reciprocal_()
+    deviation = squares.sub_(total.square_().div_(count)).clamp_min_(0).div_(count - 1).sqrt_()
+    inverse = deviation.add_(1e-8).mul_(smoothness).reciprocal_()
+    del total
     kernel = image.new_empty(count, length)
     for offset, kappa in zip(offsets, kernel, strict=True):
         torch.sub(padded[:, offset : offset + length], center, out=difference)
@@ -98,13 +101,25 @@ def color_kernel(image: Tensor, dilations: Sequence[int], smoothness: float, pow
     return kernel
 
 
-def _pad(planes: Tensor, pad: int) -> Tensor:
-    """P x h x w -> flat P x (h + 2 pad)(w + 2 pad) + 2 pad, borders replicated.
+def _canvas(planes: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """Room for P x h x w planes with a border: P x (h + 2 pad) x (w + 2 pad), and the same memory as flat lines.
 
-    The tail of 2 pad lets the shift of the last row's padding columns stay inside the buffer.
+    The lines have a tail of 2 pad, so that the shift of the last row's padding columns stays inside.
     """
-    flat = F.pad(planes[None], (pad, pad, pad, pad), mode="replicate")[0].flatten(1)
-    return F.pad(flat, (0, 2 * pad))
+    count, height, width = planes.shape
+    stride = width + 2 * pad
+    flat = planes.new_zeros(count, (height + 2 * pad) * stride + 2 * pad)
+    return flat[:, : (height + 2 * pad) * stride].unflatten(1, (height + 2 * pad, stride)), flat
+
+
+def _place(canvas: Tensor, planes: Tensor, pad: int) -> None:
+    """Copy P x h x w planes onto the canvas and repeat their borders outwards."""
+    rows = canvas[:, pad:-pad]
+    rows[:, :, pad:-pad] = planes
+    rows[:, :, :pad] = rows[:, :, pad : pad + 1]
+    rows[:, :, -pad:] = rows[:, :, -pad - 1 : -pad]
+    canvas[:, :pad] = canvas[:, pad : pad + 1]
+    canvas[:, -pad:] = canvas[:, -pad - 1 : -pad]
 
 
 def _offsets(dilations: Sequence[int], width: int) -> list[int]:
@@ -121,10 +136,13 @@ def _iterate(scores: Tensor, kernel: Tensor, dilations: Sequence[int], iteration
     stride = width + 2 * pad
     length = height * stride
     offsets = _offsets(dilations, width)
+    canvas, padded = _canvas(scores, pad)
+    flat = scores.new_empty(planes, length)
+    refined = flat.view(planes, height, stride)[:, :, :width]
+    refined.copy_(scores)
     for _ in range(iterations):
-        padded = _pad(scores, pad)
-        flat = scores.new_zeros(planes, length)
+        _place(canvas, refined, pad)
+        flat.zero_()
         for offset, weight in zip(offsets, kernel, strict=True):
             flat.addcmul_(padded[:, offset : offset + length], weight)
-        scores = flat.view(planes, height, stride)[:, :, :width]
-    return scores
+    return refined
