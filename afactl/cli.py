@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from afactl.cli_data import data_app
 from afactl.allocator import keep_freed_memory
+from afactl.cli_data import data_app
 from afactl.errors import AfactlError, UsageError
 from afactl.options import (
     Backend,

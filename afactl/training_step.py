@@ -30,24 +30,28 @@ def training_losses(
         and "reg" where it has a weight.
     """
     pixels = normalize(image)
-    encoded = model.backbone(pixels)
-    losses = {"cls": classification_loss(model.classify(encoded), label)}
     if phase is Phase.CLASSIFICATION:
-        return losses
+        return {"cls": classification_loss(model.classify(model.backbone(pixels)), label)}
 
+    # Labels first: this way the memory of these passes and of the one that keeps its maps for the
+    # gradient are never held together.
     cam, affinity = preset.cam, preset.affinity
     refine = build_refiner(cam.refiner, **preset.refiner_settings(cam.refiner))
     passed = model.multi_scale_cam(pixels, cam.scales, affinity_scale=max(cam.scales))
     refined = target = refined_label(image, passed.cam, label, refine, cam.beta_low, cam.beta_high, box)
-    if affinity.enabled:
-        pairs = affinity_label(refined, affinity.radius)
-        losses["aff"] = affinity_loss(model.affinity(encoded).float(), pairs)
     if phase is Phase.PROPAGATED:
         with torch.no_grad():
             target = propagated_label(
                 image, passed.cam, label, model.affinity(passed).float(), passed.grid, refine,
                 cam.beta_low, cam.beta_high, affinity.radius, affinity.alpha, affinity.eps, box,
             )  # fmt: skip
+    del passed
+
+    encoded = model.backbone(pixels)
+    losses = {"cls": classification_loss(model.classify(encoded), label)}
+    if affinity.enabled:
+        pairs = affinity_label(refined, affinity.radius)
+        losses["aff"] = affinity_loss(model.affinity(encoded).float(), pairs)
     logits = model.decoder(encoded.features)
     logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
     losses["seg"] = segmentation_loss(logits, target)

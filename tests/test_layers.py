@@ -82,7 +82,7 @@ def test_input_is_never_checked_by_assert(path):
 def test_every_module_has_its_tests():
     tests = Path(__file__).resolve().parent
     without = {"__main__", "__init__", "datasets", "refinement", "backbones", "datasets.samples", "backbones.mit",
-               "backbones.registry", "datasets.registry", "datasets.mask_labels", "training_step", "refinement.neighborhood", "ablation_tables", "options", "cli_data"}  # fmt: skip
+               "backbones.registry", "datasets.registry", "datasets.mask_labels", "refinement.neighborhood", "ablation_tables", "options", "cli_data"}  # fmt: skip
     files = {name: [*name.split(".")[:-1], f"test_{name.split('.')[-1]}.py"] for name in LEVEL if name not in without}
     missing = [name for name, parts in files.items() if not tests.joinpath(*parts).is_file()]
     assert not missing

@@ -7,33 +7,15 @@ import pytest
 import torch
 
 from afactl.checkpoints import find_checkpoint, load_model
-from afactl.datasets.transforms import normalize
 from afactl.errors import AfactlError, DataError, PresetError, UsageError
-from afactl.model import AFA
 from afactl.presets import load_preset
 from afactl.runs import read_manifest, read_metrics
-from afactl.schedule import Phase
 from afactl.training import MAX_SKIPPED, Job, train
-from afactl.training_step import build_optimizer, set_learning_rate, supervised_losses, training_losses
 from tests.conftest import TINY
 
 
 def weights_of(run, which="last"):
     return load_model(find_checkpoint(run, which))[0].state_dict()
-
-
-@pytest.fixture(scope="module")
-def batch():
-    torch.manual_seed(0)
-    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    label, box = torch.tensor([[1.0, 0, 1], [0, 1, 0]]), torch.tensor([[0, 64, 0, 64], [3, 60, 0, 64]])
-    return image, label, box
-
-
-@pytest.fixture()
-def model():
-    torch.manual_seed(0)
-    return AFA("mit_demo", 3, decoder_width=16, drop_path=0.0).train()
 
 
 def test_a_run_holds_what_the_documentation_says(tiny_run):
@@ -52,40 +34,6 @@ def test_phases_and_their_losses_are_logged(tiny_run):
     assert [line["phase"] for line in steps] == ["classification", "refined labels"] + ["propagated labels"] * 2
     assert "loss_seg" not in steps[0] and all({"loss_seg", "loss_aff"} <= line.keys() for line in steps[1:])
     assert [line for line in read_metrics(tiny_run) if "val_seg_miou" in line][-1]["step"] == 4
-
-
-def test_each_phase_has_its_terms(model, batch):
-    preset = load_preset("demo", TINY)
-    terms = {phase: set(training_losses(model, *batch, phase, preset)) for phase in Phase}
-    assert terms[Phase.CLASSIFICATION] == {"cls"}
-    assert terms[Phase.REFINED] == terms[Phase.PROPAGATED] == {"cls", "seg", "aff"}
-    with_reg = load_preset("demo", [*TINY, "loss.reg=0.01"])
-    assert set(training_losses(model, *batch, Phase.REFINED, with_reg)) == {"cls", "seg", "aff", "reg"}
-    without = load_preset("demo", [*TINY, "affinity.enabled=false"])
-    assert set(training_losses(model, *batch, Phase.REFINED, without)) == {"cls", "seg"}
-
-
-def test_padding_gets_no_regularisation(model, batch):
-    image, label, _ = batch
-    preset, nowhere = load_preset("demo", [*TINY, "loss.reg=1"]), torch.zeros(2, 4, dtype=torch.int64)
-    assert training_losses(model, image, label, nowhere, Phase.REFINED, preset)["reg"].item() == 0
-    assert training_losses(model, *batch, Phase.REFINED, preset)["reg"].item() < 0
-
-
-@pytest.mark.parametrize("refiner", ["par", "pamr", "crf", "none"])
-def test_every_refiner_can_make_the_labels(model, batch, refiner):
-    losses = training_losses(model, *batch, Phase.PROPAGATED, load_preset("demo", [*TINY, f"cam.refiner={refiner}"]))
-    assert all(torch.isfinite(loss) for loss in losses.values())
-
-
-def test_full_supervision_is_plain_cross_entropy(model, batch):
-    mask = torch.randint(0, 4, (2, 64, 64), dtype=torch.uint8)
-    mask[0, :9] = 255
-    model.eval()
-    logits = torch.nn.functional.interpolate(model(normalize(batch[0])).seg_logits, size=(64, 64), mode="bilinear")
-    expected = torch.nn.functional.cross_entropy(logits, mask.long(), ignore_index=255)
-    torch.testing.assert_close(supervised_losses(model, batch[0], mask)["seg"], expected)
-    assert supervised_losses(model, batch[0], torch.full_like(mask, 255))["seg"].item() == 0
 
 
 def test_full_supervision_trains_and_needs_masks(tmp_path, tiny_data):
@@ -109,31 +57,6 @@ def test_small_batches_add_up_to_the_effective_one(tmp_path, tiny_data):
     whole, parts = weights_of(tmp_path / "four"), weights_of(tmp_path / "two")
     for name in whole:
         torch.testing.assert_close(whole[name], parts[name], atol=2e-5, rtol=1e-3)
-
-
-def test_the_affinity_loss_teaches_attention_and_only_its_head_and_the_backbone(model, batch):
-    training_losses(model, *batch, Phase.REFINED, load_preset("demo", TINY))["aff"].backward()
-    taught = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
-    assert taught == {"backbone", "affinity_head"}
-    assert model.backbone.block4[-1].attn.q.weight.grad.any()
-
-
-@pytest.mark.parametrize("phase", [Phase.REFINED, Phase.PROPAGATED])
-def test_photos_without_any_class_give_finite_losses(model, batch, phase):
-    image, label, box = batch
-    losses = training_losses(model, image, torch.zeros_like(label), box, phase, load_preset("demo", TINY))
-    assert all(torch.isfinite(loss) for loss in losses.values())
-
-
-def test_optimizer_groups(model):
-    preset = load_preset("voc")
-    optimizer = build_optimizer(model, preset)
-    assert set_learning_rate(optimizer, 1500, preset) == pytest.approx(5.55e-5)
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5.55e-5, 5.55e-4])
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    assert frozen and all("norm" in name and name.startswith("backbone.") for name in frozen)
-    listed = sum(len(group["params"]) for group in optimizer.param_groups)
-    assert listed + len(frozen) == len(list(model.parameters()))
 
 
 def test_training_learns_the_labels(tmp_path, tiny_data):
@@ -232,17 +155,3 @@ def test_non_finite_losses_are_skipped_then_stop_the_job(tmp_path, tiny_data):
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["skipped"] == ["bad/one"]
 
 
-def test_bfloat16_is_close_to_float32(model, batch):
-    preset = load_preset("demo", TINY)
-    with torch.autocast("cpu", torch.bfloat16):
-        coarse = training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"]
-    fine = training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"]
-    assert coarse.item() == pytest.approx(fine.item(), rel=0.05) and coarse.item() != fine.item()
-
-
-def test_the_first_step_sees_normalised_photos(model, batch):
-    """The loss of a phase is the loss of the network's own outputs on the normalised batch."""
-    image, label, box = batch
-    expected = torch.nn.functional.multilabel_soft_margin_loss(model(normalize(image)).cls_logits, label)
-    found = training_losses(model, image, label, box, Phase.CLASSIFICATION, load_preset("demo"))["cls"]
-    torch.testing.assert_close(found, expected)

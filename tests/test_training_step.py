@@ -1,0 +1,132 @@
+"""One step: which terms there are, and that they equal the step that everybody would write first."""
+
+import pytest
+import torch
+
+from afactl import training_step
+from afactl.datasets.transforms import normalize
+from afactl.model import AFA
+from afactl.presets import load_preset
+from afactl.schedule import Phase
+from afactl.training_step import build_optimizer, set_learning_rate, supervised_losses, training_losses
+from benchmarks import textbook
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def batch():
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    label, box = torch.tensor([[1.0, 0, 1], [0, 1, 0]]), torch.tensor([[0, 64, 0, 64], [3, 60, 0, 64]])
+    return image, label, box
+
+
+@pytest.fixture()
+def model():
+    torch.manual_seed(0)
+    return AFA("mit_demo", 3, decoder_width=16, drop_path=0.0).train()
+
+
+def test_each_phase_has_its_terms(model, batch):
+    preset = load_preset("demo", TINY)
+    terms = {phase: set(training_losses(model, *batch, phase, preset)) for phase in Phase}
+    assert terms[Phase.CLASSIFICATION] == {"cls"}
+    assert terms[Phase.REFINED] == terms[Phase.PROPAGATED] == {"cls", "seg", "aff"}
+    with_reg = load_preset("demo", [*TINY, "loss.reg=0.01"])
+    assert set(training_losses(model, *batch, Phase.REFINED, with_reg)) == {"cls", "seg", "aff", "reg"}
+    without = load_preset("demo", [*TINY, "affinity.enabled=false"])
+    assert set(training_losses(model, *batch, Phase.REFINED, without)) == {"cls", "seg"}
+
+
+def test_padding_gets_no_regularisation(model, batch):
+    image, label, _ = batch
+    preset, nowhere = load_preset("demo", [*TINY, "loss.reg=1"]), torch.zeros(2, 4, dtype=torch.int64)
+    assert training_losses(model, image, label, nowhere, Phase.REFINED, preset)["reg"].item() == 0
+    assert training_losses(model, *batch, Phase.REFINED, preset)["reg"].item() < 0
+
+
+@pytest.mark.parametrize("refiner", ["par", "pamr", "crf", "none"])
+def test_every_refiner_can_make_the_labels(model, batch, refiner):
+    losses = training_losses(model, *batch, Phase.PROPAGATED, load_preset("demo", [*TINY, f"cam.refiner={refiner}"]))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_full_supervision_is_plain_cross_entropy(model, batch):
+    mask = torch.randint(0, 4, (2, 64, 64), dtype=torch.uint8)
+    mask[0, :9] = 255
+    model.eval()
+    logits = torch.nn.functional.interpolate(model(normalize(batch[0])).seg_logits, size=(64, 64), mode="bilinear")
+    expected = torch.nn.functional.cross_entropy(logits, mask.long(), ignore_index=255)
+    torch.testing.assert_close(supervised_losses(model, batch[0], mask)["seg"], expected)
+    assert supervised_losses(model, batch[0], torch.full_like(mask, 255))["seg"].item() == 0
+
+
+def test_the_affinity_loss_teaches_attention_and_only_its_head_and_the_backbone(model, batch):
+    training_losses(model, *batch, Phase.REFINED, load_preset("demo", TINY))["aff"].backward()
+    taught = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert taught == {"backbone", "affinity_head"}
+    assert model.backbone.block4[-1].attn.q.weight.grad.any()
+
+
+@pytest.mark.parametrize("phase", [Phase.REFINED, Phase.PROPAGATED])
+def test_photos_without_any_class_give_finite_losses(model, batch, phase):
+    image, label, box = batch
+    losses = training_losses(model, image, torch.zeros_like(label), box, phase, load_preset("demo", TINY))
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_optimizer_groups(model):
+    preset = load_preset("voc")
+    optimizer = build_optimizer(model, preset)
+    assert set_learning_rate(optimizer, 1500, preset) == pytest.approx(5.55e-5)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([5.55e-5, 5.55e-4])
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert frozen and all("norm" in name and name.startswith("backbone.") for name in frozen)
+    listed = sum(len(group["params"]) for group in optimizer.param_groups)
+    assert listed + len(frozen) == len(list(model.parameters()))
+
+
+def test_bfloat16_is_close_to_float32(model, batch):
+    preset = load_preset("demo", TINY)
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"]
+    fine = training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"]
+    assert coarse.item() == pytest.approx(fine.item(), rel=0.05) and coarse.item() != fine.item()
+
+
+def test_the_first_step_sees_normalised_photos(model, batch):
+    """The loss of a phase is the loss of the network's own outputs on the normalised batch."""
+    image, label, box = batch
+    expected = torch.nn.functional.multilabel_soft_margin_loss(model(normalize(image)).cls_logits, label)
+    found = training_losses(model, image, label, box, Phase.CLASSIFICATION, load_preset("demo"))["cls"]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_step_equals_the_textbook_step(monkeypatch, seed):
+    torch.manual_seed(seed)
+    preset = load_preset("demo", ["cam.scales=[1.0,0.5,1.5]", "affinity.eps=0.0"])
+    model = AFA("mit_demo", 4, decoder_width=16, drop_path=0.0).train()
+    model.decoder.dropout.p = 0.0
+    torch.nn.init.normal_(model.affinity_head.weight)
+    # Soft pictures, so that PAR and CAM find regions.
+    image = torch.nn.functional.interpolate(torch.rand(2, 3, 9, 9), size=(96, 96), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
+    label = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0]])
+    box = torch.tensor([[0, 96, 0, 96], [4, 90, 0, 80]])
+    seen = []
+    for name in ("affinity_label", "segmentation_loss"):
+        original = getattr(training_step, name)
+        monkeypatch.setattr(training_step, name, lambda *given, original=original: seen.append(given) or original(*given))
+    expected, refined, target = textbook.training_step(model, image, label, box, preset)
+    losses = training_losses(model, image, label, box, Phase.PROPAGATED, preset)
+    assert torch.equal(seen[0][0], refined) and torch.equal(seen[1][1], target)
+    assert len(refined.unique()) > 2 and len(target.unique()) > 2
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value.item(), abs=1e-6), name
+    # The same gradients, too.
+    ours = torch.autograd.grad(sum(losses.values()), list(model.parameters()), allow_unused=True)
+    theirs = torch.autograd.grad(sum(expected.values()), list(model.parameters()), allow_unused=True)
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert (one - other).norm() <= 1e-4 * other.norm() + 1e-7
