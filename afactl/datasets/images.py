@@ -29,7 +29,8 @@ def read_image(path: Path) -> np.ndarray:
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    ImageOps.exif_transpose(image, in_place=True)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _open(path: Path) -> Image.Image:
@@ -100,7 +101,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     image = _open(path)
     if image.mode not in ("P", "L", "1"):
         raise DataError(f"{path}: expected an indexed or grey mask, got mode {image.mode}; save class numbers, not colours")
-    mask = np.asarray(image.convert("L") if image.mode == "1" else image)
+    mask = np.array(image.convert("L") if image.mode == "1" else image)
     counts = np.bincount(mask.ravel(), minlength=256)
     wrong = np.flatnonzero(counts[classes + 1 : IGNORE]) + classes + 1
     if len(wrong):

@@ -64,11 +64,11 @@ class TrainingStream(Dataset):
         label = torch.zeros(len(self.split.classes))
         label[list(sample.labels)] = 1
         item = {
-            "image": torch.from_numpy(image_view(image, window)).permute(2, 0, 1).contiguous(),
+            "image": image_view(image, window),
             "label": label,
             "box": torch.tensor(window.box),
             "image_id": sample.image_id,
         }
         if self.masks:
-            item["mask"] = torch.from_numpy(mask_view(self.split.read_mask(sample), window))
+            item["mask"] = mask_view(self.split.read_mask(sample), window)
         return item

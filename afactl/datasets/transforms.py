@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
 # ImageNet statistics on the 0..255 scale, RGB.
@@ -26,20 +26,20 @@ def normalize(image: Tensor) -> Tensor:
     """
     mean = torch.tensor(MEAN, device=image.device).view(1, 3, 1, 1)
     std = torch.tensor(STD, device=image.device).view(1, 3, 1, 1)
-    return (image.float() - mean) / std
+    return torch.sub(image, mean).div_(std)
 
 
 class Window(NamedTuple):
     """A random rescale, flip and crop of a photo.
 
     Attributes:
-        part: (left, top, right, bottom) of what is shown, in the photo's own coordinates.
+        part: (top, bottom, left, right) of what is shown, in pixels of the photo.
         rows, columns: its size in the view.
         y0, x0: where it lies in the view before mirroring.
         side: of the view. mirrored: whether the view is mirrored.
     """
 
-    part: tuple[float, float, float, float]
+    part: tuple[int, int, int, int]
     rows: int
     columns: int
     y0: int
@@ -59,7 +59,9 @@ def random_window(
 ) -> Window:
     """Random rescale, horizontal flip and crop (paper 4.1).
 
-    A side shorter than the crop is padded; the image then lies at a random place in it.
+    A side shorter than the crop is padded; the image then lies at a random place in it. The part
+    that is shown begins and ends on whole pixels of the photo, so that cropping comes before
+    resampling; the scale of each axis follows the drawn one to the nearest pixel.
 
     Args:
         size: (h, w) of the photo.
@@ -68,42 +70,46 @@ def random_window(
         scale_range: the scale is uniform in it.
         flip: mirror with probability 1/2.
     """
-    height, width = size
     scale = rng.uniform(*scale_range)
-    target = max(1, round(height * scale)), max(1, round(width * scale))
     mirrored = bool(flip and rng.random() < 0.5)
-    (top, y0, rows), (left, x0, columns) = (_place(side, crop_size, rng) for side in target)
-    sy, sx = height / target[0], width / target[1]
-    part = (left * sx, top * sy, (left + columns) * sx, (top + rows) * sy)
-    return Window(part, rows, columns, y0, x0, crop_size, mirrored)
+    (top, bottom, y0, rows), (left, right, x0, columns) = (_place(side, scale, crop_size, rng) for side in size)
+    return Window((top, bottom, left, right), rows, columns, y0, x0, crop_size, mirrored)
 
 
-def image_view(image: np.ndarray, window: Window) -> np.ndarray:
-    """What a window shows of a photo: h x w x 3 uint8 -> side x side x 3 uint8, padding 0.
+def _place(side: int, scale: float, crop: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Along one axis: (first pixel shown, end of them, where they land in the crop, their length there)."""
+    target = max(1, round(side * scale))
+    if target <= crop:
+        return 0, side, int(rng.integers(0, crop - target + 1)), target
+    shown = max(1, round(crop * side / target))
+    first = int(rng.integers(0, side - shown + 1))
+    return first, first + shown, 0, crop
 
-    Only the part that is shown is resampled, which equals resize-then-crop (Pillow's bilinear
-    filter, which averages when it shrinks).
+
+def image_view(image: np.ndarray, window: Window) -> Tensor:
+    """What a window shows of a photo: h x w x 3 uint8 -> 3 x side x side uint8, padding 0.
+
+    Bilinear, averaging where it shrinks.
     """
-    return _view(image, window, Image.Resampling.BILINEAR, 0)
+    return _view(torch.from_numpy(image).permute(2, 0, 1), window, "bilinear", 0)
 
 
-def mask_view(mask: np.ndarray, window: Window) -> np.ndarray:
-    """What a window shows of a mask: h x w uint8 -> side x side uint8, padding 255."""
-    return _view(mask, window, Image.Resampling.NEAREST, IGNORE)
+def mask_view(mask: np.ndarray, window: Window) -> Tensor:
+    """What a window shows of a mask: h x w uint8 -> side x side uint8, nearest pixel, padding 255."""
+    return _view(torch.from_numpy(mask)[None], window, "nearest-exact", IGNORE)[0]
 
 
-def _view(picture: np.ndarray, window: Window, filter: Image.Resampling, padding: int) -> np.ndarray:
-    shown = Image.fromarray(picture).resize((window.columns, window.rows), filter, box=window.part)
-    view = np.full((window.side, window.side, *picture.shape[2:]), padding, np.uint8)
-    view[window.y0 : window.y0 + window.rows, window.x0 : window.x0 + window.columns] = np.asarray(shown)
-    return np.ascontiguousarray(view[:, ::-1] if window.mirrored else view)
-
-
-def _place(side: int, crop: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    """(first pixel shown of a side, where it lands in the crop, how many pixels are shown)."""
-    if side >= crop:
-        return int(rng.integers(0, side - crop + 1)), 0, crop
-    return 0, int(rng.integers(0, crop - side + 1)), side
+def _view(planes: Tensor, window: Window, mode: str, padding: int) -> Tensor:
+    top, bottom, left, right = window.part
+    shown = F.interpolate(
+        planes[None, :, top:bottom, left:right], size=(window.rows, window.columns), mode=mode, antialias=mode == "bilinear"
+    )[0]
+    if window.mirrored:
+        shown = shown.flip(-1)
+    y0, y1, x0, x1 = window.box
+    view = torch.full((len(planes), window.side, window.side), padding, dtype=torch.uint8)
+    view[:, y0:y1, x0:x1] = shown
+    return view
 
 
 def resize_long_side(height: int, width: int, long_side: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from afactl.datasets.transforms import image_view, mask_view, normalize, random_
 
 def random_view(image, rng, *arguments, **options):
     window = random_window(image.shape[:2], rng, *arguments, **options)
-    return image_view(image, window), window.box
+    return image_view(image, window).permute(1, 2, 0).numpy(), window.box
 
 
 def test_normalisation_by_hand():
@@ -43,16 +43,30 @@ def test_a_view_without_rescaling_is_a_plain_crop():
     assert len(seen) > 30
 
 
-def test_resampling_the_window_equals_resizing_first():
-    rng = np.random.default_rng(1)
-    image = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 11, 3)).astype(np.uint8)).resize((66, 54)))
-    view, _ = random_view(image, np.random.default_rng(3), 32, (1.5, 1.5), flip=False)
-    whole = np.asarray(Image.fromarray(image).resize((99, 81), Image.Resampling.BILINEAR)).astype(int)
-    distances = [
-        np.abs(whole[y : y + 32, x : x + 32] - view).max() for y in range(81 - 31) for x in range(99 - 31)
-    ]
-    # Pillow rounds to 8 bit after each of its two passes.
-    assert min(distances) <= 2
+@settings(max_examples=40, deadline=None)
+@given(st.integers(5, 80), st.integers(5, 80), st.integers(0, 10**6))
+def test_a_view_is_its_part_of_the_photo_resized_by_pillow(height, width, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    window = random_window((height, width), rng, 32, (0.5, 2.0))
+    top, bottom, left, right = window.part
+    part = Image.fromarray(image[top:bottom, left:right]).resize((window.columns, window.rows), Image.Resampling.BILINEAR)
+    y0, y1, x0, x1 = window.box
+    view = image_view(image, window).permute(1, 2, 0).numpy()[y0:y1, x0:x1]
+    expected = np.asarray(part)[:, ::-1] if window.mirrored else np.asarray(part)
+    # Both round to 8 bit after each of two passes.
+    assert np.abs(view.astype(int) - expected).max() <= 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 300), st.integers(20, 300), st.floats(0.5, 2.0), st.integers(0, 10**6))
+def test_the_scale_is_the_drawn_one(height, width, scale, seed):
+    window = random_window((height, width), np.random.default_rng(seed), 64, (scale, scale))
+    top, bottom, left, right = window.part
+    assert 0 <= top < bottom <= height and 0 <= left < right <= width
+    for shown, length in ((bottom - top, window.rows), (right - left, window.columns)):
+        # To the nearest pixel of the photo, and of the whole photo rescaled.
+        assert abs(shown - length / scale) <= 0.5 + 0.5 / scale * shown / 20 + 1e-9
 
 
 def test_half_of_the_views_are_mirrored():
@@ -76,7 +90,7 @@ def test_a_mask_is_shown_as_its_photo_is(height, width, seed):
     mask = np.zeros((height, width), np.uint8)
     mask[:, width // 2 :] = 1
     window = random_window((height, width), np.random.default_rng(seed), 32, (0.5, 2.0))
-    image, shown = image_view(np.repeat(mask[..., None] * 200, 3, axis=2), window)[..., 0], mask_view(mask, window)
+    image, shown = image_view(np.repeat(mask[..., None] * 200, 3, axis=2), window)[0].numpy(), mask_view(mask, window).numpy()
     y0, y1, x0, x1 = window.box
     inside = np.zeros((32, 32), bool)
     inside[y0:y1, x0:x1] = True

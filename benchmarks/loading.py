@@ -1,0 +1,72 @@
+"""Loading photos for training against decoding them alone: python benchmarks/loading.py PRESET DATA [PHOTOS]"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from ratio import machine
+from torch.utils.data import DataLoader, Dataset
+
+from afactl.allocator import keep_freed_memory
+from afactl.datasets.registry import load_split
+from afactl.datasets.training_stream import TrainingStream
+from afactl.datasets.transforms import normalize
+from afactl.presets import load_preset
+
+WORKERS = 2
+
+
+class Decoding(Dataset):
+    """Every photo decoded to RGB and thrown away."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, item: int) -> int:
+        return np.array(Image.open(self.paths[item]).convert("RGB")).size
+
+
+def _timed(job) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def seconds(loader: DataLoader, use) -> float:
+    """Wall time per photo set, from the first batch on, so that the start of the workers is left out."""
+    batches = iter(loader)
+    next(batches)
+    start = time.perf_counter()
+    for batch in batches:
+        use(batch)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    machine()
+    torch.set_num_threads(1)  # two workers are all the cores of a small machine
+    keep_freed_memory()
+    preset = load_preset(sys.argv[1])
+    split = load_split(preset.data.name, Path(sys.argv[2]), preset.data.train_split)
+    count = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
+    job = preset.train
+    stream = TrainingStream(split, job.crop_size, job.scale_range, flip=True, masks=False, seed=0, start=0, stop=count)
+    order = np.concatenate([np.random.default_rng((0, 0, epoch)).permutation(len(split.samples)) for epoch in range(1 + count // len(split.samples))])[:count]
+    decoding = Decoding([split.samples[i].image for i in order])
+    one_by_one = [sum(_timed(lambda: source[i]) for i in range(min(count, 400))) for source in (stream, decoding)]  # noqa: B023
+    rounds = [
+        (
+            seconds(DataLoader(stream, 8, num_workers=WORKERS), lambda batch: normalize(batch["image"])),
+            seconds(DataLoader(decoding, 8, num_workers=WORKERS), lambda batch: None),
+        )
+        for _ in range(3)
+    ]
+    ours, alone = (min(column) for column in zip(*rounds, strict=True))
+    print(f"{count} photos, {WORKERS} workers, crop {job.crop_size}: loading takes {ours / alone:.2f}x of decoding alone; {count / ours:.0f} against {count / alone:.0f} photos/s")
+    print(f"  in one process, without normalising and handing over: {one_by_one[0] / one_by_one[1]:.2f}x")
