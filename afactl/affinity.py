@@ -71,7 +71,7 @@ def affinity_logits(queries: Tensor, keys: Tensor, weight: Tensor, bias: Tensor)
     # B n N d -> B N (n d)
     weighted = (queries * weight.view(1, -1, 1, 1)).transpose(1, 2).flatten(2)
     product = weighted @ keys.transpose(1, 2).flatten(2).transpose(1, 2)
-    return product + product.transpose(1, 2) + bias
+    return (product + product.transpose(1, 2)).add_(bias)
 
 
 def neighborhood_mask(height: int, width: int, radius: int, device: torch.device | str = "cpu") -> Tensor:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,12 +52,18 @@ def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.fromarray(image).resize((width, height)))).permute(2, 0, 1).float()
 
 
+def resident(key: str) -> float:
+    """MiB of this process in memory: now (VmRSS), or at the peak (VmHWM). Linux only."""
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
+
+
 def peak_memory(setup: str, job: str) -> float:
     """MiB that a job adds at its peak to what is resident before it, in a process of its own (Linux)."""
     code = f"""
+import sys
+sys.path.insert(0, "{Path(__file__).parent}")
+from ratio import resident
 {setup}
-def resident(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) / 1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
 before = resident("VmRSS")
 {job}
