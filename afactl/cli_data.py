@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from afactl.errors import UsageError
+from afactl.errors import DataError, UsageError
 from afactl.options import JsonOption, SplitOption
 from afactl.terminal import out, table, tracker, write_json
 
@@ -15,9 +16,67 @@ from afactl.terminal import out, table, tracker, write_json
 SHOWN = 10
 
 DatasetArgument = Annotated[str, typer.Argument(metavar="PRESET|DIR", help="a preset, or a folder in one of the formats")]
+DownloadOption = Annotated[Path, typer.Option("--data", help="folder of the downloaded dataset")]
 FolderOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset, where a preset is given")]
 
 data_app = typer.Typer(help="Look at a dataset before training on it.", rich_markup_mode=None, no_args_is_help=True)
+prepare_app = typer.Typer(help="Make lists, labels and masks of a downloaded dataset.", rich_markup_mode=None, no_args_is_help=True)
+data_app.add_typer(prepare_app, name="prepare")
+
+
+class LabelSource(str, Enum):
+    """Where image-level labels come from."""
+
+    masks = "masks"
+    xml = "xml"
+
+
+@prepare_app.command("voc", epilog="Example: afactl data prepare voc --data VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset")
+def prepare_voc(
+    data: DownloadOption,
+    sbd: Annotated[Optional[Path], typer.Option("--sbd", help="SBD's folder with cls/*.mat, or a folder of its masks as PNG")] = None,
+    labels_from: Annotated[LabelSource, typer.Option("--labels-from", help="image-level labels: from the masks, or from Annotations/*.xml")] = LabelSource.masks,
+    difficult: Annotated[bool, typer.Option("--difficult/--no-difficult", help="whether objects marked difficult count, in XML")] = True,
+    json_file: JsonOption = None,
+) -> None:
+    """Write the list train_aug and the labels of PASCAL VOC 2012, and compare masks with XML."""
+    from afactl.datasets import preparing
+
+    done = preparing.prepare_voc(data, sbd, labels_from is LabelSource.xml, difficult, tracker("masks of SBD"))
+    rows = [(split, str(count), str(preparing.KNOWN_VOC[split])) for split, count in done.counts.items()]
+    out.print(table("photos by split", ("split", "here", "in the full dataset"), rows))
+    if not done.augmented:
+        out.print("no masks of SBD: train on the plain list, --set data.train_split=train, or give --sbd DIR")
+    out.print(f"{done.converted} masks of SBD written")
+    out.print(f"labels from {labels_from.value}; {done.compared} photos have a mask and XML, {done.without_xml} have no XML (their labels are the mask's)")
+    out.print(f"{len(done.disagreements)} photos whose mask and XML disagree")
+    for one in done.disagreements[:SHOWN]:
+        sides = [f"only in the {place}: {', '.join(names)}" for place, names in (("mask", one.only_in_mask), ("XML", one.only_in_xml)) if names]
+        out.print(f"  {one.image_id}: {'; '.join(sides)}", markup=False)
+    if len(done.disagreements) > SHOWN:
+        out.print(f"  and {len(done.disagreements) - SHOWN} more; --json FILE lists all")
+    if json_file is not None:
+        write_json(json_file, {**done._asdict(), "disagreements": [one._asdict() for one in done.disagreements]})
+
+
+@prepare_app.command("coco", epilog="Example: afactl data prepare coco --data COCO --year 2014")
+def prepare_coco(
+    data: DownloadOption,
+    year: Annotated[int, typer.Option("--year", help="of the release; 2014 is the paper's and the only one here")] = 2014,
+) -> None:
+    """Draw the masks of MS COCO from its annotations and write its labels; a stopped job goes on."""
+    from afactl.datasets import coco, preparing
+
+    if year != coco.YEAR:
+        raise UsageError(f"--year: expected {coco.YEAR}, the release that the paper uses, got {year}")
+    splits = coco.splits(data)
+    if not splits:
+        raise DataError(f"--data {data}: expected {coco.annotations_path(Path(), 'train')} or the one of val in it, found neither")
+    done = [preparing.prepare_coco(data, split, tracker(f"masks of {split}")) for split in splits]
+    rows = [(one.split, str(one.photos), str(preparing.KNOWN_COCO[one.split]), str(one.empty), str(one.drawn)) for one in done]
+    out.print(table("photos by split", ("split", "here", "in the full dataset", "all background", "masks drawn now"), rows))
+    for one in done:
+        out.print(f"masks: {one.folder}", markup=False)
 
 
 @data_app.command(epilog="Example: afactl data check mydata")

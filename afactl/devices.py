@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 
 import torch
 
-from afactl.errors import UsageError
+from afactl.errors import DependencyError, UsageError
 
 
 def choose_device(name: str) -> torch.device:
@@ -21,6 +23,16 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not available:
         raise UsageError("--device cuda: no usable CUDA device here (see afactl doctor); use --device cpu or auto")
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def require_compiler() -> None:
+    """torch.compile writes C++ (and on a GPU Triton's launchers) and needs something to build it with.
+
+    Raises:
+        DependencyError: neither $CXX nor g++ nor clang++ is there.
+    """
+    if not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")):
+        raise DependencyError("train.compile=true needs a C++ compiler (g++, clang++ or $CXX), found none; install one, or set it to false")
 
 
 def peak_memory(device: torch.device) -> int | None:

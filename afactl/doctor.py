@@ -31,6 +31,8 @@ REQUIRED = ("numpy", "h5py", "PIL", "pydantic", "safetensors", "matplotlib", "hu
 OPTIONAL = (
     ("pydensecrf.densecrf", "pydensecrf2", "for --crf-backend pydensecrf: pip install 'afactl[crf]' (needs a C++ compiler)"),
     ("pycocotools.mask", "pycocotools", "for COCO masks: pip install 'afactl[coco]'"),
+    ("ijson", "ijson", "for COCO annotations: pip install 'afactl[coco]'"),
+    ("scipy.io", "scipy", "for SBD's .mat files: pip install 'afactl[sbd]'"),
 )
 
 

@@ -17,10 +17,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from afactl.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
-from afactl.datasets.registry import check_files, data_fingerprint, load_split
+from afactl.datasets.registry import check_files, data_fingerprint, load_split, split_names
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
-from afactl.devices import choose_device, peak_memory
+from afactl.devices import choose_device, peak_memory, require_compiler
 from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation import validate
 from afactl.model import AFA
@@ -129,7 +129,7 @@ def preset_changes(data: Path | None, init: str | None, overrides: Sequence[str]
 
 
 def load_data(preset: Preset) -> tuple[Split, Split | None]:
-    """The training split, and the validation split where it has masks; every listed file exists.
+    """The training split, and the validation split where there is one with masks; every listed file exists.
 
     Raises:
         DataError: what is missing.
@@ -140,6 +140,8 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
     if masks and data.read_mask is None:
         raise DataError(f"{preset.data.train_split}: train.supervision=masks needs true masks, and this dataset has none")
     check_files(data, masks=masks)
+    if preset.data.name == "folder" and preset.data.val_split not in split_names("folder", root):
+        return data, None  # own photos need none set aside
     val = load_split(preset.data.name, root, preset.data.val_split)
     if val.read_mask is None:
         return data, None
@@ -184,6 +186,10 @@ class Job:
         )
         torch.manual_seed(preset.train.seed)
         self.model: AFA = self.architecture.build().to(device)
+        if preset.train.compile:
+            require_compiler()
+            # One graph for all sizes: the CAM passes come in several, validation in many.
+            self.model.backbone.compile(dynamic=True)
         self.optimizer = build_optimizer(self.model, preset)
         self.start, self.best, self.skipped = 0, -math.inf, 0
         # How many batches add up to one step.

@@ -19,7 +19,7 @@ from afactl.datasets import demo
 from afactl.datasets.images import read_image, read_mask, write_mask
 from tests.conftest import TINY
 
-COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor", "data check", "data preview"]
+COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor", "data check", "data preview", "data prepare voc", "data prepare coco"]
 SETS = [part for override in TINY for part in ("--set", override)]
 
 
@@ -196,7 +196,7 @@ def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_pat
     report = json.loads((tmp_path / "c.json").read_text())
     assert report["defects"][0]["where"].endswith("0001.png") and [one["images"] for one in report["splits"]] == [24, 4]
     (tmp_path / "empty").mkdir()
-    refused(call("data", "check", tmp_path / "empty"), 1, "labels.csv (folder)")
+    refused(call("data", "check", tmp_path / "empty"), 1, "expected labels.csv, labels.json")
     refused(call("data", "check", tiny_data, "--data", tiny_data), 2, "leave --data out")
     refused(call("data", "check", "vok"), 2, 'did you mean "voc"')
 
@@ -307,3 +307,21 @@ def test_a_stopped_training_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path,
     assert process.returncode == 130, err
     assert f"afactl train --resume --out {tmp_path / 'run'}" in err and "Traceback" not in err
     assert (tmp_path / "run/checkpoints/last/weights.safetensors").is_file()
+
+
+def test_data_prepare_tells_what_it_found(call, tmp_path):
+    root = tmp_path / "VOC2012"
+    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    (root / "Annotations").mkdir()
+    for split, image_id in (("train", "t1"), ("val", "v1")):
+        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{image_id}\n")
+        write_mask(root / "SegmentationClass" / f"{image_id}.png", np.array([[0, 12]], np.uint8))
+    (root / "Annotations" / "t1.xml").write_text("<a><filename>t1.jpg</filename><object><name>cat</name></object></a>")
+    code, out, _ = call("data", "prepare", "voc", "--data", root, "--labels-from", "xml", "--json", tmp_path / "p.json")
+    assert code == 0 and "1464" in out and "no masks of SBD: train on the plain list" in out
+    assert "1 photos whose mask and XML disagree" in out and "t1: only in the mask: dog; only in the XML: cat" in out
+    assert json.loads((tmp_path / "p.json").read_text())["counts"] == {"train": 1, "val": 1}
+    refused(call("data", "prepare", "voc", "--data", tmp_path), 1, "expected JPEGImages/")
+    refused(call("data", "prepare", "coco", "--data", tmp_path), 1, "instances_train2014.json")
+    refused(call("data", "prepare", "coco", "--data", tmp_path, "--year", "2017"), 2, "expected 2014")

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from afactl.devices import choose_device, peak_memory
-from afactl.errors import UsageError
+from afactl.devices import choose_device, peak_memory, require_compiler
+from afactl.errors import DependencyError, UsageError
 
 
 def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):
@@ -25,3 +25,10 @@ def test_peak_memory_counts_what_was_held():
     held = torch.ones(2**27 // 4 * 3)  # 384 MiB beyond whatever the process holds is always seen
     now = peak_memory(torch.device("cpu"))
     assert now >= max(before, held.nbytes) and now < 2**38
+
+
+def test_a_compiler_is_asked_for_before_anything_starts(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(DependencyError, match="needs a C\\+\\+ compiler"):
+        require_compiler()

@@ -59,6 +59,18 @@ def test_small_batches_add_up_to_the_effective_one(tmp_path, tiny_data):
         torch.testing.assert_close(whole[name], parts[name], atol=2e-5, rtol=1e-3)
 
 
+def test_the_compiled_backbone_takes_the_same_steps(tmp_path, tiny_data, tiny_run, monkeypatch):
+    """Traced, and run by torch's own operations: building C++ for it takes minutes."""
+    traced = []
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: traced.append(self) or original(self, backend="eager", **options))
+    run = train("demo", data=tiny_data, out=tmp_path / "run", overrides=[*TINY, "train.compile=true"], device_name="cpu").run
+    assert len(traced) == 1
+    for one, other in zip(read_metrics(run), read_metrics(tiny_run), strict=True):
+        assert one.keys() == other.keys()
+        assert all(one[name] == pytest.approx(other[name], abs=1e-4) for name in one if name.startswith("loss"))
+
+
 def test_training_learns_the_labels(tmp_path, tiny_data):
     overrides = [*TINY, "train.max_iters=60", "train.cls_warmup_iters=60", "train.eval_iters=60", "optim.warmup_iters=5", "train.batch_size=4"]
     train("demo", data=tiny_data, out=tmp_path / "r", overrides=overrides, device_name="cpu")

@@ -1,19 +1,25 @@
-"""MS COCO 2014: photos and `instances_*.json`; masks are drawn from the polygons when asked for.
+"""MS COCO 2014: photos and `instances_*.json`; masks are drawn from the polygons.
 
 Classes are the 80 categories in the order of their ids. A photo without annotation is all
 background. Crowd regions are ignored (255) and give no label. Where objects overlap, the
 smaller one lies on top.
+
+The annotations are half a gigabyte of JSON. They are read as a stream, so that memory holds the
+outlines and nothing else; `preparing.py` draws all masks once, after which they are not read at all.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from afactl.datasets.images import read_mask
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import DataError, DependencyError, nearest
 
@@ -22,59 +28,145 @@ YEAR = 2014
 IGNORE = 255
 
 
+class Region(NamedTuple):
+    """One object: category id, area in pixels, whether it is a crowd, and its outline as pycocotools takes it."""
+
+    category: int
+    area: float
+    crowd: bool
+    shape: Any
+
+
+class Photo(NamedTuple):
+    """A photo's file name, size and objects."""
+
+    name: str
+    height: int
+    width: int
+    regions: list[Region]
+
+
+class Instances(NamedTuple):
+    """An annotation file: class names in the order of their ids, category id -> class index, photos by name."""
+
+    classes: tuple[str, ...]
+    index: dict[int, int]
+    photos: list[Photo]
+
+    def labels(self, photo: Photo) -> tuple[int, ...]:
+        """Class indices of a photo; crowds give none."""
+        return tuple(sorted({self.index[one.category] for one in photo.regions if not one.crowd}))
+
+
 def load(root: Path, split: str) -> Split:
-    """A split of COCO.
+    """A split of COCO, out of what `prepare` has written where it is there and fits the annotations.
 
     Raises:
         DataError: no such split, or the annotations are missing or damaged.
     """
     if split not in SPLITS:
         raise DataError(f'{root}: COCO has no split "{split}"{nearest(split, SPLITS)}')
-    table = read_instances(root / "annotations" / f"instances_{split}{YEAR}.json")
-    categories = sorted(table["categories"], key=lambda category: category["id"])
-    index = {category["id"]: i for i, category in enumerate(categories)}
-    objects: dict[int, list[dict[str, Any]]] = {}
-    for annotation in table["annotations"]:
-        objects.setdefault(annotation["image_id"], []).append(annotation)
-    samples, records = [], {}
-    for record in sorted(table["images"], key=lambda record: record["file_name"]):
-        there = objects.get(record["id"], [])
-        labels = {index[one["category_id"]] for one in there if not one.get("iscrowd")}
-        image_id = Path(record["file_name"]).stem
-        samples.append(Sample(image_id, root / f"{split}{YEAR}" / record["file_name"], tuple(sorted(labels))))
-        records[image_id] = (record["height"], record["width"], there)
+    photos = root / f"{split}{YEAR}"
+    table, masks = prepared_paths(root, split)
+    if table.is_file():
+        prepared = json.loads(table.read_text(encoding="utf-8"))
+        classes = tuple(prepared["classes"])
+        samples = tuple(Sample(Path(name).stem, photos / name, tuple(labels)) for name, labels in prepared["photos"])
 
-    def mask(sample: Sample) -> np.ndarray:
-        return draw_mask(*records[sample.image_id], index)
+        def mask_path(sample: Sample) -> Path:
+            return masks / f"{sample.image_id}.png"
 
-    return Split(split, tuple(category["name"] for category in categories), tuple(samples), mask)
+        return Split(split, classes, samples, lambda sample: read_mask(mask_path(sample), len(classes)), mask_path)
+
+    instances = read_instances(annotations_path(root, split))
+    by_id = {Path(photo.name).stem: photo for photo in instances.photos}
+    samples = tuple(Sample(image_id, photos / photo.name, instances.labels(photo)) for image_id, photo in by_id.items())
+    return Split(split, instances.classes, samples, lambda sample: draw_mask(by_id[sample.image_id], instances.index))
 
 
 def splits(root: Path) -> list[str]:
     """The splits whose annotations are there."""
-    return [name for name in SPLITS if (root / "annotations" / f"instances_{name}{YEAR}.json").is_file()]
+    return [name for name in SPLITS if annotations_path(root, name).is_file()]
+
+
+def annotations_path(root: Path, split: str) -> Path:
+    """The annotation file of a split."""
+    return root / "annotations" / f"instances_{split}{YEAR}.json"
+
+
+def prepared_paths(root: Path, split: str) -> tuple[Path, Path]:
+    """(table of labels, folder of masks) that `prepare` writes; their names change with the annotations.
+
+    Raises:
+        DataError: the annotations are missing.
+    """
+    path = annotations_path(root, split)
+    if not path.is_file():
+        raise DataError(f"{path}: expected COCO annotations there; give --data with train{YEAR}/, val{YEAR}/ and annotations/")
+    digest = hashlib.sha256(str(path.stat().st_size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(2**20))
+        file.seek(-min(2**20, path.stat().st_size), 2)
+        digest.update(file.read())
+    name = f"{split}{YEAR}-{digest.hexdigest()[:12]}"
+    return root / "prepared" / f"{name}.json", root / "prepared" / name
+
+
+def read_instances(path: Path) -> Instances:
+    """The annotation file; those of train and val are kept, since reading one takes up to a minute.
+
+    Raises:
+        DataError: damaged, or without the lists it should have. DependencyError: ijson is not installed.
+    """
+    return _read_instances(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
-def read_instances(path: Path) -> dict[str, Any]:
-    """The annotation file; train and val are kept, since reading one takes up to a minute.
+def _read_instances(path: Path, changed: int) -> Instances:
+    with open(path, "rb") as file:
+        categories = sorted((one["id"], one["name"]) for one in _items(path, file, "categories"))
+        regions: dict[int, list[Region]] = {}
+        for one in _items(path, file, "annotations"):
+            shape = one["segmentation"]
+            if isinstance(shape, list):  # as arrays they take a tenth of the memory
+                shape = [np.array(polygon, np.float64) for polygon in shape]
+            found = Region(one["category_id"], float(one["area"]), bool(one.get("iscrowd")), shape)
+            regions.setdefault(one["image_id"], []).append(found)
+        photos = [
+            Photo(one["file_name"], one["height"], one["width"], regions.get(one["id"], [])) for one in _items(path, file, "images")
+        ]
+    if not categories or not photos:
+        raise DataError(f"{path}: expected lists of images, annotations and categories, found no {'images' if categories else 'categories'}")
+    index = {number: i for i, (number, _) in enumerate(categories)}
+    unknown = {one.category for photo in photos for one in photo.regions} - index.keys()
+    if unknown:
+        raise DataError(f"{path}: category {min(unknown)} is annotated but not among the categories")
+    for photo in photos:
+        if Path(photo.name).name != photo.name:
+            raise DataError(f"{path}: {photo.name} is no plain file name")
+    return Instances(tuple(name for _, name in categories), index, sorted(photos, key=lambda photo: photo.name))
 
-    Raises:
-        DataError: missing, damaged, or without the lists it should have.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: expected COCO annotations there; give --data with train{YEAR}/, val{YEAR}/ and annotations/")
+
+def _items(path: Path, file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+    """The entries of one list of the file."""
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        missing = [name for name in ("images", "annotations", "categories") if not isinstance(table.get(name), list)]
-    except (ValueError, AttributeError) as error:
+        import ijson
+    except ImportError as error:
+        raise DependencyError("COCO annotations need ijson: pip install 'afactl[coco]'") from error
+    file.seek(0)
+    needed = {"categories": ("id", "name"), "annotations": ("image_id", "category_id", "segmentation", "area"),
+              "images": ("id", "file_name", "height", "width")}[name]  # fmt: skip
+    try:
+        for one in ijson.items(file, f"{name}.item", use_float=True):
+            missing = [key for key in needed if not isinstance(one, dict) or key not in one]
+            if missing:
+                raise DataError(f"{path}: an entry of {name} has no {missing[0]}; download it again")
+            yield one
+    except ijson.JSONError as error:
         raise DataError(f"{path}: cannot be read as COCO annotations ({error}); download it again") from error
-    if missing:
-        raise DataError(f"{path}: expected lists of images, annotations and categories, found no {missing[0]}")
-    return table
 
 
-def draw_mask(height: int, width: int, annotations: list[dict[str, Any]], index: dict[int, int]) -> np.ndarray:
+def draw_mask(photo: Photo, index: dict[int, int]) -> np.ndarray:
     """The mask of one photo from its annotations.
 
     Args:
@@ -90,13 +182,13 @@ def draw_mask(height: int, width: int, annotations: list[dict[str, Any]], index:
         from pycocotools import mask as coco_mask
     except ImportError as error:
         raise DependencyError("COCO masks need pycocotools: pip install 'afactl[coco]'") from error
-    out = np.zeros((height, width), np.uint8)
+    out = np.zeros((photo.height, photo.width), np.uint8)
     # Crowds first, then large before small: what comes later lies on top.
-    for one in sorted(annotations, key=lambda one: (not one.get("iscrowd"), -one["area"])):
-        shape = one["segmentation"]
+    for one in sorted(photo.regions, key=lambda one: (not one.crowd, -one.area)):
+        shape = one.shape
         if isinstance(shape, list):
-            shape = coco_mask.merge(coco_mask.frPyObjects(shape, height, width))
+            shape = coco_mask.merge(coco_mask.frPyObjects(shape, photo.height, photo.width))
         elif isinstance(shape["counts"], list):
-            shape = coco_mask.frPyObjects(shape, height, width)
-        out[coco_mask.decode(shape) > 0] = IGNORE if one.get("iscrowd") else index[one["category_id"]] + 1
+            shape = coco_mask.frPyObjects(shape, photo.height, photo.width)
+        out[coco_mask.decode(shape) > 0] = IGNORE if one.crowd else index[one.category] + 1
     return out

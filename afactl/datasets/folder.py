@@ -1,49 +1,45 @@
-"""Own photos: a folder with `labels.csv`, photos, and perhaps masks for scoring.
+"""Own photos: a folder with labels in one of several forms (`tables.py`), and perhaps masks for scoring.
 
-labels.csv      columns image (path below the folder), split, labels (class names joined by |)
 classes.txt     one class name per line, in the order of the mask values 1..C; without it the
-                names in labels.csv in alphabetical order
+                names in the labels in alphabetical order
 masks/          one indexed PNG per photo, at the photo's path with masks/ for images/
 """
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from afactl.datasets.images import read_mask
 from afactl.datasets.samples import Sample, Split
+from afactl.datasets.tables import PHOTOS, Row, read_rows
 from afactl.errors import DataError, nearest
-
-COLUMNS = ("image", "split", "labels")
 
 
 def load(root: Path, split: str) -> Split:
     """One split of the folder.
 
     Raises:
-        DataError: labels.csv is missing or wrong: the row and what was expected; or no such split.
+        DataError: the labels are missing or wrong: the place and what was expected; or no such split.
     """
-    table = root / "labels.csv"
-    rows = read_table(table)
+    rows = read_rows(root)
     classes = _classes(root, rows)
     index = {name: i for i, name in enumerate(classes)}
     samples, seen = [], {}
-    for line, image, row_split, names in rows:
-        image_id = _image_id(image)
-        if image_id in seen:
-            raise DataError(f'{table}, line {line}: "{image_id}" is listed twice (first in line {seen[image_id]}); ids must differ')
-        seen[image_id] = line
-        unknown = [name for name in names if name not in index]
+    for row in rows:
+        image_id = _image_id(row.image)
+        # Masks are named by the ids, and some file systems do not tell a.png from A.png.
+        first = seen.setdefault(image_id.casefold(), row)
+        if first is not row:
+            raise DataError(f'{row.where}: "{image_id}" is listed twice (first: {first.where}); ids must differ in more than case')
+        unknown = [name for name in row.names if name not in index]
         if unknown:
-            raise DataError(f'{table}, line {line}: class "{unknown[0]}" is not in classes.txt{nearest(unknown[0], classes)}')
-        if row_split == split:
-            samples.append(Sample(image_id, root / image, tuple(sorted({index[name] for name in names}))))
+            raise DataError(f'{row.where}: class "{unknown[0]}" is not in classes.txt{nearest(unknown[0], classes)}')
+        if row.split == split:
+            samples.append(Sample(image_id, root / row.image, tuple(sorted({index[name] for name in row.names}))))
     if not samples:
-        known = ", ".join(sorted({row[2] for row in rows}))
-        raise DataError(f'{table}: split "{split}" is empty; splits there: {known}')
+        raise DataError(f'{root}: split "{split}" is empty; splits there: {", ".join(sorted({row.split for row in rows}))}')
 
     def mask_path(sample: Sample) -> Path:
         return root / "masks" / f"{sample.image_id}.png"
@@ -57,62 +53,31 @@ def load(root: Path, split: str) -> Split:
 
 
 def splits(root: Path) -> list[str]:
-    """The splits that labels.csv names, in their order there.
+    """The splits that the labels name, in their order there.
 
     Raises:
-        DataError: labels.csv is missing or wrong.
+        DataError: the labels are missing or wrong.
     """
-    return list(dict.fromkeys(row[2] for row in read_table(root / "labels.csv")))
-
-
-def read_table(table: Path) -> list[tuple[int, str, str, list[str]]]:
-    """Rows of labels.csv as (line number, image, split, class names).
-
-    Raises:
-        DataError: missing, not UTF-8, a column missing, an empty field, a path that leaves the folder.
-    """
-    if not table.is_file():
-        raise DataError(f"{table}: expected a table with the columns {', '.join(COLUMNS)}, found none; see docs/data.md")
-    try:
-        # utf-8-sig: spreadsheets write a byte order mark.
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                got = ", ".join(reader.fieldnames or ["nothing"])
-                raise DataError(f"{table}: expected the columns {', '.join(COLUMNS)}, got {got}; save it comma-separated")
-            rows = []
-            for row in reader:
-                line = reader.line_num
-                image, split = (row["image"] or "").strip(), (row["split"] or "").strip()
-                if not image or not split:
-                    raise DataError(f"{table}, line {line}: expected an image and a split, got {image!r} and {split!r}")
-                path = PurePosixPath(image)
-                if path.is_absolute() or ".." in path.parts:
-                    raise DataError(f"{table}, line {line}: {image} leaves the data folder; list paths below it")
-                names = [name.strip() for name in (row["labels"] or "").split("|") if name.strip()]
-                rows.append((line, image, split, names))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read as a UTF-8 table ({error}); save it as CSV in UTF-8") from error
-    if not rows:
-        raise DataError(f"{table}: no rows below the header")
-    return rows
+    return list(dict.fromkeys(row.split for row in read_rows(root)))
 
 
 def _image_id(image: str) -> str:
     """`images/train/a.b.jpg` -> `train/a.b`."""
     path = PurePosixPath(image)
     stem = path.with_name(path.stem)
-    return str(stem.relative_to("images")) if stem.parts[0] == "images" and len(stem.parts) > 1 else str(stem)
+    return str(stem.relative_to(stem.parts[0])) if stem.parts[0] in PHOTOS and len(stem.parts) > 1 else str(stem)
 
 
-def _classes(root: Path, rows: list[tuple[int, str, str, list[str]]]) -> tuple[str, ...]:
+def _classes(root: Path, rows: list[Row]) -> tuple[str, ...]:
     listed = root / "classes.txt"
     if not listed.is_file():
-        return tuple(sorted({name for row in rows for name in row[3]}))
-    names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not names or len(set(names)) != len(names):
-        raise DataError(f"{listed}: expected one class name per line, each once, got {len(names)} names")
+        names = sorted({name for row in rows for name in row.names})
+        if not names:
+            raise DataError(f"{root}: no photo has a label; there is nothing to learn")
+    else:
+        names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        if not names or len(set(names)) != len(names):
+            raise DataError(f"{listed}: expected one class name per line, each once, got {len(names)} names")
     if len(names) > 254:
-        raise DataError(f"{listed}: {len(names)} classes; masks hold 254 at most")
+        raise DataError(f"{listed if listed.is_file() else root}: {len(names)} classes; masks hold 254 at most")
     return tuple(names)

@@ -92,16 +92,19 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     """A true mask as h x w uint8: background 0, class c as c + 1, ignored 255.
 
     Args:
-        path: an indexed or grey PNG.
+        path: an indexed or grey PNG, or one in the colours of VOC.
         classes: C; values above it and below 255 are refused.
 
     Raises:
-        DataError: missing, damaged, colours instead of indices, or a value that is no class.
+        DataError: missing, damaged, a colour that VOC does not use, or a value that is no class.
     """
     image = _open(path)
-    if image.mode not in ("P", "L", "1"):
-        raise DataError(f"{path}: expected an indexed or grey mask, got mode {image.mode}; save class numbers, not colours")
-    mask = np.array(image.convert("L") if image.mode == "1" else image)
+    if image.mode in ("RGB", "RGBA"):
+        mask = _indices_of(path, np.asarray(image.convert("RGB")))
+    elif image.mode in ("P", "L", "1"):
+        mask = np.array(image.convert("L") if image.mode == "1" else image)
+    else:
+        raise DataError(f"{path}: expected an indexed, grey or colour-coded mask, got mode {image.mode}; save class numbers as PNG")
     counts = np.bincount(mask.ravel(), minlength=256)
     wrong = np.flatnonzero(counts[classes + 1 : IGNORE]) + classes + 1
     if len(wrong):
@@ -110,6 +113,19 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
             "check the class list against the masks"
         )
     return mask
+
+
+def _indices_of(path: Path, colors: np.ndarray) -> np.ndarray:
+    """h x w x 3 in the colours of VOC -> h x w uint8."""
+    steps = np.array([1 << 16, 1 << 8, 1])
+    known = voc_palette().astype(np.int64) @ steps
+    order = np.argsort(known)
+    codes, place = np.unique(colors.astype(np.int64) @ steps, return_inverse=True)
+    found = order[np.searchsorted(known, codes, sorter=order).clip(max=255)]
+    strange = codes[known[found] != codes]
+    if len(strange):
+        raise DataError(f"{path}: colour #{strange[0]:06x} is none of VOC's; save class numbers as an indexed PNG, or use VOC's colours")
+    return found.astype(np.uint8)[place].reshape(colors.shape[:2])
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

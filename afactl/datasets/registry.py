@@ -11,6 +11,7 @@ from pathlib import Path
 
 from afactl.datasets import coco, demo, folder, voc
 from afactl.datasets.samples import Split
+from afactl.datasets.tables import read_rows
 from afactl.errors import DataError, PresetError, UsageError, nearest
 
 Loader = Callable[[Path, str], Split]
@@ -88,16 +89,20 @@ def data_fingerprint(split: Split) -> str:
     return digest.hexdigest()[:16]
 
 
+def split_names(name: str, root: Path | None) -> list[str]:
+    """The splits of a dataset that are there, the first one for training. Raises as `load_split`."""
+    return _LISTERS[name](dataset_folder(name, root))
+
+
 def load_all(name: str, root: Path | None) -> list[Split]:
     """Every split of a dataset.
 
     Raises:
         DataError: there is none. Others: as in `load_split`.
     """
-    where = dataset_folder(name, root)
-    found = [load_split(name, where, split) for split in _LISTERS[name](where)]
+    found = [load_split(name, root, split) for split in split_names(name, root)]
     if not found:
-        raise DataError(f"--data {where}: expected a dataset in the {name} format, found no split of it")
+        raise DataError(f"--data {root}: expected a dataset in the {name} format, found no split of it")
     return found
 
 
@@ -105,13 +110,13 @@ def format_of(root: Path) -> str:
     """Which format a folder has, by what lies in it.
 
     Raises:
-        DataError: none that is known.
+        DataError: none that is known, or the labels of own photos are wrong.
     """
-    signs = {"folder": "labels.csv", "voc": "ImageSets/Segmentation", "coco": "annotations"}
-    for name, sign in signs.items():
+    for name, sign in {"voc": "ImageSets/Segmentation", "coco": "annotations"}.items():
         if (root / sign).exists():
             return name
-    raise DataError(f"{root}: expected {', '.join(f'{sign} ({name})' for name, sign in signs.items())} in it, found none; see docs/data.md")
+    read_rows(root)  # says what a folder of own photos may hold
+    return "folder"
 
 
 register("voc", voc.load, voc.splits)

@@ -2,12 +2,14 @@
 
 JPEGImages/  SegmentationClass/  SegmentationClassAug/ (SBD, optional)  ImageSets/Segmentation/
 
-Lists `train`, `val` and `trainval` come from ImageSets; `train_aug` is every mask of
-SegmentationClassAug that is not in val. Image-level labels are derived from the masks.
+Lists `train`, `val` and `trainval` come from ImageSets; `train_aug` is the list that
+`afactl data prepare voc` wrote, or else every mask of SegmentationClassAug that is not in val. Image-level
+labels are derived from the masks, but for photos in the file that `prepare --labels-from xml` wrote.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,9 @@ CLASSES = (
 )  # fmt: skip
 LISTS = ("train", "val", "trainval")
 AUGMENTED = "train_aug"
+AUGMENTED_FOLDER = "SegmentationClassAug"
+# Labels from XML: image id -> class names.
+LABELS = "image_labels.json"
 
 
 def load(root: Path, split: str) -> Split:
@@ -36,17 +41,16 @@ def load(root: Path, split: str) -> Split:
     _check_layout(root)
     if split not in (*LISTS, AUGMENTED):
         raise DataError(f'{root}: VOC has no split "{split}"{nearest(split, (*LISTS, AUGMENTED))}')
-    # SBD corrects nothing in the official masks, so the official one comes first where both exist.
-    folders = [root / "SegmentationClass", root / "SegmentationClassAug"]
-    masks = {mask.stem: mask for folder in reversed(folders) for mask in folder.glob("*.png")}
-    ids = _augmented(root) if split == AUGMENTED else _read_list(root, split)
+    masks = mask_files(root)
+    ids = _augmented(root) if split == AUGMENTED else read_list(root, split)
     missing = [image_id for image_id in ids if image_id not in masks]
     if missing:
         raise DataError(f"{root}: {len(missing)} of {len(ids)} masks of split {split} are missing (first: {missing[0]})")
     paths = [masks[image_id] for image_id in ids]
     labels = labels_from_masks(paths, len(CLASSES))
+    chosen = _chosen_labels(root)
     samples = tuple(
-        Sample(image_id, root / "JPEGImages" / f"{image_id}.jpg", present)
+        Sample(image_id, root / "JPEGImages" / f"{image_id}.jpg", chosen.get(image_id, present))
         for image_id, present in zip(ids, labels, strict=True)
     )
 
@@ -67,7 +71,7 @@ def splits(root: Path) -> list[str]:
     """
     _check_layout(root)
     listed = [name for name in ("train", "val") if (root / "ImageSets" / "Segmentation" / f"{name}.txt").is_file()]
-    return [AUGMENTED, *listed] if (root / "SegmentationClassAug").is_dir() else listed
+    return [AUGMENTED, *listed] if (root / AUGMENTED_FOLDER).is_dir() else listed
 
 
 def _check_layout(root: Path) -> None:
@@ -78,7 +82,30 @@ def _check_layout(root: Path) -> None:
     raise DataError(f"--data {root}: expected JPEGImages/ and ImageSets/Segmentation/ in it{hint}")
 
 
-def _read_list(root: Path, split: str) -> list[str]:
+def mask_files(root: Path) -> dict[str, Path]:
+    """The mask of each image id that has one."""
+    # SBD corrects nothing in the official masks, so the official one comes first where both exist.
+    return {mask.stem: mask for folder in (AUGMENTED_FOLDER, "SegmentationClass") for mask in (root / folder).glob("*.png")}
+
+
+def _chosen_labels(root: Path) -> dict[str, tuple[int, ...]]:
+    path = root / LABELS
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {image_id: tuple(sorted(CLASSES.index(name) for name in names)) for image_id, names in table.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: expected image ids with class names ({error}); write it anew with afactl data prepare voc") from error
+
+
+def read_list(root: Path, split: str) -> list[str]:
+    """The ids of a list of ImageSets/Segmentation.
+
+    Raises:
+        DataError: another layout, no such list, or an id twice.
+    """
+    _check_layout(root)
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not path.is_file():
         raise DataError(f"{path}: the list of split {split} is missing")
@@ -89,11 +116,13 @@ def _read_list(root: Path, split: str) -> list[str]:
 
 
 def _augmented(root: Path) -> list[str]:
-    folder = root / "SegmentationClassAug"
+    if (root / "ImageSets" / "Segmentation" / f"{AUGMENTED}.txt").is_file():
+        return read_list(root, AUGMENTED)
+    folder = root / AUGMENTED_FOLDER
     if not folder.is_dir():
         raise DataError(
             f"{folder}: split {AUGMENTED} needs the SBD masks there; without them train on the plain list: "
-            "--set data.train_split=train"
+            "--set data.train_split=train, or add them: afactl data prepare voc --sbd DIR"
         )
-    held_out = set(_read_list(root, "val"))
+    held_out = set(read_list(root, "val"))
     return sorted(mask.stem for mask in folder.glob("*.png") if mask.stem not in held_out)

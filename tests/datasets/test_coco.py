@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from afactl.datasets.coco import draw_mask, load
+from afactl.datasets.coco import Photo, Region, draw_mask, load
 from afactl.errors import DataError
 
 
@@ -53,7 +53,8 @@ def test_small_objects_lie_on_top_and_crowds_are_ignored(root):
 def test_an_object_over_a_crowd_counts():
     pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
     parts = [annotation(1, 0, 0, 1, 2), annotation(1, 0, 0, 1, 4, crowd=1)]
-    mask = draw_mask(10, 10, parts, {1: 0})
+    regions = [Region(1, one["area"], bool(one["iscrowd"]), one["segmentation"]) for one in parts]
+    mask = draw_mask(Photo("a.jpg", 10, 10, regions), {1: 0})
     assert mask[:5, 0].tolist() == [1, 1, 255, 255, 0]
 
 
@@ -68,6 +69,23 @@ def test_missing_and_damaged_annotations_are_named(root):
     (root / "annotations" / "instances_train2014.json").write_text('{"images": [], "annotations": []}')
     with pytest.raises(DataError, match="found no categories"):
         load(root, "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table["images"][0].update(file_name="../../x.jpg"), "is no plain file name"),
+        (lambda table: table["images"][0].pop("height"), "an entry of images has no height"),
+        (lambda table: table["annotations"][0].update(category_id=5), "category 5 is annotated but not among"),
+    ],
+)
+def test_annotations_with_a_wrong_entry_are_explained(root, change, message):
+    path = root / "annotations" / "instances_val2014.json"
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+    with pytest.raises(DataError, match=message):
+        load(root, "val")
 
 
 def test_coco_mini(shared):

@@ -1,0 +1,182 @@
+"""What is made once of a downloaded dataset: lists, labels and masks, written beside it.
+
+Every file is written whole or not at all and finished ones are left alone, so a stopped job goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from afactl.datasets import coco, voc
+from afactl.datasets.images import read_mask, write_mask
+from afactl.datasets.mask_labels import labels_from_masks
+from afactl.datasets.tables import read_xml
+from afactl.errors import DataError, DependencyError
+
+Item = TypeVar("Item")
+Track = Callable[[Sequence[Item]], Iterator[Item]]
+
+# What the full dataset has, by split.
+KNOWN_VOC = {voc.AUGMENTED: 10_582, "train": 1_464, "val": 1_449}
+KNOWN_COCO = {"train": 82_783, "val": 40_504}
+
+
+class Disagreement(NamedTuple):
+    """A photo whose mask and XML do not name the same classes."""
+
+    image_id: str
+    only_in_mask: tuple[str, ...]
+    only_in_xml: tuple[str, ...]
+
+
+class PreparedVoc(NamedTuple):
+    """What `prepare_voc` found and wrote.
+
+    Attributes:
+        counts: photos by split. converted: SBD masks written now. augmented: whether train_aug is there.
+        compared: photos with both a mask and an XML file. without_xml: photos without one.
+    """
+
+    counts: dict[str, int]
+    converted: int
+    augmented: bool
+    compared: int
+    without_xml: int
+    disagreements: list[Disagreement]
+
+
+def prepare_voc(
+    root: Path, sbd: Path | None = None, from_xml: bool = False, difficult: bool = True, track: Track[Path] = iter
+) -> PreparedVoc:
+    """Write the list train_aug and the image-level labels of VOC.
+
+    train_aug is every photo with a mask, official or of SBD, that is not in val.
+
+    Args:
+        sbd: SBD's folder of `.mat` files, or a folder of its masks as PNG; they go to SegmentationClassAug.
+        from_xml: take the labels from Annotations/*.xml instead of the masks, where there is one.
+        difficult: objects marked as difficult count as well.
+
+    Raises:
+        DataError: another layout, a damaged file, or a folder that cannot be written.
+        DependencyError: `.mat` files need scipy.
+    """
+    official = {split: voc.read_list(root, split) for split in ("train", "val")}
+    held_out = set(official["val"])
+    target = root / voc.AUGMENTED_FOLDER
+    converted = 0
+    for path in track(_sbd_masks(sbd) if sbd else []):
+        if path.stem not in held_out and not (target / f"{path.stem}.png").exists():
+            _write_mask(target / f"{path.stem}.png", _read_sbd(path))
+            converted += 1
+    augmented = target.is_dir()
+    listed = dict(official)
+    if augmented:
+        found = {path.stem for path in target.glob("*.png")} | set(official["train"])
+        listed[voc.AUGMENTED] = sorted(found - held_out)
+        _write_text(root / "ImageSets" / "Segmentation" / f"{voc.AUGMENTED}.txt", "\n".join(listed[voc.AUGMENTED]) + "\n")
+
+    masks = voc.mask_files(root)
+    ids = sorted({image_id for ids in listed.values() for image_id in ids if image_id in masks})
+    drawn = labels_from_masks([masks[image_id] for image_id in ids], len(voc.CLASSES))
+    disagreements, labels, compared = [], {}, 0
+    for image_id, classes in zip(ids, drawn, strict=True):
+        xml = root / "Annotations" / f"{image_id}.xml"
+        if not xml.is_file():
+            continue
+        compared += 1
+        in_mask = {voc.CLASSES[number] for number in classes}
+        in_xml = {name for name, hard in read_xml(xml)[1] if difficult or not hard} & set(voc.CLASSES)
+        labels[image_id] = sorted(in_xml)
+        if in_mask != in_xml:
+            disagreements.append(Disagreement(image_id, tuple(sorted(in_mask - in_xml)), tuple(sorted(in_xml - in_mask))))
+    chosen = root / voc.LABELS
+    if from_xml:
+        _write_text(chosen, json.dumps(labels, indent=0))
+    else:
+        chosen.unlink(missing_ok=True)
+    counts = {split: len(found) for split, found in listed.items()}
+    return PreparedVoc(counts, converted, augmented, compared, len(ids) - compared, disagreements)
+
+
+def _sbd_masks(folder: Path) -> list[Path]:
+    for pattern in ("cls/*.mat", "dataset/cls/*.mat", "*.mat", "*.png", "SegmentationClassAug/*.png"):
+        found = sorted(folder.glob(pattern))
+        if found:
+            return found
+    raise DataError(f"--sbd {folder}: expected SBD's cls/*.mat or its masks as *.png, found neither")
+
+
+def _read_sbd(path: Path) -> np.ndarray:
+    if path.suffix == ".png":
+        return read_mask(path, len(voc.CLASSES))
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise DependencyError("SBD's .mat files need scipy: pip install 'afactl[sbd]'") from error
+    try:
+        mask = np.asarray(loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation)
+    except Exception as error:  # noqa: BLE001 - scipy raises whatever the broken bytes lead to
+        raise DataError(f"{path}: cannot be read as a mask of SBD ({error}); copy it again") from error
+    if mask.ndim != 2 or mask.min() < 0 or mask.max() > len(voc.CLASSES):
+        raise DataError(f"{path}: expected class numbers 0..{len(voc.CLASSES)} by pixel, got {mask.shape} up to {mask.max()}")
+    return mask.astype(np.uint8)
+
+
+class PreparedCoco(NamedTuple):
+    """Of one split: photos, those without any object, masks drawn now, and where they lie."""
+
+    split: str
+    photos: int
+    empty: int
+    drawn: int
+    folder: Path
+
+
+def prepare_coco(root: Path, split: str, track: Track[coco.Photo] = iter) -> PreparedCoco:
+    """Draw the masks of a split of COCO as PNG, and write its labels as a small table.
+
+    Raises:
+        DataError: annotations missing or damaged, or a folder that cannot be written.
+        DependencyError: pycocotools or ijson is not installed.
+    """
+    table, folder = coco.prepared_paths(root, split)
+    instances = coco.read_instances(coco.annotations_path(root, split))
+
+    def draw(photo: coco.Photo) -> int:
+        target = folder / f"{Path(photo.name).stem}.png"
+        if target.exists():
+            return 0
+        _write_mask(target, coco.draw_mask(photo, instances.index))
+        return 1
+
+    with ThreadPoolExecutor() as pool:
+        drawn = sum(done for done, _ in zip(pool.map(draw, instances.photos), track(instances.photos), strict=True))
+    photos = [(photo.name, instances.labels(photo)) for photo in instances.photos]
+    # Last: with the table there, the masks are there.
+    _write_text(table, json.dumps({"classes": instances.classes, "photos": photos}))
+    return PreparedCoco(split, len(photos), sum(not photo.regions for photo in instances.photos), drawn, folder)
+
+
+def _write_mask(path: Path, mask: np.ndarray) -> None:
+    try:
+        write_mask(path, mask)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); give a --data folder that can") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(path.name + ".part")
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); give a --data folder that can") from error

@@ -1,0 +1,161 @@
+"""Lists, labels and masks that are made once of a download."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from afactl.datasets import coco, voc
+from afactl.datasets.images import read_mask, write_mask
+from afactl.datasets.preparing import Disagreement, prepare_coco, prepare_voc
+from afactl.errors import DataError
+
+XML = "<annotation><filename>{name}.jpg</filename>{objects}</annotation>"
+OBJECT = "<object><name>{name}</name><difficult>{difficult}</difficult></object>"
+
+
+def xml(root, image_id, **objects):
+    (root / "Annotations").mkdir(exist_ok=True)
+    parts = "".join(OBJECT.format(name=name, difficult=difficult) for name, difficult in objects.items())
+    (root / "Annotations" / f"{image_id}.xml").write_text(XML.format(name=image_id, objects=parts))
+
+
+@pytest.fixture()
+def root(tmp_path):
+    """VOC with one photo in train and one in val; no SBD."""
+    root = tmp_path / "VOC2012"
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    (lists / "train.txt").write_text("t1\n")
+    (lists / "val.txt").write_text("v1\n")
+    write_mask(root / "SegmentationClass" / "t1.png", np.array([[0, 1]], np.uint8))
+    write_mask(root / "SegmentationClass" / "v1.png", np.array([[15, 255]], np.uint8))
+    return root
+
+
+def labels(root, split):
+    return [(sample.image_id, sample.labels) for sample in voc.load(root, split).samples]
+
+
+def test_without_sbd_the_plain_list_serves(root):
+    done = prepare_voc(root)
+    assert done.counts == {"train": 1, "val": 1} and not done.augmented and done.converted == 0
+
+
+def test_sbd_as_png_joins_train_and_leaves_val_out(root, tmp_path):
+    for image_id in ("s1", "v1", "t1"):
+        write_mask(tmp_path / "sbd" / f"{image_id}.png", np.array([[7, 7]], np.uint8))
+    done = prepare_voc(root, sbd=tmp_path / "sbd")
+    assert done.counts == {"train": 1, "val": 1, "train_aug": 2} and done.converted == 2
+    assert labels(root, "train_aug") == [("s1", (6,)), ("t1", (0,))], "the official mask of t1 comes first"
+    assert not (root / "SegmentationClassAug" / "v1.png").exists()
+    assert prepare_voc(root, sbd=tmp_path / "sbd").converted == 0, "a second time finds all done"
+
+
+def test_sbd_as_mat(root, tmp_path):
+    savemat = pytest.importorskip("scipy.io", reason="SBD's .mat files need the extra [sbd]").savemat
+    (tmp_path / "sbd" / "cls").mkdir(parents=True)
+    mask = np.array([[0, 20, 3], [0, 3, 3]], np.uint8)
+    savemat(tmp_path / "sbd" / "cls" / "s1.mat", {"GTcls": {"Segmentation": mask, "Boundaries": 0}})
+    assert prepare_voc(root, sbd=tmp_path / "sbd").counts["train_aug"] == 2, "train's own photo is in it, with or without SBD"
+    assert np.array_equal(read_mask(root / "SegmentationClassAug" / "s1.png", 20), mask)
+    (tmp_path / "sbd" / "cls" / "s2.mat").write_bytes(b"broken")
+    with pytest.raises(DataError, match="s2.mat: cannot be read as a mask of SBD"):
+        prepare_voc(root, sbd=tmp_path / "sbd")
+
+
+def test_labels_from_xml_and_what_disagrees(root):
+    xml(root, "t1", aeroplane=0, dog=1)
+    xml(root, "v1", person=0)
+    done = prepare_voc(root, from_xml=True)
+    assert done.disagreements == [Disagreement("t1", (), ("dog",))] and (done.compared, done.without_xml) == (2, 0)
+    assert labels(root, "train") == [("t1", (0, 11))]
+    assert not prepare_voc(root, from_xml=True, difficult=False).disagreements
+    assert labels(root, "train") == [("t1", (0,))]
+    xml(root, "t1", cat=0)
+    assert prepare_voc(root).disagreements == [Disagreement("t1", ("aeroplane",), ("cat",))]
+    assert labels(root, "train") == [("t1", (0,))], "from masks again"
+
+
+def test_labels_that_are_no_labels_are_refused(root):
+    (root / voc.LABELS).write_text(json.dumps({"t1": ["../../x"]}))
+    with pytest.raises(DataError, match="expected image ids with class names"):
+        voc.load(root, "train")
+
+
+def test_folders_without_masks_are_refused(root, tmp_path):
+    with pytest.raises(DataError, match="expected SBD's cls"):
+        prepare_voc(root, sbd=tmp_path)
+    with pytest.raises(DataError, match="expected JPEGImages"):
+        prepare_voc(tmp_path)
+
+
+def test_voc_mini(shared, tmp_path):
+    data = shared / "data" / "voc-mini" / "VOCdevkit" / "VOC2012"
+    if not data.is_dir():
+        pytest.skip(f"{data} is absent")
+    copy = tmp_path / "VOC2012"
+    for folder in ("Annotations", "ImageSets", "SegmentationClass"):
+        shutil.copytree(data / folder, copy / folder)
+    (copy / "JPEGImages").symlink_to(data / "JPEGImages")
+    plain = prepare_voc(copy)
+    assert plain.counts == {"train": 90, "val": 70} and plain.compared <= 49
+    done = prepare_voc(copy, sbd=data / "SegmentationClassAug")
+    assert done.counts == {"train": 90, "val": 70, "train_aug": 120} and done.converted == 120
+    assert {s.image_id for s in voc.load(copy, "train_aug").samples} == {s.image_id for s in voc.load(data, "train_aug").samples}
+
+
+@pytest.fixture()
+def coco_mini(shared, tmp_path):
+    pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
+    data = shared / "data" / "coco-mini"
+    if not data.is_dir():
+        pytest.skip(f"{data} is absent")
+    shutil.copytree(data / "annotations", tmp_path / "annotations")
+    for split in coco.SPLITS:
+        (tmp_path / f"{split}{coco.YEAR}").symlink_to(data / f"{split}{coco.YEAR}")
+    return tmp_path
+
+
+def test_prepared_coco_is_the_same_as_coco(coco_mini, monkeypatch):
+    before = coco.load(coco_mini, "val")
+    masks = [before.read_mask(sample) for sample in before.samples]
+    done = prepare_coco(coco_mini, "val")
+    assert (done.photos, done.drawn) == (43, 43)
+    monkeypatch.setattr(coco, "read_instances", None)  # the annotations are not needed any more
+    after = coco.load(coco_mini, "val")
+    assert (after.classes, after.samples) == (before.classes, before.samples)
+    for sample, mask in zip(after.samples, masks, strict=True):
+        assert np.array_equal(after.read_mask(sample), mask) and after.mask_path(sample).is_file()
+
+
+def test_a_stopped_preparation_goes_on(coco_mini):
+    table, folder = coco.prepared_paths(coco_mini, "val")
+    seen = []
+
+    def stopping(photos):
+        for photo in photos:
+            if len(seen) == 10:
+                raise KeyboardInterrupt
+            seen.append(photo)
+            yield photo
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_coco(coco_mini, "val", stopping)
+    assert not table.exists()
+    there = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.png")}
+    assert prepare_coco(coco_mini, "val").drawn == 43 - len(there)
+    assert {name: (folder / name).stat().st_mtime_ns for name in there} == there, "finished masks are left alone"
+
+
+def test_other_annotations_are_prepared_anew(coco_mini):
+    prepare_coco(coco_mini, "val")
+    path = coco.annotations_path(coco_mini, "val")
+    table = json.loads(path.read_text())
+    table["annotations"] = []
+    path.write_text(json.dumps(table))
+    assert all(not sample.labels for sample in coco.load(coco_mini, "val").samples)
+    done = prepare_coco(coco_mini, "val")
+    assert (done.drawn, done.empty) == (43, 43)
