@@ -22,6 +22,8 @@ from afactl.options import (
     CrfOption,
     DataOption,
     DeviceOption,
+    Format,
+    FormatOption,
     JsonOption,
     Labels,
     OverwriteOption,
@@ -245,11 +247,12 @@ def predict(
     out_folder: Annotated[Optional[Path], typer.Option("--out", help="folder for the masks; default: RUN/predictions")] = None,
     crf: CrfOption = False,
     crf_backend: BackendOption = Backend.torch,
+    form: FormatOption = Format.png,
     overlay: Annotated[bool, typer.Option("--overlay", help="also write the photo with its mask over it")] = False,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
-    """Write masks for any photos (indexed PNG); no label files are needed."""
+    """Write masks for any photos; no label files are needed."""
     from afactl.prediction import MAX_PIXELS, find_photos
     from afactl.prediction import predict as predict_photos
 
@@ -257,10 +260,11 @@ def predict(
     found = find_photos(photos)
     trained = _open(run, device, checkpoint)
     folder = out_folder or trained.folder / "predictions"
-    result = predict_photos(trained, found, folder, backend, overlay, tracker("predict"))
+    forms = [form.value, *(["overlay"] if overlay and form is not Format.overlay else [])]
+    result = predict_photos(trained, found, folder, backend, forms, tracker("predict"))
     for line in result.failed:
         error_line(line)
-    out.print(f"{len(result.written)} of {len(found)} masks in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
+    out.print(f"{result.photos} of {len(found)} photos as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
     out.print(f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}")
     if result.reduced:
         out.print(f"{result.reduced} large photos were labelled at about {MAX_PIXELS / 1e6:.0f} megapixels and their masks enlarged")

@@ -30,6 +30,17 @@ class Backend(str, Enum):
     pydensecrf = "pydensecrf"
 
 
+class Format(str, Enum):
+    """What `predict` writes; see `exports`."""
+
+    png = "png"
+    overlay = "overlay"
+    probabilities = "probabilities"
+    coco_rle = "coco-rle"
+    voc_server = "voc-server"
+    cvat = "cvat"
+
+
 RunOption = Annotated[Optional[Path], typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")]
 DataOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset; default: where the run was trained from")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
@@ -40,3 +51,4 @@ PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print Io
 SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
 CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF")]
 BackendOption = Annotated[Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")]
+FormatOption = Annotated[Format, typer.Option("--format", help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat: one file for all")]

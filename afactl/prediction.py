@@ -11,15 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from afactl.datasets.images import enlarge_mask, read_image, reduce_image, write_mask
+from afactl.datasets.images import read_image, reduce_image
 from afactl.errors import DataError, UsageError
+from afactl.exports import WRITERS, Labelled, Writer
 from afactl.inference import TrainedRun, segment, to_tensor
 from afactl.parallel import ordered_map, processes_for
 from afactl.refinement.crf import crf_label
-from afactl.visualization import overlay as paint_mask
 
 # Photos with more pixels are labelled at a smaller size and the mask is enlarged: the maps of 21
 # classes and the CRF's lattice of a larger one would take several GiB.
@@ -68,8 +67,9 @@ def find_photos(inputs: Sequence[str]) -> list[Photo]:
 
 
 class Prediction(NamedTuple):
-    """What `predict` did: masks written, how many at a reduced size, and photos that failed, with the reason."""
+    """What `predict` did: photos done, files written, photos labelled at a reduced size, and those that failed, with the reason."""
 
+    photos: int
     written: list[Path]
     reduced: int
     failed: list[str]
@@ -80,23 +80,26 @@ def predict(
     photos: Sequence[Photo],
     out: Path,
     crf: str | None = None,
-    overlay: bool = False,
+    forms: Sequence[str] = ("png",),
     track: Callable[[Sequence[Photo]], Iterator[Photo]] = iter,
 ) -> Prediction:
-    """Write one indexed mask per photo: multi-scale + flip, as `eval` scores it.
+    """Write masks of photos: multi-scale + flip, as `eval` scores it.
 
     A photo that cannot be read is named and the others are done all the same.
 
     Args:
         crf: refine with the dense CRF, one of CRF_BACKENDS.
-        overlay: also write the photo with its mask over it, as *_overlay.png.
+        forms: what to write, of `exports.WRITERS`.
 
     Raises:
-        UsageError: the output folder cannot be written.
+        UsageError: the output folder cannot be written, or probabilities are asked for with the CRF.
+        DependencyError: a form needs a package that is not installed.
     """
+    if crf and "probabilities" in forms:
+        raise UsageError("--format probabilities: they are those of the network; leave --crf out")
     settings = run.preset.eval
-    written, failed, reduced = [], [], 0
-    waiting: deque[tuple[Photo, tuple[int, int], np.ndarray]] = deque()
+    written, failed, reduced, done = [], [], 0, 0
+    waiting: deque[tuple[Photo, tuple[int, int], np.ndarray, Tensor]] = deque()
 
     def scored() -> Iterator[tuple[Tensor, Tensor]]:
         for photo in track(photos):
@@ -111,23 +114,23 @@ def predict(
             if not torch.isfinite(logits).all():
                 failed.append(f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again")
                 continue
-            waiting.append((photo, size, image))
+            waiting.append((photo, size, image, logits))
             yield to_tensor(image, run.device)[0], logits
 
     label_of = partial(crf_label, backend=crf, settings=run.preset.crf.model_dump()) if crf else _most_probable
-    for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):
-        photo, size, image = waiting.popleft()
-        mask = label.cpu().numpy()
-        reduced += mask.shape != size
-        target = out / photo.mask
-        try:
-            write_mask(target, enlarge_mask(mask, size))
-            if overlay:
-                Image.fromarray(paint_mask(image, mask)).save(target.with_name(f"{target.stem}_overlay.png"))
-        except OSError as error:
-            raise UsageError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
-        written.append(target)
-    return Prediction(written, reduced, failed)
+    try:
+        writers: list[Writer] = [WRITERS[form](out, run.architecture.classes) for form in forms]
+        for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):
+            photo, size, image, logits = waiting.popleft()
+            mask = label.cpu().numpy()
+            reduced += mask.shape != size
+            one = Labelled(photo.mask, size, image, mask, logits)
+            written += [path for path in [writer.add(one) for writer in writers] if path]
+            done += 1
+        written += [path for path in [writer.close() for writer in writers] if path]
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
+    return Prediction(done, written, reduced, failed)
 
 
 def _most_probable(photo: tuple[Tensor, Tensor]) -> Tensor:

@@ -14,6 +14,7 @@ LAYERS = [
     {"cli_data"},
     {"ablation"},
     {"prediction", "training", "terminal", "options"},
+    {"exports"},
     {"visualization", "training_step"},
     {"evaluation"},
     {"inference"},

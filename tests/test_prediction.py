@@ -57,8 +57,8 @@ def test_inputs_without_photos_are_refused(tmp_path, name):
 
 def test_masks_are_what_eval_would_score(run, photos, tmp_path):
     found = find_photos([str(photos)])
-    result = predict(run, found, tmp_path / "out", overlay=True)
-    assert result.failed == [] and [p.relative_to(tmp_path / "out") for p in result.written] == [p.mask for p in found]
+    result = predict(run, found, tmp_path / "out", forms=("png", "overlay"))
+    assert result.failed == [] and [p.relative_to(tmp_path / "out") for p in result.written[::2]] == [p.mask for p in found]
     image = read_image(photos / "a.jpg")
     expected = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side).argmax(0)
     assert np.array_equal(read_mask(tmp_path / "out" / "a.png", 6), expected.numpy())
@@ -78,7 +78,7 @@ def test_a_large_photo_is_labelled_smaller_and_said_so(run, tmp_path, monkeypatc
     monkeypatch.setattr("afactl.prediction.MAX_PIXELS", 3000)
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "large.png")
-    result = predict(run, find_photos([str(tmp_path / "large.png")]), tmp_path / "out", overlay=True)
+    result = predict(run, find_photos([str(tmp_path / "large.png")]), tmp_path / "out", forms=("png", "overlay"))
     assert result.reduced == 1 and read_mask(result.written[0], 6).shape == (90, 120)
     height, width, _ = read_image(tmp_path / "out" / "large_overlay.png").shape
     assert height * width <= 3000 and height / width == pytest.approx(90 / 120, abs=0.03)
@@ -100,3 +100,13 @@ def test_an_output_folder_that_cannot_be_written_is_named(run, photos, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "file" / "out")
+
+
+def test_probabilities_are_the_networks(run, photos, tmp_path):
+    found = find_photos([str(photos / "a.jpg")])
+    with pytest.raises(UsageError, match="leave --crf out"):
+        predict(run, found, tmp_path / "out", crf="torch", forms=("probabilities",))
+    (path,) = predict(run, found, tmp_path / "out", forms=("probabilities",)).written
+    image = read_image(photos / "a.jpg")
+    logits = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side)
+    assert np.allclose(np.load(path), logits.softmax(0).numpy(), atol=1e-3)

@@ -130,12 +130,17 @@ def _indices_of(path: Path, colors: np.ndarray) -> np.ndarray:
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write an h x w uint8 mask as an indexed PNG with the VOC palette, whole or not at all."""
-    image = Image.fromarray(mask).convert("L")
-    image.putpalette(voc_palette().ravel().tolist())
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(path.name + ".part")
-    image.save(fresh, format="PNG")
+    indexed_png(mask).save(fresh, format="PNG")
     os.replace(fresh, path)
+
+
+def indexed_png(mask: np.ndarray) -> Image.Image:
+    """An h x w uint8 mask as an indexed image with the VOC palette."""
+    image = Image.fromarray(mask).convert("L")
+    image.putpalette(voc_palette().ravel().tolist())
+    return image
 
 
 def voc_palette() -> np.ndarray:

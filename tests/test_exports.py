@@ -1,0 +1,111 @@
+"""What `predict` hands over, read back by those for whom it is meant."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afactl.datasets.images import read_image, read_mask, voc_palette
+from afactl.errors import DependencyError, UsageError
+from afactl.exports import VOC_FOLDER, WRITERS, Labelled
+
+CLASSES = ("cat", "dog")
+
+
+def labelled(name="deep/a.png", enlarged=1, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(size=(3, 6, 8)).astype(np.float32))
+    mask = logits.argmax(0).numpy().astype(np.uint8)
+    return Labelled(Path(name), (6 * enlarged, 8 * enlarged), rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), mask, logits)
+
+
+@pytest.fixture(params=[1, 2])
+def one(request):
+    return labelled(enlarged=request.param)
+
+
+def write(form, out, *photos):
+    writer = WRITERS[form](out, CLASSES)
+    added = [writer.add(photo) for photo in photos]
+    return added, writer.close()
+
+
+def test_png(tmp_path, one):
+    (path,), closed = write("png", tmp_path, one)
+    assert closed is None and path == tmp_path / "deep" / "a.png"
+    mask = read_mask(path, 2)
+    assert mask.shape == one.size and np.array_equal(mask[:: one.size[0] // 6, :: one.size[0] // 6], one.mask)
+
+
+def test_overlay(tmp_path, one):
+    (path,), _ = write("overlay", tmp_path, one)
+    assert path.name == "a_overlay.png" and read_image(path).shape == (6, 8, 3)
+
+
+def test_probabilities(tmp_path, one):
+    (path,), _ = write("probabilities", tmp_path, one)
+    found = np.load(path)
+    assert found.dtype == np.float16 and np.allclose(found.astype(np.float32).sum(0), 1, atol=2e-3)
+    assert np.allclose(found, one.logits.softmax(0).numpy(), atol=1e-3)
+
+
+def test_coco_reads_its_list_back(tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="COCO needs the extra [coco]")
+    photos = [labelled("COCO_val2014_000000000042.png", 2), labelled("deep/a.png", seed=1)]
+    _, path = write("coco-rle", tmp_path, *photos)
+    entries = json.loads(path.read_text())
+    assert {entry["image_id"] for entry in entries} == {42, "deep/a"}
+    truth = coco.COCO()
+    truth.dataset = {"images": [{"id": 42, "height": 12, "width": 16}, {"id": "deep/a", "height": 6, "width": 8}], "annotations": [], "categories": [{"id": 1}, {"id": 2}]}
+    truth.createIndex()
+    back = truth.loadRes(str(path))
+    for photo, image_id in zip(photos, (42, "deep/a"), strict=True):
+        rebuilt = np.zeros(photo.size, np.uint8)
+        for entry in back.loadAnns(back.getAnnIds(imgIds=[image_id])):
+            rebuilt[back.annToMask(entry) > 0] = entry["category_id"]
+            expected = photo.logits.softmax(0)[entry["category_id"]].numpy()[photo.mask == entry["category_id"]].mean()
+            assert entry["score"] == pytest.approx(expected, abs=1e-3)
+        assert np.array_equal(rebuilt, photo.full)
+
+
+def test_voc_server(tmp_path, one):
+    _, path = write("voc-server", tmp_path, one)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == [f"{VOC_FOLDER}/a.png"]
+        archive.extractall(tmp_path / "open")
+    assert np.array_equal(read_mask(tmp_path / "open" / VOC_FOLDER / "a.png", 2), one.full)
+
+
+def test_cvat(tmp_path, one):
+    _, path = write("cvat", tmp_path, one, labelled("b.png"))
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(tmp_path / "open")
+    assert (tmp_path / "open/ImageSets/Segmentation/default.txt").read_text().split() == ["b", "deep/a"]
+    lines = (tmp_path / "open/labelmap.txt").read_text().splitlines()
+    assert lines[1:] == ["background:0,0,0::", "cat:128,0,0::", "dog:0,128,0::"]
+    colors = np.asarray(Image.open(tmp_path / "open/SegmentationClass/deep/a.png"))
+    assert np.array_equal(colors, voc_palette()[one.full])
+
+
+@pytest.mark.parametrize("form", ["voc-server", "cvat", "coco-rle"])
+def test_one_file_for_all_appears_only_when_it_is_whole(tmp_path, form):
+    pytest.importorskip("pycocotools", reason="COCO needs the extra [coco]")
+    writer = WRITERS[form](tmp_path, CLASSES)
+    writer.add(labelled())
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".zip", ".json")]
+    assert writer.close().is_file() and not list(tmp_path.glob("*.part"))
+
+
+def test_the_server_knows_masks_by_their_name_alone(tmp_path):
+    with pytest.raises(UsageError, match="two photos are named a"):
+        write("voc-server", tmp_path, labelled("x/a.png"), labelled("y/a.png"))
+
+
+def test_what_is_missing_is_said_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
+    with pytest.raises(DependencyError, match="pip install 'afactl\\[coco\\]'"):
+        WRITERS["coco-rle"](tmp_path, CLASSES)
