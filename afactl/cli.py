@@ -22,6 +22,8 @@ from afactl.options import (
     CrfOption,
     DataOption,
     DeviceOption,
+    DumpFormat,
+    DumpFormatOption,
     Format,
     FormatOption,
     JsonOption,
@@ -175,16 +177,20 @@ def dump(
     split: SplitOption = "train",
     run: RunOption = None,
     data: DataOption = None,
+    form: DumpFormatOption = DumpFormat.hdf5,
     overwrite: OverwriteOption = False,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
     """Put CAMs, affinity and attention of a split into RUN/cache/*.h5; finished images are skipped."""
-    from afactl.inference import dump_cams, open_split
+    from afactl.inference import dump_cams, export_cams, open_split
 
     trained = _open(run, device, checkpoint)
-    path, images, computed = dump_cams(trained, open_split(trained, split, data, masks=False), overwrite, tracker("CAMs"))
+    found = open_split(trained, split, data, masks=False)
+    path, images, computed = dump_cams(trained, found, overwrite, tracker("CAMs"))
     out.print(f"{path}: {images} images, {computed} of them made now")
+    if form is DumpFormat.npy:
+        out.print(f"{export_cams(trained, found, tracker('npy'))}: one dictionary per image")
 
 
 @app.command(epilog="Example: afactl ablate table2 --preset demo")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -265,3 +266,34 @@ def dump_cams(
                 record_of(run, cache, sample)
                 computed += 1
     return cam_cache_path(run, split.name), len(split.samples), computed
+
+
+def export_cams(run: TrainedRun, split: Split, track: Callable[[Sequence[Sample]], Iterator[Sample]] = iter) -> Path:
+    """Write the cached CAMs of a split as IRN's per-image dictionaries, `np.load(file, allow_pickle=True).item()`.
+
+    "keys": class indices in [0, C); "high_res": P-1 x h x w float32 CAMs in [0, 1); "cam": the same at a quarter
+    of the size. Files that are there and newer than the cache are left alone.
+
+    Returns:
+        Their folder, with one file per image id.
+
+    Raises:
+        CacheError: an image has not been dumped.
+    """
+    folder = cam_cache_path(run, split.name).with_suffix("")
+    with open_cam_cache(run, split) as cache:
+        made = cam_cache_path(run, split.name).stat().st_mtime_ns
+        for sample in track(split.samples):
+            target = folder / f"{sample.image_id}.npy"
+            if target.exists() and target.stat().st_mtime_ns > made:
+                continue
+            record = read_record(cache, sample.image_id)
+            cam = torch.from_numpy(record.cam).float()
+            quarter = tuple(math.ceil(side / 4) for side in cam.shape[1:])
+            small = F.interpolate(cam[None], size=quarter, mode="bilinear", align_corners=False)[0] if len(cam) else cam.new_zeros(0, *quarter)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh = target.with_name(target.name + ".part")
+            with open(fresh, "wb") as file:
+                np.save(file, {"keys": record.classes, "cam": small.numpy(), "high_res": cam.numpy()}, allow_pickle=True)
+            os.replace(fresh, target)
+    return folder

@@ -41,6 +41,13 @@ class Format(str, Enum):
     cvat = "cvat"
 
 
+class DumpFormat(str, Enum):
+    """What `dump-cams` writes."""
+
+    hdf5 = "hdf5"
+    npy = "npy"
+
+
 RunOption = Annotated[Optional[Path], typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")]
 DataOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset; default: where the run was trained from")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
@@ -52,3 +59,4 @@ SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset,
 CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF")]
 BackendOption = Annotated[Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")]
 FormatOption = Annotated[Format, typer.Option("--format", help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat: one file for all")]
+DumpFormatOption = Annotated[DumpFormat, typer.Option("--format", help="npy: also one IRN-style dictionary per image")]

@@ -11,6 +11,7 @@ from afactl.errors import CacheError, CheckpointError, UsageError
 from afactl.inference import (
     cam_record,
     dump_cams,
+    export_cams,
     likely_labels,
     multi_hot,
     open_cam_cache,
@@ -147,3 +148,21 @@ def open_header(run, val):
 
     settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
     return CacheHeader("cams", settings, run.weights, data_fingerprint(val))
+
+
+def test_cams_are_handed_over_as_irn_dictionaries(run, val):
+    with pytest.raises(CacheError, match="dump it first"):
+        export_cams(run, val)
+    dump_cams(run, val)
+    folder = export_cams(run, val)
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
+    assert len(written) == len(val.samples)
+    with open_cam_cache(run, val) as cache:
+        for sample in val.samples:
+            found = np.load(folder / f"{sample.image_id}.npy", allow_pickle=True).item()
+            record = read_record(cache, sample.image_id)
+            assert found["keys"].tolist() == list(sample.labels)
+            assert found["high_res"].dtype == np.float32 and np.array_equal(found["high_res"], record.cam.astype(np.float32))
+            assert found["cam"].shape == (len(sample.labels), 16, 16)
+    export_cams(run, val)
+    assert {path: path.stat().st_mtime_ns for path in written} == written, "finished files are left alone"
