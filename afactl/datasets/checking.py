@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from afactl.datasets.images import IGNORE, read_image
+from afactl.datasets.images import read_image, values_of
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import DataError
 
@@ -125,7 +125,7 @@ def _read(split: Split, sample: Sample) -> _Read:
         if size and mask.shape != size:
             sides = f"{mask.shape[1]} x {mask.shape[0]} pixels, the photo has {size[1]} x {size[0]}"
             defects.append(Defect("mask of another size", where, sides))
-        drawn = set(np.unique(mask).tolist()) - {0, IGNORE}
+        drawn = set(values_of(mask))
         named = {label + 1 for label in sample.labels}
         if drawn != named:
             pairs = [(value, "in the mask") for value in drawn - named] + [(value, "among the labels") for value in named - drawn]

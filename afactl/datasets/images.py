@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from afactl.errors import DataError
 
 IGNORE = 255
+# Pillow raises beyond twice its limit and only warns before; here such a file is refused all the same.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -40,12 +42,11 @@ def _open(path: Path) -> Image.Image:
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty; copy it again or take it off the list")
     try:
-        with warnings.catch_warnings():
-            # Pillow only warns up to twice its limit; such a file is refused all the same.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
-            image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        image = Image.open(path)
+        if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise Image.DecompressionBombError
+        image.load()
+    except Image.DecompressionBombError as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise DataError(f"{path}: more than the {limit} pixels that Pillow accepts; reduce the image") from error
     except UnidentifiedImageError as error:
@@ -105,7 +106,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
         mask = np.array(image.convert("L") if image.mode == "1" else image)
     else:
         raise DataError(f"{path}: expected an indexed, grey or colour-coded mask, got mode {image.mode}; save class numbers as PNG")
-    counts = np.bincount(mask.ravel(), minlength=256)
+    counts = np.array(Image.fromarray(mask).histogram())
     wrong = np.flatnonzero(counts[classes + 1 : IGNORE]) + classes + 1
     if len(wrong):
         raise DataError(
@@ -113,6 +114,13 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
             "check the class list against the masks"
         )
     return mask
+
+
+def values_of(mask: np.ndarray) -> list[int]:
+    """The values that occur in an h x w uint8 mask, sorted, without 0 and 255."""
+    # Pillow counts bytes as they are; NumPy would make integers of eight bytes of them first.
+    counts = Image.fromarray(mask).histogram()
+    return [value for value in range(1, IGNORE) if counts[value]]
 
 
 def _indices_of(path: Path, colors: np.ndarray) -> np.ndarray:

@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-from afactl.datasets.images import IGNORE, read_mask
+from afactl.datasets.images import read_mask, values_of
 
 
 def labels_from_masks(paths: Sequence[Path], classes: int) -> list[tuple[int, ...]]:
@@ -37,8 +35,7 @@ def labels_from_masks(paths: Sequence[Path], classes: int) -> list[tuple[int, ..
         pass  # not there yet, or damaged: derive it again
 
     def present(path: Path) -> tuple[int, ...]:
-        values = np.flatnonzero(np.bincount(read_mask(path, classes).ravel(), minlength=256))
-        return tuple(int(value) - 1 for value in values if value not in (0, IGNORE))
+        return tuple(value - 1 for value in values_of(read_mask(path, classes)))
 
     with ThreadPoolExecutor() as pool:
         labels = list(pool.map(present, paths))
