@@ -1,8 +1,9 @@
 """Save, load and resume: weights as safetensors, training state loadable with weights_only=True.
 
-A checkpoint is a folder with `weights.safetensors` (its metadata says which network it fits) and
-`training.pt` (optimizer and iteration). It is written beside its place and then moved there, so
-a killed job leaves the former one whole.
+A checkpoint is a folder with `weights.safetensors` (its metadata says which network it fits),
+`training.pt` (optimizer and iteration) and the checksums of both. It is written beside its place, brought to
+the disk and then moved there; the former one stays beside it. So a killed job or a power cut leaves a whole
+one, and a damaged one is known by its checksum.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from afactl.model import AFA
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.pt"
+CHECKSUMS = "checksums.json"
 
 
 class Architecture(NamedTuple):
@@ -54,29 +56,71 @@ def save_checkpoint(
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     save_file(state, fresh / WEIGHTS, metadata=metadata)
     torch.save({"optimizer": optimizer.state_dict(), "iteration": iteration}, fresh / TRAINING)
-    shutil.rmtree(former, ignore_errors=True)
+    sums = {name: _checksum(fresh / name) for name in (WEIGHTS, TRAINING)}
+    (fresh / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+    # A rename may reach the disk before the bytes of what is renamed.
+    for path in (*fresh.iterdir(), fresh):
+        _sync(path)
     if folder.exists():
+        shutil.rmtree(former, ignore_errors=True)
         os.rename(folder, former)
     os.rename(fresh, folder)
-    shutil.rmtree(former, ignore_errors=True)
+    _sync(folder.parent)
 
 
-def find_checkpoint(run: Path, which: str = "last") -> Path:
-    """The folder of a run's checkpoint.
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**22):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows opens no folders
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class FoundCheckpoint(NamedTuple):
+    """A checkpoint's folder, and in words which newer ones were passed over because they are damaged."""
+
+    folder: Path
+    note: str
+
+
+def find_checkpoint(run: Path, which: str = "last") -> FoundCheckpoint:
+    """The newest whole checkpoint of a run.
 
     Args:
         which: "last", or "best" of the validation score (the last where none was kept).
 
     Raises:
-        CheckpointError: the run has none yet.
+        CheckpointError: the run has none yet, or every one is damaged.
     """
-    candidates = (["best"] if which == "best" else []) + ["last", "last.new", "last.old"]
-    for name in candidates:
+    damaged = []
+    for name in [*(["best", "best.new", "best.old"] if which == "best" else []), "last", "last.new", "last.old"]:
         folder = run / "checkpoints" / name
-        # training.pt is written last: without it the folder is half a checkpoint.
-        if (folder / WEIGHTS).is_file() and (folder / TRAINING).is_file():
-            return folder
+        if _is_whole(folder):
+            note = f"{', '.join(damaged)} is damaged (checksum); using {name}" if damaged else ""
+            return FoundCheckpoint(folder, note)
+        if folder.is_dir() and not name.endswith(".new"):  # .new without its checksums was being written
+            damaged.append(f"checkpoints/{name}")
+    if damaged:
+        raise CheckpointError(f"{run}: {', '.join(damaged)} damaged (checksum); train again, or restore a copy")
     raise CheckpointError(f"{run}: no checkpoint yet; train first: afactl train PRESET --out {run}")
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        return all(_checksum(folder / name) == sums[name] for name in (WEIGHTS, TRAINING))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def load_model(folder: Path) -> tuple[AFA, Architecture, int]:
@@ -161,4 +205,4 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 def weights_hash(folder: Path) -> str:
     """First 16 hex digits of the SHA-256 of a checkpoint's weights: what caches are tied to."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:16]
+    return _checksum(folder / WEIGHTS)[:16]

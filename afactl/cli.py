@@ -329,6 +329,8 @@ def _open(folder: Path | None, device: str, checkpoint: Which) -> TrainedRun:
     run = open_run(found, choose_device(device), checkpoint.value)
     if how != "given":
         log.print(f"run: {found} ({how})")
+    if run.note:
+        log.print(f"run: {found}: {run.note}")
     return run
 
 

@@ -38,6 +38,7 @@ class TrainedRun(NamedTuple):
     Attributes:
         weights: hash of the weights, which caches are tied to.
         iteration: of the checkpoint.
+        note: what is to be said about the checkpoint, if anything.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class TrainedRun(NamedTuple):
     device: torch.device
     weights: str
     iteration: int
+    note: str = ""
 
 
 def open_run(folder: Path, device: torch.device, which: str = "last") -> TrainedRun:
@@ -58,10 +60,10 @@ def open_run(folder: Path, device: torch.device, which: str = "last") -> Trained
     Raises:
         CheckpointError: there is none, or it does not fit.
     """
-    checkpoint = find_checkpoint(folder, which)
+    checkpoint, note = find_checkpoint(folder, which)
     model, architecture, iteration = load_model(checkpoint)
     return TrainedRun(
-        folder, run_preset(folder), model.to(device), architecture, device, weights_hash(checkpoint), iteration
+        folder, run_preset(folder), model.to(device), architecture, device, weights_hash(checkpoint), iteration, note
     )
 
 

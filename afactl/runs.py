@@ -131,6 +131,15 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def forget_metrics_after(run: Path, step: int) -> None:
+    """Take the lines of later steps off metrics.jsonl: a resumed job does those steps again."""
+    kept = [line for line in read_metrics(run) if line["step"] <= step]
+    path = run / "metrics.jsonl"
+    fresh = path.with_name(path.name + ".part")
+    fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(fresh, path)
+
+
 def _git_revision() -> str | None:
     """The commit of the source checkout, or None for an installed package."""
     source = Path(__file__).resolve().parent.parent

@@ -21,11 +21,11 @@ from afactl.datasets.registry import check_files, data_fingerprint, load_split, 
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.devices import choose_device, peak_memory, require_compiler
-from afactl.errors import AfactlError, DataError, UsageError
+from afactl.errors import AfactlError, DataError, UsageError, first_line
 from afactl.evaluation import validate
 from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
-from afactl.runs import append_metrics, find_run, new_run, read_metrics, run_preset, write_manifest
+from afactl.runs import append_metrics, find_run, forget_metrics_after, new_run, read_metrics, run_preset, write_manifest
 from afactl.schedule import Phase, phase_at
 from afactl.training_step import build_optimizer, set_learning_rate, supervised_losses, training_losses
 
@@ -103,7 +103,10 @@ def train(
         if changed:
             raise UsageError(f"--resume: {run} was started with other values ({'; '.join(changed)}); leave them, or start a new run")
         job = Job(preset, run, device, report)
-        job.restore(find_checkpoint(run, "last"))
+        found = find_checkpoint(run, "last")
+        if found.note:
+            report(Event("note", 0, preset.train.max_iters, {"text": found.note}))
+        job.restore(found.folder)
     else:
         if preset_name is None:
             raise UsageError(f"train: expected a preset, one of {', '.join(preset_names())}, or a YAML file")
@@ -205,7 +208,8 @@ class Job:
         total = self.preset.train.max_iters
         if self.start >= total:
             raise UsageError(f"--resume: {self.run} is finished ({self.start} of {total} steps)")
-        seen = [line["val_seg_miou"] for line in read_metrics(self.run) if "val_seg_miou" in line and line["step"] <= self.start]
+        forget_metrics_after(self.run, self.start)
+        seen = [line["val_seg_miou"] for line in read_metrics(self.run) if "val_seg_miou" in line]
         self.best = max(seen, default=-math.inf)
         self.tell("note", self.start, text=f"resumed at step {self.start} of {total}")
 
@@ -325,4 +329,11 @@ class Job:
         self.report(Event(kind, step, self.preset.train.max_iters, values))
 
     def save(self, which: str, step: int) -> None:
-        save_checkpoint(self.run / "checkpoints" / which, self.model, self.optimizer, step, self.architecture)
+        folder = self.run / "checkpoints" / which
+        try:
+            save_checkpoint(folder, self.model, self.optimizer, step, self.architecture)
+        except (OSError, RuntimeError) as error:  # torch and safetensors raise kinds of their own for a full disk
+            raise AfactlError(
+                f"{folder}: the checkpoint of step {step} cannot be written ({first_line(error)}); the former one is kept: "
+                "make room, then afactl train --resume"
+            ) from error

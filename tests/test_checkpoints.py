@@ -49,7 +49,8 @@ def test_a_new_checkpoint_replaces_the_old_one_and_changes_the_hash(saved):
         model.classifier.add_(1)
     save_checkpoint(folder, model, optimizer, 8, ARCHITECTURE)
     assert weights_hash(folder) != before and load_model(folder)[2] == 8
-    assert [p.name for p in folder.parent.iterdir()] == ["last"]
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["last", "last.old"], "two are kept"
+    assert load_model(folder.with_name("last.old"))[2] == 7
 
 
 def test_a_half_written_checkpoint_is_passed_over(saved):
@@ -58,11 +59,31 @@ def test_a_half_written_checkpoint_is_passed_over(saved):
     half = folder.with_name("last.new")
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
-    assert find_checkpoint(run) == folder == find_checkpoint(run, "best")
+    assert find_checkpoint(run) == (folder, "") == find_checkpoint(run, "best")
     folder.rename(folder.with_name("last.old"))  # killed between the two renames
-    assert find_checkpoint(run).name == "last.old"
+    assert find_checkpoint(run) == (folder.with_name("last.old"), "")
     with pytest.raises(CheckpointError, match="no checkpoint yet; train first"):
         find_checkpoint(run.parent)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "training.pt", "checksums.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove"])
+def test_a_damaged_checkpoint_is_known_and_the_former_one_used(saved, name, damage):
+    folder, model, optimizer = saved
+    save_checkpoint(folder, model, optimizer, 8, ARCHITECTURE)
+    content = (folder / name).read_bytes()
+    if damage == "remove":
+        (folder / name).unlink()
+    elif damage == "cut":
+        (folder / name).write_bytes(content[: len(content) // 2])
+    else:
+        middle = len(content) // 2
+        (folder / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    found = find_checkpoint(folder.parent.parent)
+    assert found.folder.name == "last.old" and "checkpoints/last is damaged (checksum); using last.old" in found.note
+    (folder.with_name("last.old") / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="checkpoints/last, checkpoints/last.old damaged"):
+        find_checkpoint(folder.parent.parent)
 
 
 def test_weights_of_another_architecture_are_explained(saved):

@@ -2,6 +2,9 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -15,14 +18,14 @@ from tests.conftest import TINY
 
 
 def weights_of(run, which="last"):
-    return load_model(find_checkpoint(run, which))[0].state_dict()
+    return load_model(find_checkpoint(run, which).folder)[0].state_dict()
 
 
 def test_a_run_holds_what_the_documentation_says(tiny_run):
     for name in ("preset.yaml", "manifest.json", "metrics.jsonl", "cache", "figures"):
         assert (tiny_run / name).exists(), name
     for which in ("last", "best"):
-        assert {p.name for p in (tiny_run / "checkpoints" / which).iterdir()} == {"weights.safetensors", "training.pt"}
+        assert {p.name for p in (tiny_run / "checkpoints" / which).iterdir()} == {"weights.safetensors", "training.pt", "checksums.json"}
     manifest = read_manifest(tiny_run)
     assert manifest["effective_batch"] == 2 and manifest["seed"] == 0 and manifest["device"] == "cpu"
     assert manifest["versions"]["torch"] == torch.__version__ and manifest["images"] == 8
@@ -87,10 +90,49 @@ def test_going_on_gives_the_same_weights_as_going_through(tmp_path, tiny_data, t
 
     with pytest.raises(KeyboardInterrupt):
         train("demo", data=tiny_data, out=run, overrides=TINY, device_name="cpu", report=stop)
-    assert load_model(find_checkpoint(run))[2] in (2, 3), "the step at hand ends first"
+    assert load_model(find_checkpoint(run).folder)[2] in (2, 3), "the step at hand ends first"
     train(None, out=run, resume=True, device_name="cpu")
     straight, resumed = weights_of(tiny_run), weights_of(run)
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_kill_9_loses_nothing_but_time(tmp_path, tiny_data):
+    """Forty steps straight equal a job that is killed in the middle and resumed, to the last bit."""
+    longer = [*TINY, "train.max_iters=40", "train.eval_iters=15", "train.checkpoint_iters=7", "train.cls_warmup_iters=10", "train.aff_warmup_iters=10"]
+    straight = train("demo", data=tiny_data, out=tmp_path / "straight", overrides=longer, device_name="cpu").run
+    killed = tmp_path / "killed"
+    sets = [word for change in longer for word in ("--set", change)]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "afactl", "train", "demo", "--data", tiny_data, "--out", killed, "--device", "cpu", *sets],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while job.poll() is None and len(read_metrics(killed)) < 20:
+        time.sleep(0.01)
+    job.kill()
+    job.wait()
+    assert 20 <= len(read_metrics(killed)) < 40, "killed in the middle"
+    train(None, out=killed, resume=True, device_name="cpu")
+    for which in ("last", "best"):
+        one, other = weights_of(straight, which), weights_of(killed, which)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    lines = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(run)] for run in (straight, killed)]
+    assert lines[0] == lines[1]
+
+
+def test_a_full_disk_is_told_and_the_former_checkpoint_kept(tmp_path, tiny_data, monkeypatch):
+    from afactl import checkpoints
+
+    original = checkpoints.torch.save
+
+    def full(state, path):
+        if state["iteration"] > 2:
+            raise OSError(28, "No space left on device")
+        original(state, path)
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(AfactlError, match="step 4 cannot be written .*No space left on device.*the former one is kept"):
+        train("demo", data=tiny_data, out=tmp_path / "run", overrides=TINY, device_name="cpu")
+    assert load_model(find_checkpoint(tmp_path / "run").folder)[2] == 2
 
 
 def test_resume_refuses_what_it_cannot_do(run_copy):
@@ -146,7 +188,7 @@ def test_training_without_masks_works_and_keeps_no_best(tmp_path, tiny_data):
     shutil.rmtree(data / "masks")
     result = train("demo", data=data, out=tmp_path / "run", overrides=TINY, device_name="cpu")
     assert result.validation is None
-    assert find_checkpoint(tmp_path / "run", "best").name == "last"
+    assert find_checkpoint(tmp_path / "run", "best").folder.name == "last"
 
 
 def test_non_finite_losses_are_skipped_then_stop_the_job(tmp_path, tiny_data):
