@@ -28,6 +28,8 @@ from afactl.journal import JournaledFile
 
 SCHEMA = 1
 LOCK_SECONDS = 2.0
+# What h5py raises on a file whose bytes are not what they should be.
+DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError)
 # Below this an array is stored as it is: compression would cost more than it saves.
 COMPRESS_BYTES = 1024
 
@@ -92,6 +94,9 @@ class Cache:
             raise CacheError(f"{path}: cannot be written ({error.strerror or error})") from error
         try:
             return cls(path, _open_file(path, header, overwrite), lock)
+        except DAMAGE as error:
+            lock.release()
+            raise CacheError(f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew") from error
         except BaseException:
             lock.release()
             raise
@@ -128,13 +133,14 @@ class Cache:
         name = encode_id(image_id)
         if name in self._complete:
             raise CacheError(f"{self.path}: {image_id} is there already; --overwrite makes the cache anew")
+        for key, array in arrays.items():
+            if array.dtype.hasobject:
+                raise CacheError(f"{self.path}: {key} of {image_id} holds Python objects; only plain arrays are kept")
         images = self._file["images"]
         if name in images:
             del images[name]
         group = images.create_group(name, track_order=True)
         for key, array in arrays.items():
-            if array.dtype.hasobject:
-                raise CacheError(f"{self.path}: {key} of {image_id} holds Python objects; only plain arrays are kept")
             packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.nbytes > COMPRESS_BYTES else {}
             group.create_dataset(key, data=array, **packed)
         group.attrs["complete"] = True
@@ -152,17 +158,14 @@ class Cache:
             raise CacheError(f"{self.path}: holds no complete {image_id}; dump it first: afactl dump-cams")
         try:
             return {key: dataset[()] for key, dataset in self._file["images"][name].items()}
-        except (OSError, KeyError, RuntimeError) as error:
+        except DAMAGE as error:
             raise CacheError(f"{self.path}: {image_id} cannot be read ({error}); --overwrite makes the cache anew") from error
 
 
 def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> h5py.File:
     if overwrite or not path.exists():
         return _create(path, header)
-    try:
-        file = h5py.File(JournaledFile(path), "r+")
-    except (OSError, RuntimeError) as error:
-        raise CacheError(f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew") from error
+    file = h5py.File(JournaledFile(path), "r+")
     if not file.attrs.get("complete"):  # killed while the header was being written: nothing is lost
         file.close()
         return _create(path, header)

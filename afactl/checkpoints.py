@@ -106,12 +106,12 @@ def find_checkpoint(run: Path, which: str = "last") -> FoundCheckpoint:
     for name in [*(["best", "best.new", "best.old"] if which == "best" else []), "last", "last.new", "last.old"]:
         folder = run / "checkpoints" / name
         if _is_whole(folder):
-            note = f"{', '.join(damaged)} is damaged (checksum); using {name}" if damaged else ""
+            note = f"{', '.join(damaged)} is damaged or unfinished (checksum); using {name}" if damaged else ""
             return FoundCheckpoint(folder, note)
         if folder.is_dir() and not name.endswith(".new"):  # .new without its checksums was being written
             damaged.append(f"checkpoints/{name}")
     if damaged:
-        raise CheckpointError(f"{run}: {', '.join(damaged)} damaged (checksum); train again, or restore a copy")
+        raise CheckpointError(f"{run}: {', '.join(damaged)} damaged or unfinished (checksum); train again, or restore a copy")
     raise CheckpointError(f"{run}: no checkpoint yet; train first: afactl train PRESET --out {run}")
 
 

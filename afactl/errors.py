@@ -19,6 +19,10 @@ class AfactlError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str) -> None:
+        # What came in is often part of the message, and may hold line breaks.
+        super().__init__(" ".join(message.splitlines()))
+
 
 class UsageError(AfactlError):
     """The call itself cannot work: a bad option, a folder that holds something else."""

@@ -47,7 +47,7 @@ def test_the_pages_show_commands():
 
 @pytest.mark.parametrize(("page", "call"), CALLS)
 def test_every_command_line_of_the_docs_parses(page, call):
-    length = 2 if shlex.join(call[:2]) in COMMANDS else 1
+    length = next(n for n in (3, 2, 1) if shlex.join(call[:n]) in COMMANDS)
     name, arguments = " ".join(call[:length]), call[length:]
     context = COMMANDS[name].make_context(name, list(arguments))
     if name == "train" and (preset := context.params["preset"]) in preset_names():

@@ -25,18 +25,18 @@ from afactl.datasets.images import write_mask
 from afactl.errors import DataError
 
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
-VERSION = 1
+VERSION = 2
 TRAIN, VAL, SIZE, SEED = 400, 80, 160, 0
 
 # Hue of each class in degrees; far enough apart to survive the shading.
 HUES = (8, 48, 110, 185, 235, 305)
 # Side of an object as a share of the image, for one, two and three objects in it.
-SIDES = {1: (0.46, 0.82), 2: (0.38, 0.60), 3: (0.34, 0.46)}
+SIDES = {1: (0.66, 1.0), 2: (0.52, 0.68), 3: (0.44, 0.52)}
 COUNTS, COUNT_WEIGHTS = (1, 2, 3), (0.45, 0.35, 0.20)
 # The head as a share of the object's side.
-HEAD = 0.5
+HEAD = 0.33
 # Strength of the grain on bodies. Clean colour would let a colour filter alone fill the body.
-BODY_GRAIN = 0.16
+BODY_GRAIN = 0.5
 BODY_SATURATION = (0.26, 0.44)
 # Shapes are drawn this much larger and shrunk, for smooth outlines.
 OVERSAMPLE = 3

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from afactl.datasets import coco, demo, folder, voc
 from afactl.datasets.samples import Split
@@ -57,6 +57,11 @@ def load_split(name: str, root: Path | None, split: str) -> Split:
     found = _LOADERS[name](root, split)
     if not found.samples:
         raise DataError(f"--data {root}: split {split} is empty")
+    for sample in found.samples:
+        # Masks and arrays are written under their ids.
+        path = PurePosixPath(sample.image_id)
+        if path.is_absolute() or ".." in path.parts or "\0" in sample.image_id:
+            raise DataError(f"--data {root}: the image id {sample.image_id!r} leaves the folder that results go to; rename it")
     return found
 
 

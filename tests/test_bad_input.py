@@ -1,0 +1,199 @@
+"""Whatever comes in: one clear error of ours or a result, never a traceback of another kind, never code that runs."""
+
+import io
+import os
+import pickle
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+from afactl.cache import Cache, CacheHeader
+from afactl.checkpoints import initialize
+from afactl.datasets import voc
+from afactl.datasets.images import read_image, write_mask
+from afactl.datasets.registry import load_split
+from afactl.datasets.tables import read_rows
+from afactl.errors import AfactlError, CheckpointError, DataError, PresetError
+from afactl.model import AFA
+from afactl.presets import load_preset
+from afactl.visualization import parse_query
+
+SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def only_ours(job, *arguments):
+    """Run it; errors of the package are as good as a result."""
+    try:
+        return job(*arguments)
+    except AfactlError as error:
+        assert str(error).strip() and "\n" not in str(error), "one line"
+        return None
+
+
+@SLOW
+@given(st.sampled_from(["data", "model", "train", "cam", "par", "affinity", "loss", "optim", "eval", "crf"]), st.text(max_size=8) | st.sampled_from(
+    ["name", "scales", "max_iters", "lr", "dilations", "betas", "crop_size", "scale_range", "background"]), VALUES)  # fmt: skip
+def test_presets_of_any_content(tmp_path, section, key, value):
+    import yaml
+
+    path = tmp_path / "p.yaml"
+    path.write_text(yaml.safe_dump({section: {key: value}}, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
+    only_ours(load_preset, str(path))
+
+
+@SLOW
+@given(st.text(max_size=60))
+def test_overrides_and_files_of_any_text(tmp_path, text):
+    only_ours(load_preset, "demo", [text])
+    (tmp_path / "p.yaml").write_text(text, encoding="utf-8", errors="replace")
+    only_ours(load_preset, str(tmp_path / "p.yaml"))
+
+
+@SLOW
+@given(st.text(max_size=20))
+def test_queries_of_any_text(text):
+    found = only_ours(parse_query, text)
+    assert found is None or (len(found) == 2 and all(isinstance(number, int) for number in found))
+
+
+@SLOW
+@given(st.binary(max_size=120), st.sampled_from(["labels.csv", "labels.json", "annotations.json"]))
+def test_tables_of_any_bytes(tmp_path, content, name):
+    root = tmp_path / name.replace(".", "-")
+    root.mkdir(exist_ok=True)
+    (root / name).write_bytes(content)
+    only_ours(read_rows, root)
+    (root / name).write_bytes(b"image,split,labels\n" + content)
+    only_ours(read_rows, root)
+
+
+def test_a_hundred_mutated_jpegs(tmp_path):
+    rng = np.random.default_rng(0)
+    buffer = io.BytesIO()
+    smooth = np.kron(rng.integers(0, 256, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    Image.fromarray(smooth).save(buffer, "JPEG")
+    whole = bytearray(buffer.getvalue())
+    outcomes = []
+    for number in range(100):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), 1 + number % 8):
+            content[place] = rng.integers(0, 256)
+        (tmp_path / "x.jpg").write_bytes(content[: rng.integers(2, len(content))] if number % 4 == 0 else content)
+        image = only_ours(read_image, tmp_path / "x.jpg")
+        assert image is None or (image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3)
+        outcomes.append(image is None)
+    assert 10 < sum(outcomes) < 95, "some are refused, some still read"
+
+
+def test_sixty_mutated_caches(tmp_path):
+    header = CacheHeader("cams", {"a": [1.0]}, "w", "d")
+    with Cache.open(tmp_path / "whole.h5", header) as cache:
+        for number in range(3):
+            cache.append(f"i{number}", {"cam": np.full((2, 40, 40), number, np.float16)})
+    whole = (tmp_path / "whole.h5").read_bytes()
+    rng = np.random.default_rng(0)
+
+    def use(path):
+        with Cache.open(path, header) as cache:
+            return {image_id: cache.read(image_id)["cam"].shape for image_id in cache.ids()}
+
+    for number in range(60):
+        content = bytearray(whole)
+        for place in rng.integers(0, 3000 if number % 2 else len(content), 4):
+            content[place] = rng.integers(0, 256)
+        (tmp_path / "x.h5").write_bytes(content)
+        only_ours(use, tmp_path / "x.h5")
+
+
+class Evil:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_pickle_runs(tmp_path):
+    trap = tmp_path / "trap"
+    torch.save({"state_dict": Evil(trap)}, tmp_path / "evil.pth")
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Evil(trap)))
+    (tmp_path / "evil.safetensors").write_bytes(pickle.dumps(Evil(trap)))
+    for name in ("evil.pth", "raw.pth", "evil.safetensors"):
+        with pytest.raises(CheckpointError):
+            initialize(AFA("mit_demo", 2), str(tmp_path / name))
+    assert not trap.exists()
+
+
+def test_no_pickle_runs_on_resume(run_copy, tmp_path):
+    from afactl.checkpoints import restore_training
+
+    trap = tmp_path / "trap"
+    folder = run_copy / "checkpoints" / "last"
+    torch.save({"optimizer": Evil(trap), "iteration": 1}, folder / "training.pt")
+    model = AFA("mit_demo", 6, decoder_width=16)
+    with pytest.raises(CheckpointError, match="training.pt: cannot be read"):
+        restore_training(folder, model, torch.optim.AdamW(model.parameters()))
+    assert not trap.exists()
+
+
+def test_a_yaml_tag_makes_no_object(tmp_path):
+    (tmp_path / "p.yaml").write_text(f"train: !!python/object/apply:os.mkdir ['{tmp_path}/trap']\n")
+    with pytest.raises(PresetError):
+        load_preset(str(tmp_path / "p.yaml"))
+    with pytest.raises(PresetError):
+        load_preset("demo", [f"train.seed=!!python/object/apply:os.mkdir ['{tmp_path}/trap']"])
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("image_id", ["../../x", "/etc/x", "a/../../x"])
+def test_ids_never_leave_the_folder(tmp_path, image_id):
+    root = tmp_path / "VOC2012"
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    (lists / "train.txt").write_text(f"{image_id}\n")
+    write_mask(root / "SegmentationClass" / "x.png", np.zeros((2, 2), np.uint8))
+    with pytest.raises(DataError):
+        load_split("voc", root, "train")
+
+
+def test_an_id_that_a_loader_lets_through_is_still_refused(tmp_path, monkeypatch):
+    from afactl.datasets import registry
+    from afactl.datasets.samples import Sample, Split
+
+    monkeypatch.setitem(registry._LOADERS, "voc", lambda root, split: Split(split, voc.CLASSES, (Sample("../../x", root / "x.jpg", ()),), None))
+    with pytest.raises(DataError, match="leaves the folder that results go to"):
+        load_split("voc", tmp_path, "train")
+
+
+def test_a_cache_keeps_plain_arrays_only(tmp_path):
+    header = CacheHeader("cams", {}, "w", "d")
+    with Cache.open(tmp_path / "c.h5", header) as cache:
+        with pytest.raises(AfactlError, match="only plain arrays"):
+            cache.append("x", {"cam": np.array([Evil(tmp_path / "trap")], dtype=object)})
+        cache.append("../../x", {"cam": np.zeros(2)})
+    with h5py.File(tmp_path / "c.h5") as file:
+        assert list(file["images"]) == ["..%2F..%2Fx"]
+
+
+def test_weights_with_other_content_are_explained(tmp_path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError):
+        initialize(AFA("mit_demo", 2), str(tmp_path / "w.safetensors"))
+    shutil.copy(tmp_path / "w.safetensors", tmp_path / "w.pth")
+    with pytest.raises(CheckpointError):
+        initialize(AFA("mit_demo", 2), str(tmp_path / "w.pth"))
