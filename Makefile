@@ -12,7 +12,7 @@ demo: $(VENV)/.installed
 	$(BIN)/afactl train demo --out $(RUN)
 	$(BIN)/afactl pseudo-eval --split train --run $(RUN)
 	$(BIN)/afactl eval --split val --run $(RUN)
-	$(BIN)/afactl viz-attn --query 70,60 --run $(RUN)
+	$(BIN)/afactl viz-attn --query 60,50 --run $(RUN)
 	$(BIN)/afactl predict "$${AFACTL_CACHE:-$$HOME/.cache/afactl}/demo/images/val/000[0-5].png" --crf --overlay --run $(RUN)
 	@echo
 	@echo "run folder:  $(RUN) (preset, metrics, checkpoints)"

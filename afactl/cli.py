@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="afactl",
     help="Masks from tagged photos: AFA, Learning Affinity from Attention (CVPR 2022).\n\n"
-    "Start with: afactl train demo, afactl pseudo-eval --split train, afactl viz-attn --query 70,60, "
+    "Start with: afactl train demo, afactl pseudo-eval --split train, afactl viz-attn --query 60,50, "
     "afactl predict PHOTOS. With --verbose anywhere, an error shows where it came from.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -100,5 +100,5 @@ def test_links_between_pages_lead_somewhere():
 def test_make_shows_what_it_would_do():
     """The Makefile parses and its demo goes through the four commands."""
     result = subprocess.run(["make", "--dry-run", "demo", "VENV=/nowhere"], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ)
-    for part in ("train demo", "pseudo-eval --split train", "viz-attn --query 32,40", "--crf"):
+    for part in ("train demo", "pseudo-eval --split train", "viz-attn --query 60,50", "--crf"):
         assert part in result.stdout
