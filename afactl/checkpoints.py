@@ -204,5 +204,5 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def weights_hash(folder: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a checkpoint's weights: what caches are tied to."""
-    return _checksum(folder / WEIGHTS)[:16]
+    """First 16 hex digits of the SHA-256 of the weights of a checkpoint that `find_checkpoint` gave: what caches are tied to."""
+    return json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))[WEIGHTS][:16]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from afactl.datasets.images import read_image, reduce_image
+from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.errors import DataError, UsageError
 from afactl.exports import WRITERS, Labelled, Writer
 from afactl.inference import TrainedRun, segment, to_tensor
@@ -23,7 +23,6 @@ from afactl.refinement.crf import crf_label
 # Photos with more pixels are labelled at a smaller size and the mask is enlarged: the maps of 21
 # classes and the CRF's lattice of a larger one would take several GiB.
 MAX_PIXELS = 2**21
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
 class Photo(NamedTuple):
@@ -45,13 +44,13 @@ def find_photos(inputs: Sequence[str]) -> list[Photo]:
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            here = [(p, p.relative_to(path)) for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES]
+            here = [(p, p.relative_to(path)) for p in sorted(path.rglob("*")) if p.suffix.lower() in PHOTO_SUFFIXES]
         elif path.is_file():
             here = [(path, Path(path.name))]
         else:
             here = [(Path(p), Path(Path(p).name)) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file()]
         if not here:
-            raise UsageError(f"{text}: expected a photo, a folder with photos ({', '.join(SUFFIXES)}) or a glob, found none")
+            raise UsageError(f"{text}: expected a photo, a folder with photos ({', '.join(PHOTO_SUFFIXES)}) or a glob, found none")
         stems = Counter(below.with_suffix("") for _, below in here)
         for one, below in here:
             # a.jpg and a.png side by side become a.jpg.png and a.png.png.

@@ -6,7 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from afactl.datasets.images import write_mask
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -65,3 +68,15 @@ def run_copy(tmp_path, tiny_run):
     shutil.copytree(tiny_run, copy)
     shutil.rmtree(copy / "cache")
     return copy
+
+
+def make_voc(root, lists, masks):
+    """The layout of VOC 2012: ids by list, and the one row of pixels of each official mask."""
+    folder = root / "ImageSets" / "Segmentation"
+    folder.mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
+    for split, ids in lists.items():
+        (folder / f"{split}.txt").write_text("".join(f"{image_id}\n" for image_id in ids))
+    for image_id, row in masks.items():
+        write_mask(root / "SegmentationClass" / f"{image_id}.png", np.array([row] * 4, np.uint8))
+    return root

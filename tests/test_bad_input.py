@@ -17,13 +17,14 @@ from safetensors.torch import save_file
 from afactl.cache import Cache, CacheHeader
 from afactl.checkpoints import initialize
 from afactl.datasets import voc
-from afactl.datasets.images import read_image, write_mask
+from afactl.datasets.images import read_image
 from afactl.datasets.registry import load_split
 from afactl.datasets.tables import read_rows
 from afactl.errors import AfactlError, CheckpointError, DataError, PresetError
 from afactl.model import AFA
 from afactl.presets import load_preset
 from afactl.visualization import parse_query
+from tests.conftest import make_voc
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 VALUES = st.recursive(
@@ -161,12 +162,7 @@ def test_a_yaml_tag_makes_no_object(tmp_path):
 
 @pytest.mark.parametrize("image_id", ["../../x", "/etc/x", "a/../../x"])
 def test_ids_never_leave_the_folder(tmp_path, image_id):
-    root = tmp_path / "VOC2012"
-    lists = root / "ImageSets" / "Segmentation"
-    lists.mkdir(parents=True)
-    (root / "JPEGImages").mkdir()
-    (lists / "train.txt").write_text(f"{image_id}\n")
-    write_mask(root / "SegmentationClass" / "x.png", np.zeros((2, 2), np.uint8))
+    root = make_voc(tmp_path / "VOC2012", {"train": [image_id]}, {"x": [0, 0]})
     with pytest.raises(DataError):
         load_split("voc", root, "train")
 

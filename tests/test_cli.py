@@ -17,7 +17,7 @@ from rich.console import Console
 from afactl.cli import app, main
 from afactl.datasets import demo
 from afactl.datasets.images import read_image, read_mask, write_mask
-from tests.conftest import TINY
+from tests.conftest import TINY, make_voc
 
 COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor", "data check", "data preview", "data prepare voc", "data prepare coco"]
 SETS = [part for override in TINY for part in ("--set", override)]
@@ -313,13 +313,8 @@ def test_a_stopped_training_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path,
 
 
 def test_data_prepare_tells_what_it_found(call, tmp_path):
-    root = tmp_path / "VOC2012"
-    (root / "ImageSets" / "Segmentation").mkdir(parents=True)
-    (root / "JPEGImages").mkdir()
+    root = make_voc(tmp_path / "VOC2012", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 12], "v1": [0, 12]})
     (root / "Annotations").mkdir()
-    for split, image_id in (("train", "t1"), ("val", "v1")):
-        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text(f"{image_id}\n")
-        write_mask(root / "SegmentationClass" / f"{image_id}.png", np.array([[0, 12]], np.uint8))
     (root / "Annotations" / "t1.xml").write_text("<a><filename>t1.jpg</filename><object><name>cat</name></object></a>")
     code, out, _ = call("data", "prepare", "voc", "--data", root, "--labels-from", "xml", "--json", tmp_path / "p.json")
     assert code == 0 and "1464" in out and "no masks of SBD: train on the plain list" in out

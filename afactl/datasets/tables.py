@@ -20,11 +20,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from afactl.datasets.images import PHOTO_SUFFIXES
 from afactl.errors import DataError
 
 COLUMNS = ("image", "labels")
 SPLITS = ("train", "val", "test")
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 # Folders that are no class.
 PHOTOS = ("images", "JPEGImages")
 RESERVED = (*PHOTOS, "masks", "Annotations")
@@ -70,7 +70,7 @@ def _class_folders(root: Path) -> list[Row]:
     """DIR/[images/][SPLIT/]CLASS/.../photo."""
     rows = []
     for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in PHOTO_SUFFIXES:
             image = path.relative_to(root).as_posix()
             split, folders = _place(image)
             if folders and folders[0] not in RESERVED:

@@ -10,6 +10,7 @@ from afactl.datasets import coco, voc
 from afactl.datasets.images import read_mask, write_mask
 from afactl.datasets.preparing import Disagreement, prepare_coco, prepare_voc
 from afactl.errors import DataError
+from tests.conftest import make_voc
 
 XML = "<annotation><filename>{name}.jpg</filename>{objects}</annotation>"
 OBJECT = "<object><name>{name}</name><difficult>{difficult}</difficult></object>"
@@ -24,15 +25,7 @@ def xml(root, image_id, **objects):
 @pytest.fixture()
 def root(tmp_path):
     """VOC with one photo in train and one in val; no SBD."""
-    root = tmp_path / "VOC2012"
-    lists = root / "ImageSets" / "Segmentation"
-    lists.mkdir(parents=True)
-    (root / "JPEGImages").mkdir()
-    (lists / "train.txt").write_text("t1\n")
-    (lists / "val.txt").write_text("v1\n")
-    write_mask(root / "SegmentationClass" / "t1.png", np.array([[0, 1]], np.uint8))
-    write_mask(root / "SegmentationClass" / "v1.png", np.array([[15, 255]], np.uint8))
-    return root
+    return make_voc(tmp_path / "VOC2012", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 1], "v1": [15, 255]})
 
 
 def labels(root, split):

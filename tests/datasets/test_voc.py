@@ -10,22 +10,16 @@ from afactl.datasets.mask_labels import labels_from_masks
 from afactl.datasets.registry import check_files
 from afactl.datasets.voc import CLASSES, load
 from afactl.errors import DataError
+from tests.conftest import make_voc
 
 
 @pytest.fixture()
 def tiny(tmp_path):
     """Three official photos, two in val, and one of SBD."""
-    root = tmp_path / "VOC2012"
-    lists = root / "ImageSets" / "Segmentation"
-    lists.mkdir(parents=True)
-    (root / "JPEGImages").mkdir()
-    (lists / "train.txt").write_text("t1\n")
-    (lists / "val.txt").write_text("v1\nv2\n")
-    masks = {"t1": [0, 1], "v1": [15, 255], "v2": [0, 0], "s1": [20, 3]}
-    for image_id, row in masks.items():
+    masks = {"t1": [0, 1], "v1": [15, 255], "v2": [0, 0]}
+    root = make_voc(tmp_path / "VOC2012", {"train": ["t1"], "val": ["v1", "v2"]}, masks)
+    for image_id, row in {**masks, "s1": [20, 3]}.items():
         Image.fromarray(np.zeros((4, 2, 3), np.uint8)).save(root / "JPEGImages" / f"{image_id}.jpg")
-        folder = "SegmentationClassAug" if image_id == "s1" else "SegmentationClass"
-        write_mask(root / folder / f"{image_id}.png", np.array([row] * 4, np.uint8))
         write_mask(root / "SegmentationClassAug" / f"{image_id}.png", np.array([row] * 4, np.uint8))
     return root
 
