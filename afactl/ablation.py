@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -23,6 +22,7 @@ from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Split
 from afactl.errors import UsageError, nearest
 from afactl.evaluation import Track, evaluate_segmentation, score_refined_cams
+from afactl.files import whole_file
 from afactl.inference import TrainedRun, open_run, open_split
 from afactl.presets import Preset, differences, load_preset
 from afactl.runs import find_run, run_preset
@@ -179,7 +179,6 @@ def _kept(path: Path, settings: dict[str, Any], job: Callable[[], float]) -> tup
         return results[key]["miou"], True
     value = job()
     results[key] = {"miou": value, **settings}
-    fresh = path.with_suffix(".part")
-    fresh.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    with whole_file(path) as fresh:
+        fresh.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return value, False

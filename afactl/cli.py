@@ -5,6 +5,8 @@ torch and everything that needs it is imported inside the commands: `afactl --he
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -14,6 +16,7 @@ import typer
 
 from afactl.allocator import keep_freed_memory
 from afactl.cli_data import data_app
+from afactl.cli_viz import viz_app
 from afactl.errors import AfactlError, UsageError
 from afactl.options import (
     Backend,
@@ -33,12 +36,12 @@ from afactl.options import (
     RunOption,
     SplitOption,
     Which,
+    open_chosen_run,
 )
-from afactl.terminal import duration, error_line, log, out, percent, table, tracker, training_reporter, write_json
+from afactl.terminal import duration, error_line, keep_quiet, out, percent, table, tracker, training_reporter, write_json
 
 if TYPE_CHECKING:
     from afactl.evaluation import Score
-    from afactl.inference import TrainedRun
 
 app = typer.Typer(
     name="afactl",
@@ -52,6 +55,9 @@ app = typer.Typer(
 
 
 app.add_typer(data_app, name="data")
+app.add_typer(viz_app)
+# Commands whose work several processes share, started by torchrun.
+SHARED = ("train", "dump-cams", "predict", "eval")
 
 
 @app.command(epilog="Example: afactl train voc --data VOCdevkit/VOC2012 --init mit_b1.pth --set train.max_iters=20000")
@@ -96,12 +102,12 @@ def pseudo_eval(
     from afactl.inference import open_split, with_predicted_labels
     from afactl.metrics import label_f1
 
-    trained = _open(run, device, checkpoint)
+    trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
     result = score_pseudo_labels(trained, found, overwrite, tracker("pseudo labels"))
     scores = dict(result.scores)
     if without_afa is not None:
-        other = _open(without_afa, device, checkpoint)
+        other = open_chosen_run(without_afa, device, checkpoint)
         if other.preset.affinity.enabled:
             raise UsageError(f"--without-afa {without_afa}: trained with the affinity branch; train one with --set affinity.enabled=false")
         plain = score_pseudo_labels(other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA"))
@@ -154,7 +160,7 @@ def evaluate(
     from afactl.inference import open_split
 
     backend = _crf_backend(crf, crf_backend)
-    trained = _open(run, device, checkpoint)
+    trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
     scores = evaluate_segmentation(trained, found, backend, tracker("segmentation"))
     rows = [(score.name, percent(score.miou)) for score in scores]
@@ -185,7 +191,7 @@ def dump(
     """Put CAMs, affinity and attention of a split into RUN/cache/*.h5; finished images are skipped."""
     from afactl.inference import dump_cams, export_cams, open_split
 
-    trained = _open(run, device, checkpoint)
+    trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=False)
     path, images, computed = dump_cams(trained, found, overwrite, tracker("CAMs"))
     out.print(f"{path}: {images} images, {computed} of them made now")
@@ -225,27 +231,6 @@ def ablate(
         write_json(json_file, {"table": name, "columns": result.columns, "where": result.where, "rows": figures})
 
 
-@app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
-def viz_attn(
-    image: Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split")] = None,
-    query: Annotated[Optional[list[str]], typer.Option("--query", metavar="X,Y", help="pixel of the photo as stored; repeatable; default: its centre")] = None,
-    run: RunOption = None,
-    data: DataOption = None,
-    out_file: Annotated[Optional[Path], typer.Option("--out", help="picture to write (.png, .svg, .pdf)")] = None,
-    overwrite: OverwriteOption = False,
-    checkpoint: CheckpointOption = Which.last,
-    device: DeviceOption = "auto",
-) -> None:
-    """Look at attention and learned affinity of query points, with CAM and pseudo labels (Fig. 4)."""
-    from afactl.visualization import draw_attention, parse_query
-
-    queries = [parse_query(text) for text in query or []]
-    trained = _open(run, device, checkpoint)
-    figure = draw_attention(trained, image, queries, data, out_file, overwrite)
-    out.print(figure.source)
-    out.print(f"picture: {figure.file}")
-
-
 @app.command(epilog="Example: afactl predict holiday/ --crf --overlay --out masks")
 def predict(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="files, folders or globs")],
@@ -264,13 +249,14 @@ def predict(
 
     backend = _crf_backend(crf, crf_backend)
     found = find_photos(photos)
-    trained = _open(run, device, checkpoint)
+    trained = open_chosen_run(run, device, checkpoint)
     folder = out_folder or trained.folder / "predictions"
     forms = [form.value, *(["overlay"] if overlay and form is not Format.overlay else [])]
     result = predict_photos(trained, found, folder, backend, forms, tracker("predict"))
     for line in result.failed:
         error_line(line)
-    out.print(f"{result.photos} of {len(found)} photos as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
+    kept = f", {result.kept} of them before a stop" if result.kept else ""
+    out.print(f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
     out.print(f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}")
     if result.reduced:
         out.print(f"{result.reduced} large photos were labelled at about {MAX_PIXELS / 1e6:.0f} megapixels and their masks enlarged")
@@ -318,22 +304,6 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _open(folder: Path | None, device: str, checkpoint: Which) -> TrainedRun:
-    """Find and load the run that a command works on, and say which it is."""
-    from afactl.runs import find_run
-
-    found, how = find_run(folder)
-    from afactl.devices import choose_device
-    from afactl.inference import open_run
-
-    run = open_run(found, choose_device(device), checkpoint.value)
-    if how != "given":
-        log.print(f"run: {found} ({how})")
-    if run.note:
-        log.print(f"run: {found}: {run.note}")
-    return run
-
-
 def _crf_backend(asked: bool, backend: Backend) -> str | None:
     """The backend's name where --crf is given; fails before any work where it cannot be used."""
     if asked and backend is Backend.pydensecrf:
@@ -356,6 +326,21 @@ def _print_per_class(scores: dict[str, Score], classes: tuple[str, ...]) -> None
     out.print(table("IoU % per class (a dash: not in the truth)", ("class", *scores), rows))
 
 
+def _processes(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
+    """Join the other processes where torchrun has started several; all but the first one keep quiet."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return contextlib.nullcontext()
+    if arguments[0] not in SHARED:
+        raise UsageError(f"afactl {arguments[0]}: runs in one process; only {', '.join(SHARED)} can share their work under torchrun")
+    # DistributedDataParallel would wonder at every phase that uses all parameters.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from afactl.distributed import joined
+
+    if os.environ["RANK"] != "0":
+        keep_quiet()
+    return joined()
+
+
 # Typer brings its own copy of click's exceptions in newer versions: reach them through its own.
 _ParseError = typer.BadParameter.__mro__[1]
 
@@ -368,7 +353,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--verbose"] or ["--help"]
     command = typer.main.get_command(app)
     try:
-        code = command.main(arguments, prog_name="afactl", standalone_mode=False)
+        with _processes(arguments):
+            code = command.main(arguments, prog_name="afactl", standalone_mode=False)
     except AfactlError as error:
         if verbose:
             traceback.print_exc()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from afactl import distributed
 from afactl.cache import Cache, CacheHeader
 from afactl.cam import threshold_cam
 from afactl.datasets.images import read_image
@@ -46,6 +47,8 @@ def validate(
 ) -> dict[str, float]:
     """The validation during training: one pass per photo for the segmentation, and the raw CAM.
 
+    Several processes share the photos; each gets the scores of all.
+
     Returns:
         "val_seg_miou": segmentation, single scale, without image-level truth.
         "val_cam_miou": multi-scale CAM at the scoring threshold, with image-level truth.
@@ -53,7 +56,7 @@ def validate(
     classes = len(split.classes)
     seg_counts = cam_counts = np.zeros((classes + 1, classes + 1), np.int64)
     with evaluation_mode(model):
-        for sample in track(split.samples):
+        for sample in track(distributed.share(split.samples)):
             image, truth = read_image(sample.image), split.read_mask(sample)
             logits = segment(model, image, device, long_side=preset.eval.long_side)
             seg_counts = seg_counts + confusion_matrix(truth, _to_uint8(logits.argmax(0)), classes + 1)
@@ -61,6 +64,7 @@ def validate(
             label = multi_hot(sample.labels, classes).to(device)[None]
             pseudo = threshold_cam(passed.cam, label, preset.cam.background, preset.cam.background)[0]
             cam_counts = cam_counts + confusion_matrix(truth, _to_uint8(pseudo), classes + 1)
+    seg_counts, cam_counts = distributed.total_counts(seg_counts), distributed.total_counts(cam_counts)
     return {"val_seg_miou": 100 * mean_iou(seg_counts), "val_cam_miou": 100 * mean_iou(cam_counts)}
 
 
@@ -83,7 +87,7 @@ class Score(NamedTuple):
 def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None, track: Track = iter) -> list[Score]:
     """The rows of `eval`: single scale; multi-scale + flip; and with `crf`, one of CRF_BACKENDS, also + CRF.
 
-    No image-level truth is used.
+    No image-level truth is used. Several processes share the photos; each gets the scores of all.
 
     Raises:
         DataError: the network gives non-finite values for a photo.
@@ -92,9 +96,10 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
     classes = len(split.classes) + 1
     counts = {name: np.zeros((classes, classes), np.int64) for name in SEGMENTATION_ROWS[: 3 if crf else 2]}
     truths: deque[np.ndarray] = deque()
+    samples = distributed.share(split.samples)
 
     def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for sample in track(split.samples):
+        for sample in track(samples):
             image, truth = read_image(sample.image), split.read_mask(sample)
             single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
             fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
@@ -109,9 +114,9 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
         deque(scored(), maxlen=0)
     else:
         refine = partial(crf_label, backend=crf, settings=preset.crf.model_dump())
-        for label in ordered_map(refine, scored(), processes_for(len(split.samples), run.device)):
+        for label in ordered_map(refine, scored(), processes_for(len(samples), run.device)):
             counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truths.popleft(), _to_uint8(label), classes)
-    return [Score(name, found) for name, found in counts.items()]
+    return [Score(name, distributed.total_counts(found)) for name, found in counts.items()]
 
 
 def score_refined_cams(

@@ -7,16 +7,15 @@ coco-rle        results.json: COCO's result list, one entry per photo and class,
 voc-server      results.zip: the folders of the PASCAL VOC evaluation server (comp6)
 cvat            masks.zip: "Segmentation mask 1.1", which CVAT imports
 
-Files with many photos in them are written under another name and renamed when they are whole.
+Every photo's file is written first, so that a killed job goes on; the last three are gathered at the end.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -27,8 +26,12 @@ from torch import Tensor
 
 from afactl.datasets.images import enlarge_mask, indexed_png, voc_palette, write_mask
 from afactl.errors import DependencyError, UsageError
+from afactl.files import whole_file
+from afactl.unfinished import FOLDER as UNFINISHED
 from afactl.visualization import overlay
 
+# Where forms that gather all photos in one file keep those of single photos until then.
+PARTS = f"{UNFINISHED}/parts"
 VOC_FOLDER = "results/VOC2012/Segmentation/comp6_test_cls"
 
 
@@ -54,52 +57,58 @@ class Labelled(NamedTuple):
 
 
 class Writer(Protocol):
-    """Takes photos one after the other; `close` gives the file that holds all of them, if there is one."""
+    """Takes photos one after the other. Every photo becomes a file of its own, whole or not at all."""
 
-    def add(self, one: Labelled) -> Path | None: ...
+    def target(self, path: Path) -> Path:
+        """The file of the photo with this mask path."""
 
-    def close(self) -> Path | None: ...
+    def add(self, one: Labelled) -> None:
+        """Write the file of a photo."""
+
+    def close(self, paths: Sequence[Path]) -> Path | None:
+        """Gather the files of these photos into one, where the form asks for it, and give its name."""
 
 
 class _PerPhoto:
-    """A writer with one file per photo."""
+    """A writer whose photos stay files of their own."""
 
     def __init__(self, out: Path, classes: Sequence[str]) -> None:
         self.out = out
 
-    def close(self) -> None:
-        """Nothing is left to write."""
+    def close(self, paths: Sequence[Path]) -> None:
+        """Nothing is left to gather."""
 
 
 class PngWriter(_PerPhoto):
     """Indexed masks with the VOC palette."""
 
-    def add(self, one: Labelled) -> Path:
-        write_mask(self.out / one.path, one.full)
-        return self.out / one.path
+    def target(self, path: Path) -> Path:
+        return self.out / path
+
+    def add(self, one: Labelled) -> None:
+        write_mask(self.target(one.path), one.full)
 
 
 class OverlayWriter(_PerPhoto):
     """Photos with their masks over them, at the size that was labelled."""
 
-    def add(self, one: Labelled) -> Path:
-        target = self.out / one.path.with_name(f"{one.path.stem}_overlay.png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(overlay(one.image, one.mask)).save(target)
-        return target
+    def target(self, path: Path) -> Path:
+        return self.out / path.with_name(f"{path.stem}_overlay.png")
+
+    def add(self, one: Labelled) -> None:
+        with whole_file(self.target(one.path)) as fresh:
+            Image.fromarray(overlay(one.image, one.mask)).save(fresh, format="PNG")
 
 
 class ProbabilityWriter(_PerPhoto):
     """softmax over the classes, before any CRF, at the size that was labelled."""
 
-    def add(self, one: Labelled) -> Path:
-        target = self.out / one.path.with_suffix(".npy")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(target.name + ".part")
-        with open(fresh, "wb") as file:
+    def target(self, path: Path) -> Path:
+        return self.out / path.with_suffix(".npy")
+
+    def add(self, one: Labelled) -> None:
+        with whole_file(self.target(one.path)) as fresh, open(fresh, "wb") as file:
             np.save(file, one.logits.float().softmax(0).cpu().numpy().astype(np.float16))
-        os.replace(fresh, target)
-        return target
 
 
 class CocoWriter:
@@ -115,79 +124,91 @@ class CocoWriter:
         except ImportError as error:
             raise DependencyError("--format coco-rle needs pycocotools: pip install 'afactl[coco]'") from error
         self.encode = coco_mask.encode
-        self.target = out / "results.json"
-        self.entries: list[dict[str, Any]] = []
+        self.out = out
+
+    def target(self, path: Path) -> Path:
+        return self.out / PARTS / "coco-rle" / path.with_suffix(".json")
 
     def add(self, one: Labelled) -> None:
         number = re.search(r"(\d+)$", one.path.stem)
         image_id = int(number[1]) if number else one.path.with_suffix("").as_posix()
         full, probabilities = one.full, one.logits.float().softmax(0).cpu().numpy()
+        entries = []
         for value in np.unique(one.mask[one.mask > 0]).tolist():
             shape = self.encode(np.asfortranarray(full == value, np.uint8))
             score = float(probabilities[value][one.mask == value].mean())
             shape = {"size": list(shape["size"]), "counts": shape["counts"].decode("ascii")}
-            self.entries.append({"image_id": image_id, "category_id": value, "segmentation": shape, "score": round(score, 4)})
+            entries.append({"image_id": image_id, "category_id": value, "segmentation": shape, "score": round(score, 4)})
+        with whole_file(self.target(one.path)) as fresh:
+            fresh.write_text(",\n".join(map(json.dumps, entries)), encoding="utf-8")
 
-    def close(self) -> Path:
-        self.target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.target.with_name(self.target.name + ".part")
-        fresh.write_text(json.dumps(self.entries), encoding="utf-8")
-        os.replace(fresh, self.target)
-        return self.target
-
-
-class _Archive:
-    """A zip file that takes its name when it is whole."""
-
-    name = "masks.zip"
-
-    def __init__(self, out: Path, classes: Sequence[str]) -> None:
-        self.target, self.classes = out / self.name, classes
-        out.mkdir(parents=True, exist_ok=True)
-        self.fresh = self.target.with_name(self.name + ".part")
-        self.zip = zipfile.ZipFile(self.fresh, "w", zipfile.ZIP_DEFLATED)
-        self.members: set[str] = set()
-
-    def put(self, member: str, content: bytes) -> None:
-        if member in self.members:
-            raise UsageError(f"{self.target}: two photos are named {Path(member).stem}; predict them into different --out folders")
-        self.members.add(member)
-        self.zip.writestr(member, content)
-
-    def close(self) -> Path:
-        self.zip.close()
-        os.replace(self.fresh, self.target)
-        return self.target
+    def close(self, paths: Sequence[Path]) -> Path:
+        target = self.out / "results.json"
+        with whole_file(target) as fresh, open(fresh, "w", encoding="utf-8") as file:
+            lead = "[\n"
+            for path in paths:
+                if entries := self.target(path).read_text(encoding="utf-8"):
+                    file.write(lead + entries)
+                    lead = ",\n"
+            file.write("\n]\n" if lead != "[\n" else "[]\n")
+        return target
 
 
-class VocServerWriter(_Archive):
+class VocServerWriter:
     """What the PASCAL VOC evaluation server takes: every mask in one folder."""
 
-    name = "results.zip"
+    def __init__(self, out: Path, classes: Sequence[str]) -> None:
+        self.out = out
+
+    def target(self, path: Path) -> Path:
+        return self.out / PARTS / "voc-server" / path
 
     def add(self, one: Labelled) -> None:
-        self.put(f"{VOC_FOLDER}/{one.path.name}", _png_bytes(indexed_png(one.full)))
+        with whole_file(self.target(one.path)) as fresh:
+            indexed_png(one.full).save(fresh, format="PNG")
+
+    def close(self, paths: Sequence[Path]) -> Path:
+        target = self.out / "results.zip"
+        with whole_file(target) as fresh, zipfile.ZipFile(fresh, "w") as archive:
+            for path in paths:
+                archive.write(self.target(path), f"{VOC_FOLDER}/{path.name}")
+        return target
 
 
-class CvatWriter(_Archive):
+class CvatWriter:
     """CVAT's "Segmentation mask 1.1": coloured masks of classes, a list, and what the colours mean."""
 
-    def add(self, one: Labelled) -> None:
-        self.put(f"SegmentationClass/{one.path.as_posix()}", _png_bytes(Image.fromarray(voc_palette()[one.full])))
+    def __init__(self, out: Path, classes: Sequence[str]) -> None:
+        self.out, self.classes = out, classes
 
-    def close(self) -> Path:
-        names = [Path(member).relative_to("SegmentationClass").with_suffix("").as_posix() for member in self.members]
-        self.zip.writestr("ImageSets/Segmentation/default.txt", "".join(f"{name}\n" for name in sorted(names)))
+    def target(self, path: Path) -> Path:
+        return self.out / PARTS / "cvat" / path
+
+    def add(self, one: Labelled) -> None:
+        with whole_file(self.target(one.path)) as fresh:
+            Image.fromarray(voc_palette()[one.full]).save(fresh, format="PNG")
+
+    def close(self, paths: Sequence[Path]) -> Path:
+        target = self.out / "masks.zip"
         colors = voc_palette().tolist()
         lines = [f"{name}:{','.join(map(str, colors[value]))}::" for value, name in enumerate(("background", *self.classes))]
-        self.zip.writestr("labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(f"{line}\n" for line in lines))
-        return super().close()
+        with whole_file(target) as fresh, zipfile.ZipFile(fresh, "w") as archive:
+            for path in paths:
+                archive.write(self.target(path), f"SegmentationClass/{path.as_posix()}")
+            archive.writestr("ImageSets/Segmentation/default.txt", "".join(f"{path.with_suffix('').as_posix()}\n" for path in paths))
+            archive.writestr("labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(f"{line}\n" for line in lines))
+        return target
 
 
-def _png_bytes(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+def require_distinct_names(form: str, paths: Sequence[Path]) -> None:
+    """The evaluation server knows masks by their name alone.
+
+    Raises:
+        UsageError: the form is for it, and two photos have the same name.
+    """
+    (name, times), *_ = Counter(path.name for path in paths).most_common(1)
+    if form == "voc-server" and times > 1:
+        raise UsageError(f"--format voc-server: {times} photos are named {Path(name).stem}; predict them into different --out folders")
 
 
 WRITERS: dict[str, type[Any]] = {

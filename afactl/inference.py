@@ -6,8 +6,8 @@ Shapes: C foreground classes, K = C + 1, P - 1 present classes, h x w image, N =
 from __future__ import annotations
 
 import dataclasses
+import glob
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afactl import distributed
 from afactl.affinity import mean_attention
 from afactl.cache import Cache, CacheHeader
 from afactl.checkpoints import Architecture, find_checkpoint, load_model, weights_hash
@@ -24,7 +25,8 @@ from afactl.datasets.images import read_image
 from afactl.datasets.registry import check_files, data_fingerprint, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize, resize_long_side
-from afactl.errors import CheckpointError, UsageError
+from afactl.errors import CacheError, CheckpointError, UsageError
+from afactl.files import whole_file
 from afactl.model import AFA
 from afactl.presets import Preset
 from afactl.runs import run_preset
@@ -209,9 +211,12 @@ def open_cam_cache(run: TrainedRun, split: Split, overwrite: bool = False) -> Ca
     Raises:
         CacheError: the file there was made by others; names --overwrite.
     """
+    return Cache.open(cam_cache_path(run, split.name), _cam_header(run, split), overwrite)
+
+
+def _cam_header(run: TrainedRun, split: Split) -> CacheHeader:
     settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
-    header = CacheHeader(CAM_STAGE, settings, run.weights, data_fingerprint(split))
-    return Cache.open(cam_cache_path(run, split.name), header, overwrite)
+    return CacheHeader(CAM_STAGE, settings, run.weights, data_fingerprint(split))
 
 
 def read_record(cache: Cache, image_id: str) -> CamRecord:
@@ -255,19 +260,49 @@ def dump_cams(
 ) -> tuple[Path, int, int]:
     """Put the CAMs, affinity and attention of a split into the run's cache; finished images are skipped.
 
+    Several processes share the images: each writes a file of its own, which rank 0 takes into the cache when
+    all are done, or at the next call where one was killed.
+
     Args:
         track: wraps the iteration over samples, for a progress bar.
 
     Returns:
-        (file, images in the split, images passed through the network now).
+        (file, images in the split, images passed through the network now, by all processes).
     """
-    computed = 0
-    with open_cam_cache(run, split, overwrite) as cache:
-        for sample in track(split.samples):
-            if sample.image_id not in cache:
-                record_of(run, cache, sample)
-                computed += 1
-    return cam_cache_path(run, split.name), len(split.samples), computed
+    path = cam_cache_path(run, split.name)
+    if distributed.rank() == 0:
+        with open_cam_cache(run, split, overwrite) as cache:
+            _take_parts(run, split, cache)
+            known = set(cache.ids())
+    else:
+        known = set()
+    known = set(distributed.from_first(sorted(known)))
+    missing = [sample for sample in distributed.share(split.samples) if sample.image_id not in known]
+    part = path if distributed.size() == 1 else path.with_name(f"{path.stem}.part-{distributed.rank()}.h5")
+    with Cache.open(part, _cam_header(run, split)) as cache:
+        for sample in track(missing):
+            record_of(run, cache, sample)
+    computed = int(distributed.total(torch.tensor(len(missing))))
+    if distributed.rank() == 0 and distributed.size() > 1:
+        with open_cam_cache(run, split) as cache:
+            _take_parts(run, split, cache)
+    return path, len(split.samples), computed
+
+
+def _take_parts(run: TrainedRun, split: Split, cache: Cache) -> None:
+    """Move the images of the files that several processes wrote into the cache; each image goes in once."""
+    for path in sorted(cache.path.parent.glob(f"{glob.escape(cache.path.stem)}.part-*.h5")):
+        try:
+            part = Cache.open(path, _cam_header(run, split))
+        except CacheError:  # of other weights, or damaged: made anew
+            path.unlink()
+            continue
+        with part:
+            for image_id in part.ids():
+                if image_id not in cache:
+                    cache.append(image_id, part.read(image_id))
+        path.unlink()
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
 def export_cams(run: TrainedRun, split: Split, track: Callable[[Sequence[Sample]], Iterator[Sample]] = iter) -> Path:
@@ -293,9 +328,6 @@ def export_cams(run: TrainedRun, split: Split, track: Callable[[Sequence[Sample]
             cam = torch.from_numpy(record.cam).float()
             quarter = tuple(math.ceil(side / 4) for side in cam.shape[1:])
             small = F.interpolate(cam[None], size=quarter, mode="bilinear", align_corners=False)[0] if len(cam) else cam.new_zeros(0, *quarter)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            fresh = target.with_name(target.name + ".part")
-            with open(fresh, "wb") as file:
+            with whole_file(target) as fresh, open(fresh, "wb") as file:
                 np.save(file, {"keys": record.classes, "cam": small.numpy(), "high_res": cam.numpy()}, allow_pickle=True)
-            os.replace(fresh, target)
     return folder

@@ -5,6 +5,9 @@ Shapes: B batch, C foreground classes, K = C + 1 classes, h x w label, N tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,8 +15,15 @@ from afactl.errors import check_shape
 from afactl.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 
 IGNORE = 255
+# A count in the batch at hand -> the count that a mean is taken over.
+Total = Callable[[Tensor], Tensor]
 # The energy sums over all pairs of pixels; this brings it to the order of the other terms.
 ENERGY_WEIGHT = 1e-7
+
+
+def here(count: Tensor) -> Tensor:
+    """The batch at hand is all there is."""
+    return count
 
 
 def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -25,7 +35,7 @@ def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(logits, label)
 
 
-def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
+def segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Tensor:
     """Mean of the cross-entropy over background pixels and that over foreground pixels.
 
     The halves weigh the same however few pixels one has. A half without any pixel counts as 0,
@@ -33,6 +43,8 @@ def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
 
     Args:
         logits: B x K x h x w. label: B x h x w integer, 0..C or 255 (ignored).
+        total: gives counts over parts of a batch that lie elsewhere too; the loss is then this part's
+            share, and the shares sum to the loss of the whole.
     """
     check_shape("logits", logits, "B K h w")
     check_shape("label", label, "B h w", B=logits.shape[0], h=logits.shape[2], w=logits.shape[3])
@@ -40,26 +52,31 @@ def segmentation_loss(logits: Tensor, label: Tensor) -> Tensor:
     entropy = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="none")
     background = label == 0
     foreground = ~background & (label != IGNORE)
-    return 0.5 * (_masked_mean(entropy, background) + _masked_mean(entropy, foreground))
-
-
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    counts = total(torch.stack([background.sum(), foreground.sum()])).clamp_min(1)
     # Multiplying is cheaper than indexing, and needs no synchronisation with a GPU.
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+    return 0.5 * ((entropy * background).sum() / counts[0] + (entropy * foreground).sum() / counts[1])
 
 
-def affinity_loss(affinity: Tensor, label: Tensor) -> Tensor:
+def full_segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Tensor:
+    """Plain cross-entropy over all pixels but the ignored ones, for full supervision; arguments as `segmentation_loss`."""
+    entropy = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
+    return entropy / total((label != IGNORE).sum()).clamp_min(1)
+
+
+def affinity_loss(affinity: Tensor, label: Tensor, total: Total = here) -> Tensor:
     """Eq. 5 with each mean halved and 1 added to each count, as in the authors' code.
 
     Args:
         affinity: B x N x N in [0, 1], after the sigmoid.
         label: B x N x N: 1 positive pair, 0 negative pair, 255 unused.
+        total: as in `segmentation_loss`.
     """
     check_shape("affinity", affinity, "B N N")
     check_shape("label", label, "B N N", B=affinity.shape[0], N=affinity.shape[1])
     positive, negative = label == 1, label == 0
-    pull = ((1 - affinity) * positive).sum() / (positive.sum() + 1)
-    push = (affinity * negative).sum() / (negative.sum() + 1)
+    counts = total(torch.stack([positive.sum(), negative.sum()])) + 1
+    pull = ((1 - affinity) * positive).sum() / counts[0]
+    push = (affinity * negative).sum() / counts[1]
     return 0.5 * (pull + push)
 
 

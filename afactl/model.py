@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from afactl.affinity import affinity_logits, attention_logits
 from afactl.backbones import BackboneOutput, build_backbone
+from afactl.batch_norm import BatchNorm
 from afactl.cam import class_activation_map, fuse_cams, top_k_pooling
 from afactl.errors import UsageError, check_shape
 
@@ -64,7 +65,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.project = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in in_channels)
         self.fuse = nn.Conv2d(width * len(in_channels), width, 1, bias=False)
-        self.norm = nn.BatchNorm2d(width)
+        self.norm = BatchNorm(width)
         self.dropout = nn.Dropout2d(0.1)
         self.predict = nn.Conv2d(width, classes, 1)
 

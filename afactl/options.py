@@ -1,12 +1,17 @@
-"""The options that several commands share, and their choices."""
+"""The options that several commands share, their choices, and the run that --run, --checkpoint and --device choose."""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+from afactl.terminal import log
+
+if TYPE_CHECKING:
+    from afactl.inference import TrainedRun
 
 
 class Which(str, Enum):
@@ -60,3 +65,19 @@ CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CR
 BackendOption = Annotated[Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")]
 FormatOption = Annotated[Format, typer.Option("--format", help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat: one file for all")]
 DumpFormatOption = Annotated[DumpFormat, typer.Option("--format", help="npy: also one IRN-style dictionary per image")]
+
+
+def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> TrainedRun:
+    """Find and load the run that a command works on, and say which it is."""
+    from afactl.runs import find_run
+
+    found, how = find_run(folder)
+    from afactl.devices import choose_device
+    from afactl.inference import open_run
+
+    run = open_run(found, choose_device(device), checkpoint.value)
+    if how != "given":
+        log.print(f"run: {found} ({how})")
+    if run.note:
+        log.print(f"run: {found}: {run.note}")
+    return run

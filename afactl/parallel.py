@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from afactl import distributed
+
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -19,8 +21,9 @@ WORTHWHILE = 24
 
 
 def processes_for(items: int, device: torch.device) -> int:
-    """How many processes serve so many items: the machine's cores on a CPU, else this one alone."""
-    return (os.cpu_count() or 1) if device.type == "cpu" and items >= WORTHWHILE else 1
+    """How many processes serve so many items: this one's share of the cores on a CPU, else this one alone."""
+    cores = max(1, (os.cpu_count() or 1) // distributed.size())
+    return cores if device.type == "cpu" and items >= WORTHWHILE else 1
 
 
 def ordered_map(function: Callable[[Item], Made], items: Iterable[Item], processes: int) -> Iterator[Made]:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from afactl import distributed
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.errors import DataError, UsageError
-from afactl.exports import WRITERS, Labelled, Writer
+from afactl.exports import WRITERS, Labelled, Writer, require_distinct_names
 from afactl.inference import TrainedRun, segment, to_tensor
 from afactl.parallel import ordered_map, processes_for
 from afactl.refinement.crf import crf_label
+from afactl.unfinished import Unfinished
 
 # Photos with more pixels are labelled at a smaller size and the mask is enlarged: the maps of 21
 # classes and the CRF's lattice of a larger one would take several GiB.
@@ -66,10 +69,17 @@ def find_photos(inputs: Sequence[str]) -> list[Photo]:
 
 
 class Prediction(NamedTuple):
-    """What `predict` did: photos done, files written, photos labelled at a reduced size, and those that failed, with the reason."""
+    """What `predict` did.
+
+    Attributes:
+        photos: done, of all processes; 0 where another process tells.
+        written: files. kept: photos that a stopped call had done before.
+        reduced: photos labelled at a reduced size. failed: the reason of each that was not done.
+    """
 
     photos: int
     written: list[Path]
+    kept: int
     reduced: int
     failed: list[str]
 
@@ -84,52 +94,93 @@ def predict(
 ) -> Prediction:
     """Write masks of photos: multi-scale + flip, as `eval` scores it.
 
-    A photo that cannot be read is named and the others are done all the same.
+    A photo that cannot be read is named and the others are done all the same. What a killed call with
+    the same weights and settings has done is kept. Several processes share the photos.
 
     Args:
         crf: refine with the dense CRF, one of CRF_BACKENDS.
         forms: what to write, of `exports.WRITERS`.
 
     Raises:
-        UsageError: the output folder cannot be written, or probabilities are asked for with the CRF.
+        UsageError: the output folder cannot be written, or the forms do not go with the CRF or the names.
         DependencyError: a form needs a package that is not installed.
     """
     if crf and "probabilities" in forms:
         raise UsageError("--format probabilities: they are those of the network; leave --crf out")
+    for form in forms:
+        require_distinct_names(form, [photo.mask for photo in photos])
+    writers: list[Writer] = [WRITERS[form](out, run.architecture.classes) for form in forms]
+    settings = {"weights": run.weights, "crf": run.preset.crf.model_dump() if crf else None, "backend": crf, "forms": list(forms),
+                "eval": run.preset.eval.model_dump()}  # fmt: skip
+    with _writing(out):
+        record = Unfinished(out, settings, distributed.rank())
+    kept = 0
+    missing = []
+    for photo in distributed.share(photos):
+        values = record.done(str(photo.mask), photo.path)
+        if values and values["failed"] is None and all(writer.target(photo.mask).is_file() for writer in writers):
+            kept += 1
+        else:
+            missing.append(photo)
+    for photo, values, one in _labelled(run, missing, crf, track):
+        with _writing(out):
+            for writer in writers if one else ():
+                writer.add(one)
+            record.note(str(photo.mask), photo.path, **values)
+    record.close()
+    distributed.wait()
+    if distributed.rank() > 0:
+        return Prediction(0, [], kept, 0, [])
+    lines = record.lines()
+    values = {photo.mask: lines[str(photo.mask)]["values"] for photo in photos}
+    done = [path for path, value in values.items() if value["failed"] is None]
+    with _writing(out):
+        gathered = [(writer, writer.close(done)) for writer in writers]
+    record.finish()
+    written = [file for writer, one in gathered for file in ([one] if one else [writer.target(path) for path in done])]
+    failed = [value["failed"] for value in values.values() if value["failed"]]
+    return Prediction(len(done), written, kept, sum(values[path]["reduced"] for path in done), failed)
+
+
+@contextlib.contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
+
+
+def _labelled(
+    run: TrainedRun, photos: Sequence[Photo], crf: str | None, track: Callable[[Sequence[Photo]], Iterator[Photo]]
+) -> Iterator[tuple[Photo, dict[str, Any], Labelled | None]]:
+    """Every photo, what is to be noted about it ("failed": why, or None; "reduced"), and its mask if it has one."""
     settings = run.preset.eval
-    written, failed, reduced, done = [], [], 0, 0
     waiting: deque[tuple[Photo, tuple[int, int], np.ndarray, Tensor]] = deque()
+    failed: deque[tuple[Photo, dict[str, Any], None]] = deque()
 
     def scored() -> Iterator[tuple[Tensor, Tensor]]:
         for photo in track(photos):
             try:
                 image = read_image(photo.path)
             except DataError as error:
-                failed.append(str(error))
+                failed.append((photo, {"failed": str(error), "reduced": False}, None))
                 continue
             size = image.shape[:2]
             image = reduce_image(image, MAX_PIXELS)
             logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
             if not torch.isfinite(logits).all():
-                failed.append(f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again")
+                text = f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again"
+                failed.append((photo, {"failed": text, "reduced": False}, None))
                 continue
             waiting.append((photo, size, image, logits))
             yield to_tensor(image, run.device)[0], logits
 
     label_of = partial(crf_label, backend=crf, settings=run.preset.crf.model_dump()) if crf else _most_probable
-    try:
-        writers: list[Writer] = [WRITERS[form](out, run.architecture.classes) for form in forms]
-        for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):
-            photo, size, image, logits = waiting.popleft()
-            mask = label.cpu().numpy()
-            reduced += mask.shape != size
-            one = Labelled(photo.mask, size, image, mask, logits)
-            written += [path for path in [writer.add(one) for writer in writers] if path]
-            done += 1
-        written += [path for path in [writer.close() for writer in writers] if path]
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
-    return Prediction(done, written, reduced, failed)
+    for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):
+        photo, size, image, logits = waiting.popleft()
+        mask = label.cpu().numpy()
+        yield photo, {"failed": None, "reduced": mask.shape != size}, Labelled(photo.mask, size, image, mask, logits)
+    yield from failed
 
 
 def _most_probable(photo: tuple[Tensor, Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from afactl.errors import UsageError
+from afactl.files import whole_file
 from afactl.presets import Preset, load_preset, save_preset
 
 
@@ -135,9 +136,8 @@ def forget_metrics_after(run: Path, step: int) -> None:
     """Take the lines of later steps off metrics.jsonl: a resumed job does those steps again."""
     kept = [line for line in read_metrics(run) if line["step"] <= step]
     path = run / "metrics.jsonl"
-    fresh = path.with_name(path.name + ".part")
-    fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(fresh, path)
+    with whole_file(path) as fresh:
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def _git_revision() -> str | None:

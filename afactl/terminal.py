@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -135,9 +136,15 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def keep_quiet() -> None:
+    """Print errors only, with the number of the process: another one tells the rest."""
+    out.quiet = log.quiet = True
+
+
 def error_line(message: str) -> None:
     """One line on the standard error, however long; newlines of libraries are folded."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    whose = f"rank {os.environ['RANK']}: " if out.quiet else ""
+    print(f"error: {whose}{' '.join(message.split())}", file=sys.stderr)
 
 
 def write_json(path: Path, figures: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import math
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from afactl import distributed
 from afactl.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
 from afactl.datasets.registry import check_files, data_fingerprint, load_split, split_names
 from afactl.datasets.samples import Sample, Split
@@ -27,7 +31,7 @@ from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
 from afactl.runs import append_metrics, find_run, forget_metrics_after, new_run, read_metrics, run_preset, write_manifest
 from afactl.schedule import Phase, phase_at
-from afactl.training_step import build_optimizer, set_learning_rate, supervised_losses, training_losses
+from afactl.training_step import StepLosses, build_optimizer, set_learning_rate
 
 # So many steps with a non-finite loss in a row end the job.
 MAX_SKIPPED = 5
@@ -113,8 +117,9 @@ def train(
         preset = load_preset(preset_name, changes)
         job = Job(preset, Path(), device, report)
         report(Event("note", 0, preset.train.max_iters, {"text": f"weights: {initialize(job.model, preset.model.init)}"}))
-        job.run = new_run(preset, Path(preset_name).stem, out)
-        job.describe()
+        if distributed.rank() == 0:
+            job.run = new_run(preset, Path(preset_name).stem, out)
+            job.describe()
     validation = job.run_steps()
     return Trained(job.run, preset.train.max_iters, time.perf_counter() - started, peak_memory(device), validation)
 
@@ -153,11 +158,10 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
+def stop_requests(stop: threading.Event) -> Iterator[None]:
     """Inside the block, the first Ctrl-C or SIGTERM sets the event; a second one stops at once."""
-    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # Python hands signals to the main thread only
+        yield  # Python hands signals to the main thread only
         return
 
     def note(number: int, frame: object) -> None:
@@ -167,7 +171,7 @@ def stop_requests() -> Iterator[threading.Event]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -194,9 +198,12 @@ class Job:
             # One graph for all sizes: the CAM passes come in several, validation in many.
             self.model.backbone.compile(dynamic=True)
         self.optimizer = build_optimizer(self.model, preset)
-        self.start, self.best, self.skipped = 0, -math.inf, 0
-        # How many batches add up to one step.
-        self.batches = math.ceil((preset.train.effective_batch or preset.train.batch_size) / preset.train.batch_size)
+        self.step_losses: nn.Module = StepLosses(self.model, preset)
+        if distributed.size() > 1:
+            # The parameters in use change with the phase.
+            self.step_losses = DistributedDataParallel(self.step_losses, find_unused_parameters=True)
+        self.start, self.best, self.skipped, self.stop = 0, -math.inf, 0, threading.Event()
+        self.shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, distributed.size())
 
     def restore(self, checkpoint: Path) -> None:
         """Go back to where a checkpoint was written.
@@ -208,7 +215,8 @@ class Job:
         total = self.preset.train.max_iters
         if self.start >= total:
             raise UsageError(f"--resume: {self.run} is finished ({self.start} of {total} steps)")
-        forget_metrics_after(self.run, self.start)
+        if distributed.rank() == 0:
+            forget_metrics_after(self.run, self.start)
         seen = [line["val_seg_miou"] for line in read_metrics(self.run) if "val_seg_miou" in line]
         self.best = max(seen, default=-math.inf)
         self.tell("note", self.start, text=f"resumed at step {self.start} of {total}")
@@ -217,7 +225,7 @@ class Job:
         """Write the manifest."""
         job = self.preset.train
         write_manifest(
-            self.run, seed=job.seed, device=str(self.device), effective_batch=self.batches * job.batch_size,
+            self.run, seed=job.seed, device=str(self.device), effective_batch=self.shares.photos, processes=distributed.size(),
             data_fingerprint=data_fingerprint(self.data), classes=list(self.data.classes), images=len(self.data.samples),
         )  # fmt: skip
 
@@ -226,80 +234,94 @@ class Job:
 
         Ctrl-C or SIGTERM lets the step at hand end and writes a checkpoint before it stops the job.
         """
-        job, photos = self.preset.train, self.batches * self.preset.train.batch_size
-        stream = TrainingStream(
-            self.data, job.crop_size, job.scale_range, flip=True, masks=job.supervision == "masks", seed=job.seed,
-            start=self.start * photos, stop=job.max_iters * photos,
-        )  # fmt: skip
-        if self.batches > 1:
-            self.tell("note", self.start, text=f"effective batch {photos}: {self.batches} x {job.batch_size} photos per step")
-        loader = DataLoader(stream, job.batch_size, num_workers=job.workers, pin_memory=self.device.type == "cuda")
+        job, shares = self.preset.train, self.shares
+        loader = DataLoader(self.stream, shares.batch, num_workers=job.workers, pin_memory=self.device.type == "cuda")
+        if shares.photos > shares.batch:
+            processes = f"{shares.processes} processes x " if shares.processes > 1 else ""
+            self.tell("note", self.start, text=f"effective batch {shares.photos}: {processes}{shares.batches} x {shares.batch} photos per step")
         done, validation = self.start, None
         clock, logged = time.perf_counter(), done
         self.model.train()
-        with stop_requests() as stop:
+        with stop_requests(self.stop):
             batches = iter(loader)
             for step in range(self.start, job.max_iters):
-                values = self.one_step(step, itertools.islice(batches, self.batches))
+                values = self.one_step(step, itertools.islice(batches, shares.batches))
                 done = step + 1
                 last = done == job.max_iters
                 if done % job.log_iters == 0 or last:
                     now = time.perf_counter()
-                    values["images_per_second"] = round((done - logged) * photos / (now - clock), 2)
+                    values["images_per_second"] = round((done - logged) * shares.photos / (now - clock), 2)
                     clock, logged = now, done
-                    append_metrics(self.run, step=done, **values)
+                    self.record(step=done, **values)
                 self.tell("step", done, **values)
                 if self.val and (done % job.eval_iters == 0 or last):
                     validation = self.validate(done)
-                if done % job.checkpoint_iters == 0 or last or stop.is_set():
+                if done % job.checkpoint_iters == 0 or last or self.stop.is_set():
                     self.checkpoint(done)
-                if stop.is_set() and not last:
+                if self.stop.is_set() and not last:
                     raise KeyboardInterrupt
         return validation
 
+    @functools.cached_property
+    def stream(self) -> TrainingStream:
+        """The views of this process from the next step to the last."""
+        job, shares = self.preset.train, self.shares
+        return TrainingStream(
+            self.data, job.crop_size, job.scale_range, flip=True, masks=job.supervision == "masks", seed=job.seed,
+            start=self.start * shares.photos + distributed.rank(), stop=job.max_iters * shares.photos, step=shares.processes,
+        )  # fmt: skip
+
     def one_step(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        """Forward and backward of every batch, then the update; gives what is logged, the means over them."""
-        job, weights = self.preset.train, self.preset.loss
-        # Dropout and stochastic depth follow from (seed, step): a resumed run draws the same.
-        torch.manual_seed((job.seed << 32) + step)
+        """Forward and backward of every batch, then the update; gives what is logged, the means over them.
+
+        A stop that any process has been asked for becomes the stop of all.
+        """
+        job, weights, parts = self.preset.train, self.preset.loss, self.shares.batches
+        # Dropout and stochastic depth follow from (seed, step): a resumed run draws the same. Every process draws its own.
+        torch.manual_seed((distributed.rank() << 54) ^ (job.seed << 32) + step)
         rate = set_learning_rate(self.optimizer, step, self.preset)
         phase = phase_at(step, job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
         self.optimizer.zero_grad(set_to_none=True)
         values: dict[str, float] = {}
-        image_ids: list[str] = []
-        for batch in batches:
-            losses = self.losses(batch, phase)
-            total = sum(getattr(weights, name) * loss for name, loss in losses.items()) / self.batches
-            total.backward()
+        for number, batch in enumerate(batches, 1):
+            # Gradients travel once per step, with the last batch.
+            alone = number < parts and distributed.size() > 1
+            with self.step_losses.no_sync() if alone else contextlib.nullcontext():
+                losses = self.losses(batch, phase)
+                total = sum(getattr(weights, name) * loss for name, loss in losses.items()) / parts
+                total.backward()
             for name, loss in losses.items():
-                values[f"loss_{name}"] = values.get(f"loss_{name}", 0.0) + loss.item() / self.batches
+                values[f"loss_{name}"] = values.get(f"loss_{name}", 0.0) + loss.item() / parts
             values["loss"] = values.get("loss", 0.0) + total.item()
-            image_ids += batch["image_id"]
+        if distributed.size() > 1:
+            sums = distributed.total(torch.tensor([*values.values(), self.stop.is_set()], dtype=torch.float64)).tolist()
+            values = {name: value / distributed.size() for name, value in zip(values, sums, strict=False)}
+            if sums[-1]:
+                self.stop.set()
         if math.isfinite(values["loss"]):
             self.skipped = 0
             self.optimizer.step()
         else:
-            self.skip(step, image_ids)
+            self.skip(step)
         return {"phase": phase.value, **values, "lr": rate}
 
     def losses(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
         """The loss terms of one batch."""
-        job = self.preset.train
         tensors = {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=job.precision == "bfloat16"):
-            if job.supervision == "masks":
-                return supervised_losses(self.model, tensors["image"], tensors["mask"])
-            return training_losses(self.model, tensors["image"], tensors["label"], tensors["box"], phase, self.preset)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.train.precision == "bfloat16"):
+            return self.step_losses(tensors, phase)
 
-    def skip(self, step: int, image_ids: list[str]) -> None:
+    def skip(self, step: int) -> None:
         """Leave out a step with a non-finite loss.
 
         Raises:
             AfactlError: several in a row.
         """
         self.skipped += 1
+        photos = self.shares.photos
+        image_ids = [self.stream.sample_at(position).image_id for position in range(step * photos, (step + 1) * photos)]
         text = f"step {step + 1}: non-finite loss, step skipped; images: {', '.join(image_ids)}"
-        append_metrics(self.run, step=step + 1, skipped=list(image_ids))
+        self.record(step=step + 1, skipped=image_ids)
         self.tell("note", step + 1, text=text)
         if self.skipped >= MAX_SKIPPED:
             raise AfactlError(f"{text}; {MAX_SKIPPED} in a row: stopped. Lower optim.lr, or look at those images")
@@ -313,7 +335,7 @@ class Job:
                 yield sample
 
         scores = validate(self.model, self.val, self.preset, self.device, track)
-        append_metrics(self.run, step=step, **scores)
+        self.record(step=step, **scores)
         self.tell("validation", step, **scores)
         if scores["val_seg_miou"] > self.best:
             self.best = scores["val_seg_miou"]
@@ -325,10 +347,17 @@ class Job:
         self.save("last", step)
         self.tell("checkpoint", step, run=str(self.run))
 
+    def record(self, **values: Any) -> None:
+        """Append to metrics.jsonl; rank 0 does it for all."""
+        if distributed.rank() == 0:
+            append_metrics(self.run, **values)
+
     def tell(self, kind: str, step: int, **values: Any) -> None:
         self.report(Event(kind, step, self.preset.train.max_iters, values))
 
     def save(self, which: str, step: int) -> None:
+        if distributed.rank() > 0:
+            return
         folder = self.run / "checkpoints" / which
         try:
             save_checkpoint(folder, self.model, self.optimizer, step, self.architecture)

@@ -1,15 +1,22 @@
-"""One step of training: the loss terms of a batch, and the optimizer that follows them."""
+"""One step of training: the loss terms of a batch, and the optimizer that follows them.
+
+Where several processes share a batch, each gives its part times their number: the mean over the
+processes is the loss of the whole batch, and so are the gradients that torch averages.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from afactl import distributed
 from afactl.affinity import affinity_label
 from afactl.cam import ignore_outside
 from afactl.datasets.transforms import normalize
-from afactl.losses import affinity_loss, classification_loss, energy_loss, segmentation_loss
+from afactl.losses import affinity_loss, classification_loss, energy_loss, full_segmentation_loss, segmentation_loss
 from afactl.model import AFA
 from afactl.presets import Preset
 from afactl.pseudo_labels import propagated_label, refined_label
@@ -51,10 +58,10 @@ def training_losses(
     losses = {"cls": classification_loss(model.classify(encoded), label)}
     if affinity.enabled:
         pairs = affinity_label(refined, affinity.radius)
-        losses["aff"] = affinity_loss(model.affinity(encoded).float(), pairs)
+        losses["aff"] = distributed.size() * affinity_loss(model.affinity(encoded).float(), pairs, distributed.total)
     logits = model.decoder(encoded.features)
     logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-    losses["seg"] = segmentation_loss(logits, target)
+    losses["seg"] = distributed.size() * segmentation_loss(logits, target, distributed.total)
     if preset.loss.reg > 0:
         inside = ignore_outside(torch.zeros_like(target), box) == 0
         losses["reg"] = energy_loss(image, logits, target, inside)
@@ -72,8 +79,21 @@ def supervised_losses(model: AFA, image: Tensor, mask: Tensor) -> dict[str, Tens
     """
     logits = model.decoder(model.backbone(normalize(image)).features)
     logits = F.interpolate(logits.float(), size=mask.shape[1:], mode="bilinear", align_corners=False)
-    entropy = F.cross_entropy(logits, mask.long(), ignore_index=255, reduction="sum")
-    return {"seg": entropy / (mask != 255).sum().clamp_min(1)}
+    return {"seg": distributed.size() * full_segmentation_loss(logits, mask, distributed.total)}
+
+
+class StepLosses(nn.Module):
+    """The loss terms of a batch as a module: what DistributedDataParallel wraps, and whose gradients it averages."""
+
+    def __init__(self, model: AFA, preset: Preset) -> None:
+        super().__init__()
+        self.model, self.preset = model, preset
+
+    def forward(self, batch: Mapping[str, Tensor], phase: Phase) -> dict[str, Tensor]:
+        """The terms of the preset's supervision for a batch of `TrainingStream`."""
+        if self.preset.train.supervision == "masks":
+            return supervised_losses(self.model, batch["image"], batch["mask"])
+        return training_losses(self.model, batch["image"], batch["label"], batch["box"], phase, self.preset)
 
 
 def build_optimizer(model: AFA, preset: Preset) -> torch.optim.AdamW:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from afactl.datasets.images import read_image, read_mask, voc_palette
 from afactl.errors import DependencyError, UsageError
-from afactl.exports import VOC_FOLDER, WRITERS, Labelled
+from afactl.exports import VOC_FOLDER, WRITERS, Labelled, require_distinct_names
 
 CLASSES = ("cat", "dog")
 
@@ -30,8 +30,9 @@ def one(request):
 
 def write(form, out, *photos):
     writer = WRITERS[form](out, CLASSES)
-    added = [writer.add(photo) for photo in photos]
-    return added, writer.close()
+    for photo in photos:
+        writer.add(photo)
+    return [writer.target(photo.path) for photo in photos], writer.close([photo.path for photo in photos])
 
 
 def test_png(tmp_path, one):
@@ -84,7 +85,7 @@ def test_cvat(tmp_path, one):
     _, path = write("cvat", tmp_path, one, labelled("b.png"))
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "open")
-    assert (tmp_path / "open/ImageSets/Segmentation/default.txt").read_text().split() == ["b", "deep/a"]
+    assert (tmp_path / "open/ImageSets/Segmentation/default.txt").read_text().split() == ["deep/a", "b"]
     lines = (tmp_path / "open/labelmap.txt").read_text().splitlines()
     assert lines[1:] == ["background:0,0,0::", "cat:128,0,0::", "dog:0,128,0::"]
     colors = np.asarray(Image.open(tmp_path / "open/SegmentationClass/deep/a.png"))
@@ -97,12 +98,14 @@ def test_one_file_for_all_appears_only_when_it_is_whole(tmp_path, form):
     writer = WRITERS[form](tmp_path, CLASSES)
     writer.add(labelled())
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".zip", ".json")]
-    assert writer.close().is_file() and not list(tmp_path.glob("*.part"))
+    assert writer.close([labelled().path]).is_file() and not list(tmp_path.glob("*.part"))
 
 
 def test_the_server_knows_masks_by_their_name_alone(tmp_path):
-    with pytest.raises(UsageError, match="two photos are named a"):
-        write("voc-server", tmp_path, labelled("x/a.png"), labelled("y/a.png"))
+    both = [Path("x/a.png"), Path("y/a.png")]
+    with pytest.raises(UsageError, match="2 photos are named a"):
+        require_distinct_names("voc-server", both)
+    require_distinct_names("cvat", both)
 
 
 def test_what_is_missing_is_said_before_the_work(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from afactl.errors import ShapeError
-from afactl.losses import affinity_loss, classification_loss, energy_loss, segmentation_loss
+from afactl.losses import affinity_loss, classification_loss, energy_loss, full_segmentation_loss, segmentation_loss
 from afactl.refinement.lattice import build_lattice, lattice_filter
 from tests import golden
 
@@ -33,6 +33,24 @@ def test_segmentation_loss_equals_the_slow_loop():
     logits, label = torch.randn(2, 4, 5, 6), torch.randint(0, 4, (2, 5, 6))
     label[0, :2] = 255
     assert segmentation_loss(logits, label).item() == pytest.approx(slow_segmentation(logits, label), abs=1e-5)
+
+
+def test_parts_of_a_batch_sum_to_the_loss_of_the_whole():
+    """With the counts of the whole, however the pixels fall on the parts."""
+    torch.manual_seed(0)
+    logits, label = torch.randn(4, 4, 5, 6), torch.randint(0, 4, (4, 5, 6))
+    label[0], label[1, :3] = 0, 255
+    affinity, pairs = torch.rand(4, 9, 9), torch.randint(0, 3, (4, 9, 9))
+    pairs[pairs == 2] = 255
+    for loss, values, truth, names in (
+        (segmentation_loss, logits, label, [label == 0, (label > 0) & (label < 255)]),
+        (full_segmentation_loss, logits, label, [label != 255]),
+        (affinity_loss, affinity, pairs, [pairs == 1, pairs == 0]),
+    ):
+        whole = torch.stack([mask.sum() for mask in names]).squeeze()
+        parts = [loss(values[part], truth[part], lambda count, whole=whole: whole) for part in (slice(0, 1), slice(1, 4))]
+        assert sum(parts).item() == pytest.approx(loss(values, truth).item(), abs=1e-6)
+        assert parts[0] > 0 and parts[1] > 0
 
 
 def test_background_and_foreground_weigh_the_same():

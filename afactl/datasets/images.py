@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
+import io
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from afactl.errors import DataError
+from afactl.files import whole_file
 
 IGNORE = 255
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -36,14 +38,37 @@ def read_image(path: Path) -> np.ndarray:
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
+def decoded_photo(path: Path) -> tuple[tuple[int, int], bytes]:
+    """(height, width) as `read_image` gives them, and the SHA-256 of the file; the whole photo is decoded.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    content = _content(path)
+    image = _decode(path, content)
+    return _upright_size(image), hashlib.sha256(content).digest()
+
+
 def _open(path: Path) -> Image.Image:
     """A decoded image; every way in which a file can be broken becomes one line."""
-    if not path.is_file():
-        raise DataError(f"{path}: expected an image file, found none")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; copy it again or take it off the list")
+    return _decode(path, _content(path))
+
+
+def _content(path: Path) -> bytes:
     try:
-        image = Image.open(path)
+        content = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"{path}: expected an image file, found none") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not content:
+        raise DataError(f"{path}: the file is empty; copy it again or take it off the list")
+    return content
+
+
+def _decode(path: Path, content: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(content))
         if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
         image.load()
@@ -82,12 +107,15 @@ def image_size(path: Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
-            width, height = image.size
-            # Orientations 5 to 8 turn the photo by a quarter.
-            turned = image.getexif().get(0x0112, 1) >= 5
+            return _upright_size(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path}: expected an image file ({error})") from error
-    return (width, height) if turned else (height, width)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    # Orientations 5 to 8 turn the photo by a quarter.
+    turned = image.getexif().get(0x0112, 1) >= 5
+    return image.size if turned else image.size[::-1]
 
 
 def read_mask(path: Path, classes: int) -> np.ndarray:
@@ -139,10 +167,8 @@ def _indices_of(path: Path, colors: np.ndarray) -> np.ndarray:
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write an h x w uint8 mask as an indexed PNG with the VOC palette, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".part")
-    indexed_png(mask).save(fresh, format="PNG")
-    os.replace(fresh, path)
+    with whole_file(path) as fresh:
+        indexed_png(mask).save(fresh, format="PNG")
 
 
 def indexed_png(mask: np.ndarray) -> Image.Image:

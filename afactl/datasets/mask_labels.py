@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from afactl.datasets.images import read_mask, values_of
+from afactl.files import whole_file
 
 
 def labels_from_masks(paths: Sequence[Path], classes: int) -> list[tuple[int, ...]]:
@@ -40,10 +41,8 @@ def labels_from_masks(paths: Sequence[Path], classes: int) -> list[tuple[int, ..
     with ThreadPoolExecutor() as pool:
         labels = list(pool.map(present, paths))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = known.with_suffix(f".{os.getpid()}")
-        fresh.write_text(json.dumps(labels), encoding="utf-8")
-        os.replace(fresh, known)
+        with whole_file(known) as fresh:
+            fresh.write_text(json.dumps(labels), encoding="utf-8")
     except OSError:
         pass  # a cache folder that cannot be written costs time, nothing else
     return labels

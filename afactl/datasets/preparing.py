@@ -6,7 +6,6 @@ Every file is written whole or not at all and finished ones are left alone, so a
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from afactl.datasets.images import read_mask, write_mask
 from afactl.datasets.mask_labels import labels_from_masks
 from afactl.datasets.tables import read_xml
 from afactl.errors import DataError, DependencyError
+from afactl.files import whole_file
 
 Item = TypeVar("Item")
 Track = Callable[[Sequence[Item]], Iterator[Item]]
@@ -174,9 +174,7 @@ def _write_mask(path: Path, mask: np.ndarray) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(path.name + ".part")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
+        with whole_file(path) as fresh:
+            fresh.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror or error}); give a --data folder that can") from error

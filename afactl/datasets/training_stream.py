@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from afactl.datasets.images import read_image
-from afactl.datasets.samples import Split
+from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import image_view, mask_view, random_window
 
 
@@ -24,7 +24,8 @@ class TrainingStream(Dataset):
         crop_size, scale_range, flip: see `transforms.random_window`.
         masks: whether the items also have the true "mask", for full supervision.
         seed: of order and views.
-        start, stop: range of positions; item i is position start + i.
+        start, stop, step: range of positions; item i is position start + i step. Several processes
+            walk the stream with `step` their number.
     """
 
     def __init__(
@@ -37,27 +38,32 @@ class TrainingStream(Dataset):
         seed: int,
         start: int,
         stop: int,
+        step: int = 1,
     ) -> None:
         self.split = split
         self.crop_size, self.scale_range, self.flip = crop_size, scale_range, flip
         self.masks = masks
-        self.seed, self.start, self.stop = seed, start, stop
+        self.seed, self.positions = seed, range(start, stop, step)
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.positions)
+
+    def sample_at(self, position: int) -> Sample:
+        """The sample of a position of the stream, whether or not it lies in the range."""
+        epoch, place = divmod(position, len(self.split.samples))
+        if epoch != self._epoch:
+            order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.split.samples))
+            self._epoch, self._order = epoch, order
+        return self.split.samples[self._order[place]]
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """"image" 3 x s x s uint8, "label" C float32, "box" 4 int64 (y0, y1, x0, x1), "image_id"."""
         if not 0 <= item < len(self):
             # Plain iteration over a sequence ends by this error.
             raise IndexError(f"item {item}: the stream has {len(self)}")
-        position = self.start + item
-        epoch, place = divmod(position, len(self.split.samples))
-        if epoch != self._epoch:
-            order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.split.samples))
-            self._epoch, self._order = epoch, order
-        sample = self.split.samples[self._order[place]]
+        position = self.positions[item]
+        sample = self.sample_at(position)
         rng = np.random.default_rng((self.seed, 1, position))
         image = read_image(sample.image)
         window = random_window(image.shape[:2], rng, self.crop_size, self.scale_range, self.flip)

@@ -1,0 +1,84 @@
+"""What a killed job has done already: a line per item, in a hidden folder that goes when the job ends."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+FOLDER = ".unfinished"
+
+
+class Unfinished:
+    """The record of a job that writes into a folder; several processes may share it, each with its own file.
+
+    Args:
+        out: the job's output folder; the record is OUT/.unfinished/.
+        settings: what the results depend on, JSON-able; a record made with others counts for nothing.
+        process: number of this process.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], process: int = 0) -> None:
+        self.folder, self.settings = out / FOLDER, settings
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own = self.folder / f"done-{process}.jsonl"
+        self._known = self.lines()
+        kept = _lines(own, settings)
+        # Written anew, so that a line which a kill cut off does not spoil the next one.
+        self._file: TextIO = open(own, "w", encoding="utf-8")
+        for line in (settings, *kept):
+            self._write(line)
+
+    def done(self, item: str, source: Path) -> dict[str, Any] | None:
+        """The values noted for an item by an earlier call, if it was noted for this source as it is now."""
+        line = self._known.get(item)
+        return line["values"] if line and line["source"] == _signature(source) else None
+
+    def note(self, item: str, source: Path, **values: Any) -> None:
+        """Note that an item is finished; call it when the results are on the disk."""
+        self._write({"item": item, "source": _signature(source), "values": values, "time": time.time_ns()})
+
+    def lines(self) -> dict[str, dict[str, Any]]:
+        """The last line of every item, of all processes: "source" and "values"."""
+        found = [line for path in self.folder.glob("done-*.jsonl") for line in _lines(path, self.settings)]
+        return {line["item"]: line for line in sorted(found, key=lambda line: line["time"])}
+
+    def finish(self) -> None:
+        """The job is finished: nothing of the record is needed any more."""
+        self._file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Leave the record for the next call, or for the process that finishes the job."""
+        self._file.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+
+def _signature(source: Path) -> list[Any]:
+    """Changes when the file does."""
+    try:
+        status = source.stat()
+    except OSError:
+        return [str(source)]
+    return [str(source.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def _lines(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """The whole lines of one process, or none where they were made with other settings."""
+    lines: list[Any] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    if not lines or lines[0] != json.loads(json.dumps(settings)):
+        return []
+    return [line for line in lines[1:] if isinstance(line, dict) and line.keys() == {"item", "source", "values", "time"}]

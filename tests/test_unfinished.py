@@ -1,0 +1,54 @@
+import json
+
+import pytest
+
+from afactl.unfinished import FOLDER, Unfinished
+
+
+@pytest.fixture()
+def source(tmp_path):
+    path = tmp_path / "photo.jpg"
+    path.write_text("pixels")
+    return path
+
+
+def test_what_a_killed_call_noted_is_known_to_the_next(tmp_path, source):
+    first = Unfinished(tmp_path, {"weights": "a"})
+    first.note("a.png", source, reduced=True)
+    assert first.done("a.png", source) is None, "its own notes are no news to a call"
+    again = Unfinished(tmp_path, {"weights": "a"})  # the first one was never closed: killed
+    assert again.done("a.png", source) == {"reduced": True} and again.done("b.png", source) is None
+    again.finish()
+    assert not (tmp_path / FOLDER).exists()
+
+
+def test_other_settings_or_another_photo_count_for_nothing(tmp_path, source):
+    Unfinished(tmp_path, {"weights": "a"}).note("a.png", source)
+    assert Unfinished(tmp_path, {"weights": "b"}).done("a.png", source) is None
+    Unfinished(tmp_path, {"weights": "a"}).note("a.png", source)
+    source.write_text("other pixels")
+    assert Unfinished(tmp_path, {"weights": "a"}).done("a.png", source) is None
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_line_that_a_kill_cut_off_costs_that_item_only(tmp_path, source, cut):
+    record = Unfinished(tmp_path, {"weights": "a"})
+    record.note("a.png", source)
+    record.note("b.png", source)
+    record.close()
+    path = tmp_path / FOLDER / "done-0.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    again = Unfinished(tmp_path, {"weights": "a"})
+    assert again.done("a.png", source) == {} and (again.done("b.png", source) is None) == (cut > 1)
+    again.note("c.png", source)
+    assert set(again.lines()) == {"a.png", "c.png"} | ({"b.png"} if cut == 1 else set())
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_processes_read_each_others_notes_and_the_newest_counts(tmp_path, source):
+    one, two = Unfinished(tmp_path, {}, 1), Unfinished(tmp_path, {}, 0)
+    one.note("a.png", source, failed="once")
+    two.note("a.png", source, failed=None)
+    one.note("b.png", source)
+    found = two.lines()
+    assert set(found) == {"a.png", "b.png"} and found["a.png"]["values"] == {"failed": None}
