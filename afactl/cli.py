@@ -67,6 +67,7 @@ def train(
     out_folder: Annotated[Optional[Path], typer.Option("--out", help="run folder; default: runs/PRESET-DATE-TIME")] = None,
     init: Annotated[Optional[str], typer.Option("--init", help="starting weights: a file, hf:REPOSITORY, or none")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run --out, or the newest one")] = False,
+    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="with --resume: go on with the values given now where they differ")] = False,
     overrides: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change a value, such as train.max_iters=100; repeatable")] = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -74,7 +75,7 @@ def train(
     from afactl.training import train as train_preset
 
     with training_reporter() as report:
-        result = train_preset(preset, data, out_folder, init, resume, overrides or [], device, report)
+        result = train_preset(preset, data, out_folder, init, resume, overrides or [], device, report, allow_changes)
     if result.validation:
         names = {"val_seg_miou": "segmentation", "val_cam_miou": "CAM, image-level truth used"}
         rows = [(names[name], percent(value)) for name, value in result.validation.items()]

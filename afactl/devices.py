@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sys
 
+import numpy as np
 import torch
 
 from afactl.errors import DependencyError, UsageError
@@ -36,6 +38,21 @@ def require_compiler() -> None:
     """
     if not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")):
         raise DependencyError("train.compile=true needs a C++ compiler (g++, clang++ or $CXX), found none; install one, or set it to false")
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """Seed Python, NumPy and torch; with `deterministic` allow torch those operations only that repeat themselves.
+
+    An operation without such a form then ends the job with torch's own message, which names it.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    if deterministic:
+        # cuBLAS reads it when it starts.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = False
 
 
 def peak_memory(device: torch.device) -> int | None:

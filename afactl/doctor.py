@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from afactl import __version__
+from afactl.errors import first_line
 
 
 class Finding(NamedTuple):
@@ -49,7 +50,15 @@ def examine() -> list[Finding]:
     cache = Path(os.environ.get("AFACTL_CACHE") or Path.home() / ".cache" / "afactl")
     findings.append(_folder("cache folder", cache))
     findings.append(_folder("working folder", Path.cwd()))
+    if Path("/dev/shm").is_dir():
+        findings.append(_shared_memory(shutil.disk_usage("/dev/shm").free / 1e9))
     return findings
+
+
+def _shared_memory(free: float) -> Finding:
+    """Workers hand their photos over through it; containers often get 64 MB."""
+    advice = "" if free > 0.5 else "too little for workers: start the container with --shm-size=2g, or --set train.workers=0"
+    return Finding("shared memory", f"{free:.1f} GB free", advice)
 
 
 def _torch() -> list[Finding]:
@@ -61,7 +70,22 @@ def _torch() -> list[Finding]:
     return [
         Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         Finding("CUDA", ", ".join(devices) or "none usable; jobs run on the CPU"),
+        *_torchvision(torch.__version__),
     ]
+
+
+def _torchvision(torch_version: str) -> list[Finding]:
+    """It is not needed here, but timm and others import it, and fail obscurely where it was built for another torch."""
+    try:
+        version = importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    try:
+        importlib.import_module("torchvision")
+    except Exception as error:  # noqa: BLE001 - such as: operator torchvision::nms does not exist
+        advice = "built for another torch; install both from one place: pip install --force-reinstall torch torchvision"
+        return [Finding("torchvision", f"{version} does not go with torch {torch_version} ({first_line(error)})", advice)]
+    return [Finding("torchvision", version)]
 
 
 def _package(module: str, distribution: str, advice: str, broken: bool) -> Finding:

@@ -70,6 +70,9 @@ class Train(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order, views and dropout")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network's products")
     compile: bool = Field(False, description="torch.compile for the backbone; needs a C++ compiler and a minute or more at the start")
+    deterministic: bool = Field(
+        False, description="only operations that give the same result every time, on a GPU too (slower); a run on a CPU repeats itself anyway"
+    )
     workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that read photos; 0 reads in the job itself")
 
 

@@ -16,6 +16,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,16 @@ def find_run(run: Path | None, root: Path = Path("runs")) -> tuple[Path, str]:
 def run_preset(run: Path) -> Preset:
     """The preset a run was trained with."""
     return load_preset(str(run / "preset.yaml"))
+
+
+def change_preset(run: Path, preset: Preset, step: int, changes: Sequence[str]) -> None:
+    """Go on with another preset from a step on; the manifest keeps what was changed, and when."""
+    with whole_file(run / "preset.yaml") as fresh:
+        save_preset(preset, fresh)
+    manifest = read_manifest(run)
+    manifest.setdefault("changes", []).append({"step": step, "values": list(changes)})
+    with whole_file(run / "manifest.json") as fresh:
+        fresh.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def write_manifest(run: Path, **facts: Any) -> None:

@@ -24,12 +24,12 @@ from afactl.checkpoints import Architecture, find_checkpoint, initialize, restor
 from afactl.datasets.registry import check_files, data_fingerprint, load_split, split_names
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
-from afactl.devices import choose_device, peak_memory, require_compiler
+from afactl.devices import choose_device, peak_memory, require_compiler, seed_everything
 from afactl.errors import AfactlError, DataError, UsageError, first_line
 from afactl.evaluation import validate
 from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
-from afactl.runs import append_metrics, find_run, forget_metrics_after, new_run, read_metrics, run_preset, write_manifest
+from afactl.runs import append_metrics, change_preset, find_run, forget_metrics_after, new_run, read_metrics, run_preset, write_manifest
 from afactl.schedule import Phase, phase_at
 from afactl.training_step import StepLosses, build_optimizer, set_learning_rate
 
@@ -79,6 +79,7 @@ def train(
     overrides: Sequence[str] = (),
     device_name: str = "auto",
     report: Report = ignore,
+    allow_changes: bool = False,
 ) -> Trained:
     """Train a preset in a new run folder, or go on with a run.
 
@@ -89,6 +90,7 @@ def train(
         data, init, overrides: changes of the preset, in this order.
         out: run folder; with `resume` the run to go on with, by default the newest.
         report: is called for every event.
+        allow_changes: a resumed run takes the values given now where they differ from its own.
 
     Raises:
         UsageError: the options do not go together, or the folder holds something.
@@ -103,14 +105,20 @@ def train(
         run, how = find_run(out)
         preset = run_preset(run)
         report(Event("note", 0, preset.train.max_iters, {"text": f"run: {run} ({how})"}))
-        changed = differences(preset, load_preset(preset_name or str(run / "preset.yaml"), changes))
-        if changed:
-            raise UsageError(f"--resume: {run} was started with other values ({'; '.join(changed)}); leave them, or start a new run")
-        job = Job(preset, run, device, report)
+        wanted = load_preset(preset_name or str(run / "preset.yaml"), changes)
+        changed = differences(preset, wanted)
+        if changed and not allow_changes:
+            raise UsageError(
+                f"--resume: {run} was started with other values ({'; '.join(changed)}); leave them, "
+                "go on with the new ones by --allow-changes, or start a new run"
+            )
+        job = Job(wanted, run, device, report)
         found = find_checkpoint(run, "last")
         if found.note:
             report(Event("note", 0, preset.train.max_iters, {"text": found.note}))
         job.restore(found.folder)
+        if changed and distributed.rank() == 0:
+            change_preset(run, wanted, job.start, changed)
     else:
         if preset_name is None:
             raise UsageError(f"train: expected a preset, one of {', '.join(preset_names())}, or a YAML file")
@@ -121,7 +129,7 @@ def train(
             job.run = new_run(preset, Path(preset_name).stem, out)
             job.describe()
     validation = job.run_steps()
-    return Trained(job.run, preset.train.max_iters, time.perf_counter() - started, peak_memory(device), validation)
+    return Trained(job.run, job.preset.train.max_iters, time.perf_counter() - started, peak_memory(device), validation)
 
 
 def preset_changes(data: Path | None, init: str | None, overrides: Sequence[str]) -> list[str]:
@@ -191,7 +199,7 @@ class Job:
         self.architecture = Architecture(
             model.backbone, self.data.classes, model.pooling, model.decoder_width, model.drop_path
         )
-        torch.manual_seed(preset.train.seed)
+        seed_everything(preset.train.seed, preset.train.deterministic)
         self.model: AFA = self.architecture.build().to(device)
         if preset.train.compile:
             require_compiler()

@@ -1,3 +1,4 @@
+import importlib
 import sys
 
 from afactl.doctor import examine
@@ -22,3 +23,25 @@ def test_a_folder_without_rights_is_reported(monkeypatch, tmp_path):
     monkeypatch.setattr("os.access", lambda *arguments: False)
     found = {finding.what: finding for finding in examine()}
     assert "not writable" in found["cache folder"].found and "AFACTL_CACHE" in found["cache folder"].advice
+
+
+def test_little_shared_memory_is_told(monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 64e6})())
+    found = {finding.what: finding for finding in examine()}
+    assert "--shm-size" in found["shared memory"].advice and "less than 2 GB" in found["cache folder"].advice
+
+
+def test_a_torchvision_for_another_torch_is_told(monkeypatch):
+    original = importlib.import_module
+
+    def broken(name):
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist\nand more")
+        return original(name)
+
+    versions = importlib.metadata.version
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.20.1+cu121" if name == "torchvision" else versions(name))
+    monkeypatch.setattr("importlib.import_module", broken)
+    found = {finding.what: finding for finding in examine()}["torchvision"]
+    assert "does not go with torch" in found.found and "nms does not exist" in found.found and "\n" not in found.found
+    assert "pip install --force-reinstall torch torchvision" in found.advice and not found.broken

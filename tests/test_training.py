@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from afactl.checkpoints import find_checkpoint, load_model
-from afactl.errors import AfactlError, DataError, PresetError, UsageError
+from afactl.errors import AfactlError, CheckpointError, DataError, PresetError, UsageError
 from afactl.presets import load_preset
-from afactl.runs import read_manifest, read_metrics
+from afactl.runs import read_manifest, read_metrics, run_preset
 from afactl.training import MAX_SKIPPED, Job, train
 from tests.conftest import TINY
 
@@ -117,6 +117,32 @@ def test_kill_9_loses_nothing_but_time(tmp_path, tiny_data):
         assert all(torch.equal(one[name], other[name]) for name in one)
     lines = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(run)] for run in (straight, killed)]
     assert lines[0] == lines[1]
+
+
+def test_a_resumed_run_takes_changes_only_when_told(run_copy):
+    longer = ["train.max_iters=6"]
+    with pytest.raises(UsageError, match=r"train.max_iters: 4 -> 6\); leave them, go on with the new ones by --allow-changes"):
+        train(None, out=run_copy, resume=True, overrides=longer, device_name="cpu")
+    done = train(None, out=run_copy, resume=True, overrides=longer, device_name="cpu", allow_changes=True)
+    assert done.steps == 6 and run_preset(run_copy).train.max_iters == 6
+    assert read_manifest(run_copy)["changes"] == [{"step": 4, "values": ["train.max_iters: 4 -> 6"]}]
+    with pytest.raises(CheckpointError, match="another architecture"):
+        train(None, out=run_copy, resume=True, overrides=["train.max_iters=8", "model.decoder_width=8"], device_name="cpu", allow_changes=True)
+    assert run_preset(run_copy).model.decoder_width == 16, "what does not fit changes nothing"
+
+
+def test_deterministic_runs_repeat_themselves(tmp_path, tiny_data, tiny_run):
+    """Also with another number of workers; and the switch is taken back by the next job."""
+    same = [*TINY, "train.deterministic=true", "loss.reg=0.01"]
+    for name, workers in (("one", 0), ("two", 2)):
+        train("demo", data=tiny_data, out=tmp_path / name, overrides=[*same, f"train.workers={workers}"], device_name="cpu")
+        assert torch.are_deterministic_algorithms_enabled()
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    lines = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(tmp_path / name)] for name in ("one", "two")]
+    assert lines[0] == lines[1]
+    train("demo", data=tiny_data, out=tmp_path / "three", overrides=TINY, device_name="cpu")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_full_disk_is_told_and_the_former_checkpoint_kept(tmp_path, tiny_data, monkeypatch):

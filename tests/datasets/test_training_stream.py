@@ -1,4 +1,7 @@
 import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,3 +61,24 @@ def test_masks_come_along_for_full_supervision(split):
     assert "mask" not in plain and torch.equal(plain["image"], item["image"])
     assert (item["mask"][y0:y1, x0:x1] == 1 + item["label"].argmax()).all()
     assert int((item["mask"] != 255).sum()) == (y1 - y0) * (x1 - x0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc")
+def test_reading_two_thousand_photos_takes_no_more_memory(tiny_data):
+    """What a worker holds after 200 photos it holds after 2,000."""
+    script = """
+import sys
+from pathlib import Path
+from afactl.datasets.registry import load_split
+from afactl.datasets.training_stream import TrainingStream
+stream = TrainingStream(load_split("folder", Path(sys.argv[1]), "train"), 64, (0.5, 2.0), True, True, 0, 0, 2000)
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+for item in range(2000):
+    stream[item]
+    if item == 200:
+        early = resident()
+print(resident() / early)
+"""
+    grown = subprocess.run([sys.executable, "-c", script, str(tiny_data)], capture_output=True, text=True, check=True)
+    assert float(grown.stdout) < 1.05
