@@ -260,7 +260,7 @@ def predict(
     out.print(f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
     out.print(f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}")
     if result.reduced:
-        out.print(f"{result.reduced} large photos were labelled at about {MAX_PIXELS / 1e6:.0f} megapixels and their masks enlarged")
+        out.print(f"{result.reduced} large photos were labelled at a smaller size (at most {MAX_PIXELS / 1e6:.0f} megapixels) and their masks enlarged")
     if result.failed:
         raise typer.Exit(1)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from afactl import distributed
@@ -26,6 +27,8 @@ from afactl.unfinished import Unfinished
 # Photos with more pixels are labelled at a smaller size and the mask is enlarged: the maps of 21
 # classes and the CRF's lattice of a larger one would take several GiB.
 MAX_PIXELS = 2**21
+# With the CRF, pixels times classes that are anywhere probable.
+MAX_CRF_VALUES = 2**24
 
 
 class Photo(NamedTuple):
@@ -172,6 +175,8 @@ def _labelled(
                 text = f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again"
                 failed.append((photo, {"failed": text, "reduced": False}, None))
                 continue
+            if crf:
+                image, logits = _for_crf(image, logits, run.preset.crf.drop_below)
             waiting.append((photo, size, image, logits))
             yield to_tensor(image, run.device)[0], logits
 
@@ -181,6 +186,16 @@ def _labelled(
         mask = label.cpu().numpy()
         yield photo, {"failed": None, "reduced": mask.shape != size}, Labelled(photo.mask, size, image, mask, logits)
     yield from failed
+
+
+def _for_crf(image: np.ndarray, logits: Tensor, drop_below: float) -> tuple[np.ndarray, Tensor]:
+    """The photo and its logits, smaller where the CRF would take too much memory for them."""
+    classes, height, width = logits.shape
+    if classes * height * width <= MAX_CRF_VALUES:
+        return image, logits
+    alive = max(1, int((logits.softmax(0).flatten(1).amax(1) >= drop_below).sum()))
+    image = reduce_image(image, MAX_CRF_VALUES // alive)
+    return image, F.interpolate(logits[None], size=image.shape[:2], mode="bilinear", align_corners=False)[0]
 
 
 def _most_probable(photo: tuple[Tensor, Tensor]) -> Tensor:

@@ -84,6 +84,19 @@ def test_a_large_photo_is_labelled_smaller_and_said_so(run, tmp_path, monkeypatc
     assert height * width <= 3000 and height / width == pytest.approx(90 / 120, abs=0.03)
 
 
+def test_with_the_crf_the_size_follows_from_the_classes_that_are_there(run, photos, tmp_path, monkeypatch):
+    """All seven classes are probable somewhere for a network with next to no training: 40 x 56 pixels are too many."""
+    monkeypatch.setattr("afactl.prediction.MAX_CRF_VALUES", 7 * 600)
+    seen = []
+    monkeypatch.setattr("afactl.prediction.crf_label", lambda photo, backend, settings: seen.append(photo) or photo[1].argmax(0).to(torch.uint8))
+    result = predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "out", crf="torch")
+    ((image, logits),) = seen
+    assert image.shape[1:] == logits.shape[1:] and 400 < image.shape[1] * image.shape[2] <= 600
+    assert result.reduced == 1 and read_mask(result.written[0], 6).shape == (40, 56)
+    monkeypatch.setattr("afactl.prediction.MAX_CRF_VALUES", 7 * 40 * 56)
+    assert predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "whole", crf="torch").reduced == 0
+
+
 def test_a_network_that_gives_nan_is_told_by_photo(run, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("afactl.prediction.segment", lambda *arguments: torch.full((7, 40, 56), float("nan")))
     result = predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "out")
