@@ -32,6 +32,8 @@ from afactl.options import (
     JsonOption,
     Labels,
     OverwriteOption,
+    Palette,
+    PaletteOption,
     PerClassOption,
     RunOption,
     SplitOption,
@@ -152,6 +154,9 @@ def evaluate(
     run: RunOption = None,
     data: DataOption = None,
     per_class: PerClassOption = False,
+    worst: Annotated[int, typer.Option("--worst", metavar="N", min=0, max=100, help="draw the N worst images with truth and segmentation")] = 0,
+    examples: Annotated[int, typer.Option("--examples", metavar="N", min=0, max=100, help="draw N images from worst to best (Fig. 6)")] = 0,
+    palette: PaletteOption = Palette.safe,
     json_file: JsonOption = None,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
@@ -163,7 +168,7 @@ def evaluate(
     backend = _crf_backend(crf, crf_backend)
     trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
-    scores = evaluate_segmentation(trained, found, backend, tracker("segmentation"))
+    scores, images = evaluate_segmentation(trained, found, backend, tracker("segmentation"))
     rows = [(score.name, percent(score.miou)) for score in scores]
     out.print(table(f"segmentation of {split}, mIoU %", ("row", "mIoU"), rows))
     settings = trained.preset.eval
@@ -177,6 +182,11 @@ def evaluate(
     figures = {score.name: score.miou for score in scores}
     if json_file is not None:
         write_json(json_file, {"split": split, "images": len(found.samples), "run": str(trained.folder), "step": trained.iteration, "miou": figures})
+    for name, count in (("worst", worst), ("examples", examples)):
+        if count and not out.quiet:
+            from afactl.figures import draw_ranked
+
+            out.print(f"picture: {draw_ranked(trained, found, images, name, count, palette.value)}")
 
 
 @app.command("dump-cams", epilog="Example: afactl dump-cams --split train")
@@ -240,7 +250,8 @@ def predict(
     crf: CrfOption = False,
     crf_backend: BackendOption = Backend.torch,
     form: FormatOption = Format.png,
-    overlay: Annotated[bool, typer.Option("--overlay", help="also write the photo with its mask over it")] = False,
+    overlay: Annotated[bool, typer.Option("--overlay", help="also write the photo with its mask over it, contours and class names")] = False,
+    palette: PaletteOption = Palette.safe,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
@@ -253,7 +264,7 @@ def predict(
     trained = open_chosen_run(run, device, checkpoint)
     folder = out_folder or trained.folder / "predictions"
     forms = [form.value, *(["overlay"] if overlay and form is not Format.overlay else [])]
-    result = predict_photos(trained, found, folder, backend, forms, tracker("predict"))
+    result = predict_photos(trained, found, folder, backend, forms, palette.value, tracker("predict"))
     for line in result.failed:
         error_line(line)
     kept = f", {result.kept} of them before a stop" if result.kept else ""

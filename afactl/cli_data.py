@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from afactl.errors import DataError, UsageError
-from afactl.options import JsonOption, SplitOption
+from afactl.options import JsonOption, Palette, PaletteOption, SplitOption
 from afactl.terminal import out, table, tracker, write_json
 
 # So many defects of a kind are printed; --json holds all.
@@ -129,13 +129,14 @@ def preview(
     count: Annotated[int, typer.Option("--count", min=1, max=200, help="how many photos")] = 24,
     seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
     out_file: Annotated[Path, typer.Option("--out", help="picture to write (.png, .svg, .pdf)")] = Path("preview.png"),
+    palette: PaletteOption = Palette.safe,
 ) -> None:
     """Draw a contact sheet: photos with their labels, and their masks where there are any."""
     from afactl.datasets.registry import load_split
-    from afactl.visualization import draw_contact_sheet
+    from afactl.figures import draw_contact_sheet
 
     name, root, _ = _locate(dataset, data)
-    shown = draw_contact_sheet(load_split(name, root, split), out_file, count, seed)
+    shown = draw_contact_sheet(load_split(name, root, split), out_file, count, seed, palette.value)
     out.print(f"{shown} photos of {split}")
     out.print(f"picture: {out_file}")
 

@@ -105,7 +105,7 @@ def from_first(texts: Sequence[str]) -> list[str]:
 
 
 def total_counts(counts: np.ndarray) -> np.ndarray:
-    """The sum of an integer array over all processes, on every process."""
+    """The sum of an array over all processes, on every process."""
     return total(torch.from_numpy(counts)).numpy()
 
 

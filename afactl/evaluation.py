@@ -27,6 +27,7 @@ from afactl.presets import Preset
 from afactl.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
 from afactl.refinement.crf import crf_label
 from afactl.refinement.registry import build_refiner
+from afactl.runs import write_scores
 
 Track = Callable[[Sequence[Sample]], Iterator[Sample]]
 
@@ -84,7 +85,19 @@ class Score(NamedTuple):
         return 100 * mean_iou(self.confusion)
 
 
-def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None, track: Track = iter) -> list[Score]:
+class Segmented(NamedTuple):
+    """What `evaluate_segmentation` found.
+
+    Attributes:
+        scores: the rows of `eval`. images: mIoU in per cent of each image by multi-scale + flip, in
+            the order of the split; NaN where an image has nothing but ignored pixels.
+    """
+
+    scores: list[Score]
+    images: np.ndarray
+
+
+def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None, track: Track = iter) -> Segmented:
     """The rows of `eval`: single scale; multi-scale + flip; and with `crf`, one of CRF_BACKENDS, also + CRF.
 
     No image-level truth is used. Several processes share the photos; each gets the scores of all.
@@ -97,6 +110,8 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
     counts = {name: np.zeros((classes, classes), np.int64) for name in SEGMENTATION_ROWS[: 3 if crf else 2]}
     truths: deque[np.ndarray] = deque()
     samples = distributed.share(split.samples)
+    images = np.zeros(len(split.samples))
+    places = iter(distributed.share(range(len(split.samples))))
 
     def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for sample in track(samples):
@@ -106,7 +121,9 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
             if not torch.isfinite(fused).all():
                 raise DataError(f"{sample.image}: the network gives non-finite values (NaN); its weights are broken, train again")
             for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
-                counts[name] += confusion_matrix(truth, _to_uint8(logits.max(dim=0).indices), classes)
+                found = confusion_matrix(truth, _to_uint8(logits.max(dim=0).indices), classes)
+                counts[name] += found
+            images[next(places)] = 100 * mean_iou(found)
             truths.append(truth)
             yield to_tensor(image, run.device)[0], fused
 
@@ -116,7 +133,17 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
         refine = partial(crf_label, backend=crf, settings=preset.crf.model_dump())
         for label in ordered_map(refine, scored(), processes_for(len(samples), run.device)):
             counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truths.popleft(), _to_uint8(label), classes)
-    return [Score(name, distributed.total_counts(found)) for name, found in counts.items()]
+    scores = [Score(name, distributed.total_counts(found)) for name, found in counts.items()]
+    _keep_scores(run, f"segmentation-{split.name}", split, {score.name: score.confusion for score in scores})
+    return Segmented(scores, distributed.total_counts(images))
+
+
+def _keep_scores(run: TrainedRun, name: str, split: Split, confusions: dict[str, np.ndarray]) -> None:
+    """Leave the confusion matrices in the run, for its report."""
+    if distributed.rank() == 0:
+        rows = {row: confusion.tolist() for row, confusion in confusions.items()}
+        facts = {"split": split.name, "images": len(split.samples), "classes": list(split.classes)}
+        write_scores(run.folder, name, {**facts, "weights": run.weights, "step": run.iteration, "rows": rows})
 
 
 def score_refined_cams(
@@ -216,4 +243,6 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
     scores = {
         name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(TABLE3_ROWS)
     }
+    rows = {f"{name}{with_par}": score.confusion for name, pair in scores.items() for with_par, score in zip(("", " + PAR"), pair, strict=True)}
+    _keep_scores(run, f"pseudo-{split.name}", split, rows)
     return Table3(scores, len(split.samples), passes, labelled)

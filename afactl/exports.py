@@ -27,6 +27,7 @@ from torch import Tensor
 from afactl.datasets.images import enlarge_mask, indexed_png, voc_palette, write_mask
 from afactl.errors import DependencyError, UsageError
 from afactl.files import whole_file
+from afactl.palettes import PALETTES
 from afactl.unfinished import FOLDER as UNFINISHED
 from afactl.visualization import overlay
 
@@ -73,7 +74,7 @@ class _PerPhoto:
     """A writer whose photos stay files of their own."""
 
     def __init__(self, out: Path, classes: Sequence[str]) -> None:
-        self.out = out
+        self.out, self.classes = out, classes
 
     def close(self, paths: Sequence[Path]) -> None:
         """Nothing is left to gather."""
@@ -90,14 +91,18 @@ class PngWriter(_PerPhoto):
 
 
 class OverlayWriter(_PerPhoto):
-    """Photos with their masks over them, at the size that was labelled."""
+    """Photos with their masks over them, with contours and class names, at the size that was labelled."""
+
+    def __init__(self, out: Path, classes: Sequence[str], palette: str = "safe") -> None:
+        super().__init__(out, classes)
+        self.colors = PALETTES[palette]()
 
     def target(self, path: Path) -> Path:
         return self.out / path.with_name(f"{path.stem}_overlay.png")
 
     def add(self, one: Labelled) -> None:
         with whole_file(self.target(one.path)) as fresh:
-            Image.fromarray(overlay(one.image, one.mask)).save(fresh, format="PNG")
+            Image.fromarray(overlay(one.image, one.mask, self.colors, classes=self.classes)).save(fresh, format="PNG")
 
 
 class ProbabilityWriter(_PerPhoto):

@@ -21,6 +21,13 @@ class Which(str, Enum):
     best = "best"
 
 
+class Palette(str, Enum):
+    """Colours of classes in pictures."""
+
+    safe = "safe"
+    voc = "voc"
+
+
 class Labels(str, Enum):
     """Which image-level labels pseudo labels are made with."""
 
@@ -59,6 +66,7 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")
 CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
 JsonOption = Annotated[Optional[Path], typer.Option("--json", help="also write the figures to this file")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="make the caches anew")]
+PaletteOption = Annotated[Palette, typer.Option("--palette", help="colours of pictures: safe for all eyes, or VOC's own")]
 PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print IoU per class")]
 SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
 CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF")]

@@ -18,7 +18,7 @@ from torch import Tensor
 from afactl import distributed
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.errors import DataError, UsageError
-from afactl.exports import WRITERS, Labelled, Writer, require_distinct_names
+from afactl.exports import WRITERS, Labelled, OverlayWriter, Writer, require_distinct_names
 from afactl.inference import TrainedRun, segment, to_tensor
 from afactl.parallel import ordered_map, processes_for
 from afactl.refinement.crf import crf_label
@@ -93,6 +93,7 @@ def predict(
     out: Path,
     crf: str | None = None,
     forms: Sequence[str] = ("png",),
+    palette: str = "safe",
     track: Callable[[Sequence[Photo]], Iterator[Photo]] = iter,
 ) -> Prediction:
     """Write masks of photos: multi-scale + flip, as `eval` scores it.
@@ -103,6 +104,7 @@ def predict(
     Args:
         crf: refine with the dense CRF, one of CRF_BACKENDS.
         forms: what to write, of `exports.WRITERS`.
+        palette: colours of the form "overlay", one of PALETTES; the other forms have those of VOC.
 
     Raises:
         UsageError: the output folder cannot be written, or the forms do not go with the CRF or the names.
@@ -112,8 +114,9 @@ def predict(
         raise UsageError("--format probabilities: they are those of the network; leave --crf out")
     for form in forms:
         require_distinct_names(form, [photo.mask for photo in photos])
-    writers: list[Writer] = [WRITERS[form](out, run.architecture.classes) for form in forms]
-    settings = {"weights": run.weights, "crf": run.preset.crf.model_dump() if crf else None, "backend": crf, "forms": list(forms),
+    known = {**WRITERS, "overlay": partial(OverlayWriter, palette=palette)}
+    writers: list[Writer] = [known[form](out, run.architecture.classes) for form in forms]
+    settings = {"weights": run.weights, "crf": run.preset.crf.model_dump() if crf else None, "backend": crf, "forms": list(forms), "palette": palette,
                 "eval": run.preset.eval.model_dump()}  # fmt: skip
     with _writing(out):
         record = Unfinished(out, settings, distributed.rank())

@@ -6,6 +6,7 @@ runs/<preset>-<date>-<time>/
     metrics.jsonl   one line per logged step or validation
     checkpoints/    last/ and best/
     cache/          HDF5 of the stages
+    scores/         confusion matrices of pseudo-eval and eval, for the report
     figures/        pictures
 """
 
@@ -141,6 +142,17 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
+
+
+def write_scores(run: Path, name: str, scores: dict[str, Any]) -> None:
+    """Keep what a scoring command found in scores/<name>.json."""
+    with whole_file(run / "scores" / f"{name}.json") as fresh:
+        fresh.write_text(json.dumps(scores) + "\n", encoding="utf-8")
+
+
+def read_scores(run: Path) -> dict[str, dict[str, Any]]:
+    """Everything that scoring commands kept in a run, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((run / "scores").glob("*.json"))}
 
 
 def forget_metrics_after(run: Path, step: int) -> None:

@@ -1,170 +1,42 @@
-"""Pictures: overlays, contact sheets and the attention panel of Fig. 1, 4 and 11."""
+"""Drawing from arrays: overlays, maps, panels and charts. Nothing here knows of runs; `figures.py` does.
+
+Shapes: h x w photo, N = hs * ws tokens, C foreground classes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from afactl.datasets.images import IGNORE, enlarge_mask, read_image, reduce_image, voc_palette
-from afactl.datasets.registry import load_split
-from afactl.datasets.samples import Sample, Split
-from afactl.errors import AfactlError, UsageError
-from afactl.evaluation import TABLE3_ROWS, WITH_AFFINITY, WITHOUT_PROPAGATION, pseudo_labels_of
-from afactl.inference import (
-    CamRecord,
-    TrainedRun,
-    cam_record,
-    likely_labels,
-    open_cam_cache,
-    open_split,
-    record_of,
-)
+from afactl.datasets.images import IGNORE
+from afactl.errors import UsageError
+from afactl.palettes import safe_palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Perceptually uniform: equal steps of the value look like equal steps.
 MAP_COLORS = "magma"
-# Photos on a contact sheet are no larger than this.
-SHEET_PIXELS = 300 * 300
+CELL_INCHES = 2.4
 
 
-class AttentionFigure(NamedTuple):
-    """What `draw_attention` made: the file, and where maps and labels came from, in words."""
+class Tokens(NamedTuple):
+    """A matrix over tokens, of which a panel draws the row of each query.
 
-    file: Path
-    source: str
-
-
-def draw_attention(
-    run: TrainedRun,
-    photo: Path | None,
-    queries: Sequence[tuple[int, int]],
-    data: Path | None = None,
-    out: Path | None = None,
-    overwrite: bool = False,
-) -> AttentionFigure:
-    """Draw the panel of a photo, from the run's cache where it holds the photo.
-
-    A photo of the run's dataset has its true image-level labels; for any other the classes that
-    the network finds are taken.
-
-    Args:
-        photo: None takes the first photo of the run's validation split.
-        queries: pixels (x, y) of the photo as stored; none takes its centre.
-        out: file to write, .png, .svg or .pdf; None writes into the run's figures folder.
-
-    Raises:
-        UsageError: a query outside the photo, or `out` cannot be written.
-        DataError: the photo cannot be read.
+    Attributes:
+        values: N x N. grid: (hs, ws).
     """
-    located = _find_sample(run, photo, data)
-    path = located[1].image if located else photo
-    image = read_image(path)
-    height, width = image.shape[:2]
-    queries = list(queries) or [(width // 2, height // 2)]
-    for query in queries:  # before any work
-        query_token(query, (height, width), (1, 1))
-    record, source = _record(run, located, image, overwrite)
-    labels = pseudo_labels_of(image, record, run.preset, run.device)
-    with_par = {name: labels[row, 1] for row, name in enumerate(TABLE3_ROWS)}
-    shown = [(f"{name} + PAR", with_par[name]) for name in (WITHOUT_PROPAGATION, WITH_AFFINITY)]
-    cam = record.cam.astype(np.float32).max(axis=0, initial=0.0)
-    figure = attention_panel(
-        image, queries, record.attention.astype(np.float32), record.affinity.astype(np.float32), record.grid,
-        cam, shown, run.architecture.classes,
-    )  # fmt: skip
-    target = out or run.folder / "figures" / f"attention-{path.stem}.png"
-    _save(figure, target)
-    return AttentionFigure(target, source)
+
+    values: np.ndarray
+    grid: tuple[int, int]
 
 
-def _save(figure: Figure, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target, dpi=150)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--out {target}: cannot be written ({error}); give a .png, .svg or .pdf file") from error
-
-
-def draw_contact_sheet(split: Split, out: Path, count: int = 24, seed: int = 0) -> int:
-    """Write one picture with photos of a split: their label names, and their masks where there are any.
-
-    Args:
-        out: a .png, .svg or .pdf file. count: how many photos. seed: which ones.
-
-    Returns:
-        How many photos are on it.
-
-    Raises:
-        UsageError: `out` cannot be written. DataError: a photo or mask cannot be read.
-    """
-    order = np.random.default_rng(seed).permutation(len(split.samples))[:count]
-    samples = [split.samples[number] for number in sorted(order)]
-    cells = []
-    for sample in samples:
-        image = reduce_image(read_image(sample.image), SHEET_PIXELS)
-        if split.read_mask is not None:
-            image = overlay(image, enlarge_mask(split.read_mask(sample), image.shape[:2]))
-        names = ", ".join(split.classes[label] for label in sample.labels) or "none"
-        cells.append((f"{sample.image_id}\n{names}", image))
-    _save(picture_grid(cells), out)
-    return len(cells)
-
-
-def picture_grid(cells: Sequence[tuple[str, np.ndarray]], columns: int = 6) -> Figure:
-    """Pictures (h x w x 3 uint8) with a title each, row by row."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = min(columns, len(cells))
-    rows = -(-len(cells) // columns)
-    figure = Figure(figsize=(2.2 * columns, 2.3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, (title, image) in zip(axes, cells, strict=False):
-        axis.imshow(image)
-        axis.set_title(title, fontsize=7, parse_math=False)
-    return figure
-
-
-def _find_sample(run: TrainedRun, photo: Path | None, data: Path | None) -> tuple[Split, Sample] | None:
-    """The photo in the run's dataset, if it is one of it."""
-    names = (run.preset.data.val_split, run.preset.data.train_split)
-    if photo is None:
-        split = open_split(run, names[0], data, masks=False)
-        return split, split.samples[0]
-    root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
-    for name in names:
-        try:
-            split = load_split(run.preset.data.name, root, name)
-        except AfactlError:
-            continue  # the dataset is not at hand: any photo can still be looked at
-        for sample in split.samples:
-            if sample.image.name == photo.name and sample.image.resolve() == photo.resolve():
-                return split, sample
-    return None
-
-
-def _record(
-    run: TrainedRun, located: tuple[Split, Sample] | None, image: np.ndarray, overwrite: bool
-) -> tuple[CamRecord, str]:
-    if located is None:
-        found = likely_labels(run, image)
-        names = ", ".join(run.architecture.classes[c] for c in found) or "none"
-        return cam_record(run, image, found), f"not a photo of the run's dataset: classes found by the network ({names})"
-    split, sample = located
-    with open_cam_cache(run, split, overwrite) as cache:
-        record, passed = record_of(run, cache, sample, image)
-    names = ", ".join(split.classes[c] for c in sample.labels) or "none"
-    how = "one forward pass, kept in" if passed else "no forward pass, read from"
-    return record, f"{how} {cache.path.name}; image-level labels: {names}"
+# What a column of a panel shows: a row of a token matrix per query, a map (float), a mask (uint8) or a picture (h x w x 3).
+Content = Tokens | np.ndarray
 
 
 def query_token(query: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> int:
@@ -203,73 +75,165 @@ def resize_map(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return smooth.clip(values.min(), values.max())  # bicubic overshoots
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, opacity: float = 0.6) -> np.ndarray:
-    """The photo with its mask's colours over it; background stays the photo, 255 becomes pale.
+def overlay(
+    image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.6, classes: Sequence[str] = ()
+) -> np.ndarray:
+    """The photo with its mask's colours over it, and a contour around every region; background stays the photo.
 
     Args:
-        image: h x w x 3 uint8. mask: h x w uint8. opacity: of the colours.
+        image: h x w x 3 uint8. mask: h x w uint8, 255 becomes pale.
+        palette: 256 x 3 uint8. opacity: of the colours.
+        classes: names of the foreground classes; where they are given, they are written into the largest
+            piece of each class.
 
     Returns:
         h x w x 3 uint8.
     """
-    colors = voc_palette()[mask].astype(np.float32)
+    colors = palette[mask].astype(np.float32)
     weight = np.where(mask == 0, 0.0, opacity)[..., None]
-    return (image * (1 - weight) + colors * weight).round().astype(np.uint8)
+    blended = (image * (1 - weight) + colors * weight).round().astype(np.uint8)
+    edge = _contour(mask, max(1, min(mask.shape) // 250))
+    blended[edge] = palette[mask[edge]]
+    return _with_names(blended, mask, classes) if classes else blended
 
 
-def attention_panel(
-    image: np.ndarray,
-    queries: Sequence[tuple[int, int]],
-    attention: np.ndarray,
-    affinity: np.ndarray,
-    grid: tuple[int, int],
-    cam: np.ndarray,
-    labels: Sequence[tuple[str, np.ndarray]],
+def _contour(mask: np.ndarray, width: int) -> np.ndarray:
+    """Pixels of a region within `width` of another one."""
+    edge = np.zeros(mask.shape, bool)
+    for axis in (0, 1):
+        for step in range(1, width + 1):
+            differs = np.take(mask, range(step, mask.shape[axis]), axis) != np.take(mask, range(mask.shape[axis] - step), axis)
+            for start in (0, step):
+                index = [slice(None), slice(None)]
+                index[axis] = slice(start, start + differs.shape[axis])
+                edge[tuple(index)] |= differs
+    return edge & (mask != 0)
+
+
+def _with_names(picture: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    drawn = Image.fromarray(picture)
+    draw = ImageDraw.Draw(drawn)
+    size = max(9, min(mask.shape) // 22)
+    font = ImageFont.load_default(size)
+    for value in range(1, len(classes) + 1):
+        if not (place := _inside(mask == value)):
+            continue
+        y, x = place
+        box = draw.textbbox((x, y), classes[value - 1], font=font, anchor="mm")
+        # A name near the border is moved inside.
+        x += max(0, 1 - box[0]) - max(0, box[2] + 1 - drawn.width)
+        y += max(0, 1 - box[1]) - max(0, box[3] + 1 - drawn.height)
+        draw.text((x, y), classes[value - 1], font=font, anchor="mm", fill="white", stroke_width=max(1, size // 9), stroke_fill="black")
+    return np.array(drawn)
+
+
+def _inside(region: np.ndarray) -> tuple[int, int] | None:
+    """(y, x) deep inside the region, in its thickest part; None where there is none."""
+    if not region.any():
+        return None
+    step = max(1, max(region.shape) // 128)
+    small = np.pad(region[::step, ::step], 1)
+    place = (0, 0)
+    # Worn away layer by layer; what is left last lies deepest.
+    while small.any():
+        place = tuple(np.argwhere(small)[small.sum() // 2])
+        small = small & np.roll(small, 1, 0) & np.roll(small, -1, 0) & np.roll(small, 1, 1) & np.roll(small, -1, 1)
+    if place == (0, 0):  # thinner than the steps
+        return tuple(int(v) for v in np.argwhere(region)[0])
+    return (int(place[0]) - 1) * step, (int(place[1]) - 1) * step
+
+
+def panel(
+    rows: Sequence[tuple[np.ndarray, tuple[int, int] | None, Sequence[tuple[str, Content]]]],
     classes: Sequence[str],
+    palette: np.ndarray,
 ) -> Figure:
-    """One row per query: photo with a star, MHSA map, affinity map, CAM, pseudo labels.
+    """Rows of pictures, as many in each, with a legend of the classes in the masks; a title is shown where it changes.
 
     Args:
-        image: h x w x 3 uint8.
-        queries: pixels (x, y) of the photo.
-        attention, affinity: N x N on `grid` = (hs, ws); the row of the query's token is drawn.
-        cam: h x w in [0, 1], largest of the present classes.
-        labels: (title, h x w uint8) of each pseudo label.
-        classes: names of the foreground classes, for the legend.
+        rows: (photo h x w x 3, query (x, y) or None, (title, content) of each column). A query is marked by a star.
+        classes: names of the foreground classes. palette: 256 x 3 uint8.
 
     Raises:
-        UsageError: a query lies outside the photo.
+        UsageError: a query lies outside its photo.
     """
+    columns = len(rows[0][2])
+    heights = [CELL_INCHES * image.shape[0] / image.shape[1] + 0.4 for image, _, _ in rows]
+    figure, axes = _figure((CELL_INCHES * columns, sum(heights) + 0.6), len(rows), columns, heights)
+    present: set[int] = set()
+    for row, (image, query, cells) in enumerate(rows):
+        for column, (title, content) in enumerate(cells):
+            axis = axes[row, column]
+            axis.set_axis_off()
+            if row == 0 or title != rows[row - 1][2][column][0]:
+                axis.set_title(title, fontsize=9, parse_math=False)
+            if isinstance(content, Tokens):
+                token = query_token(query or (0, 0), image.shape[:2], content.grid)
+                content = resize_map(content.values[token].reshape(content.grid), image.shape[:2])
+            if content.ndim == 3:
+                axis.imshow(content)
+            elif content.dtype == np.uint8:
+                axis.imshow(overlay(image, content, palette, opacity=0.7))
+                present |= set(np.unique(content).tolist())
+            else:
+                _draw_map(figure, axis, image, content)
+            if query is not None:
+                axis.plot(*query, marker="*", markersize=13, color="#ffd400", markeredgecolor="black", clip_on=False)
+    _legend(figure, sorted(present - {0}), classes, palette)
+    return figure
+
+
+def _figure(inches: tuple[float, float], rows: int, columns: int, heights: Sequence[float]) -> tuple[Figure, np.ndarray]:
+    """A figure that belongs to no window, and its rows x columns axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+
+    figure = Figure(figsize=inches, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=list(heights))
+
+
+def _legend(figure: Figure, values: Sequence[int], classes: Sequence[str], palette: np.ndarray) -> None:
     from matplotlib.patches import Patch
 
-    size = image.shape[:2]
-    tokens = [query_token(query, size, grid) for query in queries]
-    titles = ["photo and query", "MHSA (mean of heads)", "learned affinity", "CAM"] + [title for title, _ in labels]
-    cell = 2.4
-    height = cell * size[0] / size[1]
-    figure = Figure(figsize=(cell * len(titles), (height + 0.4) * len(queries) + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(queries), len(titles), squeeze=False)
-    for row, (query, token) in enumerate(zip(queries, tokens, strict=True)):
-        axes[row, 0].imshow(image)
-        _draw_map(figure, axes[row, 1], image, resize_map(attention[token].reshape(grid), size))
-        _draw_map(figure, axes[row, 2], image, resize_map(affinity[token].reshape(grid), size))
-        _draw_map(figure, axes[row, 3], image, cam)
-        for column, (_, label) in enumerate(labels, start=4):
-            axes[row, column].imshow(overlay(image, label, opacity=0.75))
-        for column, title in enumerate(titles):
-            axis = axes[row, column]
-            axis.plot(*query, marker="*", markersize=13, color="#ffd400", markeredgecolor="black", clip_on=False)
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(title, fontsize=9)
-    present = sorted({int(value) for _, label in labels for value in np.unique(label)} - {0})
-    names = {value: "ignored" if value == IGNORE else classes[value - 1] for value in present}
-    patches = [Patch(color=voc_palette()[value] / 255, label=name) for value, name in names.items()]
+    names = {value: "ignored" if value == IGNORE else classes[value - 1] for value in values}
+    patches = [Patch(color=palette[value] / 255, label=name) for value, name in names.items()]
     if patches:
         figure.legend(handles=patches, loc="outside lower right", ncols=6, fontsize=8, frameon=False)
+
+
+def picture_grid(cells: Sequence[tuple[str, np.ndarray]], columns: int = 6) -> Figure:
+    """Pictures (h x w x 3 uint8) with a title each, row by row."""
+    columns = min(columns, len(cells))
+    rows = -(-len(cells) // columns)
+    figure, axes = _figure((2.2 * columns, 2.3 * rows), rows, columns, [1] * rows)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for axis, (title, image) in zip(axes.ravel(), cells, strict=False):
+        axis.imshow(image)
+        axis.set_title(title, fontsize=7, parse_math=False)
+    return figure
+
+
+def head_chart(weights: np.ndarray, bias: float) -> Figure:
+    """Fig. 14: the learned weight of each head in the affinity (Eq. 3), one bar per head.
+
+    Args:
+        weights: L x n, heads of the last L blocks, the last block last. bias: of Eq. 3.
+    """
+    layers, heads = weights.shape
+    figure, axes = _figure((max(5.0, 0.42 * layers * heads + 1.5), 3.2), 1, 1, [1])
+    axis = axes[0, 0]
+    colors = safe_palette()[[5, 1, 3, 7]] / 255
+    for layer, row in enumerate(weights):
+        places = np.arange(heads) + layer * (heads + 1)
+        name = f"layer {layer + 1}{' (the last block)' if layer == layers - 1 else ''}"
+        axis.bar(places, row, color=colors[layer % len(colors)], edgecolor="black", linewidth=0.5, label=name)
+    places = [layer * (heads + 1) + head for layer in range(layers) for head in range(heads)]
+    axis.set_xticks(places, [str(head) for _ in range(layers) for head in range(1, heads + 1)], fontsize=8)
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(xlabel="head", ylabel="learned weight", title=f"weights of the heads in the affinity (bias {bias:.3g})")
+    axis.legend(fontsize=8, frameon=False, loc="best")
     return figure
 
 

@@ -1,19 +1,13 @@
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from afactl.datasets.images import read_image, voc_palette
+from afactl.datasets.images import voc_palette
 from afactl.errors import UsageError
-from afactl.inference import open_run, open_split
-from afactl.visualization import attention_panel, draw_attention, overlay, parse_query, query_token, resize_map
+from afactl.visualization import Tokens, head_chart, overlay, panel, parse_query, picture_grid, query_token, resize_map
 
-
-@pytest.fixture()
-def run(run_copy):
-    return open_run(run_copy, torch.device("cpu"))
+VOC = voc_palette()
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
@@ -38,12 +32,36 @@ def test_a_query_that_is_none_is_explained(text):
 
 
 def test_overlay_keeps_background_and_colours_classes():
-    image = np.full((2, 2, 3), 100, np.uint8)
-    mask = np.array([[0, 1], [2, 255]], np.uint8)
-    found = overlay(image, mask, opacity=0.5)
+    image = np.full((40, 40, 3), 100, np.uint8)
+    mask = np.zeros((40, 40), np.uint8)
+    mask[10:30, 10:20], mask[10:30, 20:30] = 1, 2
+    found = overlay(image, mask, VOC, opacity=0.5)
     assert found[0, 0].tolist() == [100, 100, 100]
-    assert found[0, 1].tolist() == ((100 + voc_palette()[1].astype(int)) / 2).round().tolist()
+    assert found[20, 15].tolist() == ((100 + VOC[1].astype(int)) / 2).round().tolist()
     assert (image == 100).all()
+
+
+def test_overlay_draws_contours_along_every_border():
+    image, mask = np.full((30, 30, 3), 100, np.uint8), np.zeros((30, 30), np.uint8)
+    mask[5:25, 5:15], mask[5:25, 15:25] = 1, 2
+    found = overlay(image, mask, VOC)
+    pure = (found == VOC[mask]).all(-1) & (mask > 0)
+    expected = np.zeros((30, 30), bool)
+    for y in range(30):
+        for x in range(30):
+            around = mask[max(0, y - 1) : y + 2, x].tolist() + mask[y, max(0, x - 1) : x + 2].tolist()
+            expected[y, x] = mask[y, x] > 0 and any(value != mask[y, x] for value in around)
+    assert np.array_equal(pure, expected)
+
+
+@pytest.mark.parametrize("box", [(0, 60, 0, 80), (0, 6, 0, 80), (50, 60, 70, 80), (30, 31, 0, 80)])
+def test_class_names_are_written_inside_their_region_and_the_picture(box):
+    image, mask = np.full((60, 80, 3), 90, np.uint8), np.zeros((60, 80), np.uint8)
+    mask[box[0] : box[1], box[2] : box[3]] = 1
+    plain, named = overlay(image, mask, VOC), overlay(image, mask, VOC, classes=("cat", "dog"))
+    ys, xs = np.nonzero((plain != named).any(-1))
+    assert len(ys) > 15, "a name is there"
+    assert box[0] - 12 <= ys.mean() <= box[1] + 12 and box[2] - 20 <= xs.mean() <= box[3] + 20
 
 
 def test_maps_are_enlarged_smoothly():
@@ -53,55 +71,39 @@ def test_maps_are_enlarged_smoothly():
 
 
 def test_a_panel_has_a_row_per_query_and_a_star_in_each_picture():
-    image, tokens = np.zeros((32, 48, 3), np.uint8), np.random.default_rng(0).random((6, 6))
-    labels = [("one", np.ones((32, 48), np.uint8)), ("two", np.full((32, 48), 255, np.uint8))]
-    figure = attention_panel(image, [(1, 2), (40, 30)], tokens, tokens, (2, 3), np.zeros((32, 48)), labels, ("cat",))
-    panels = [axis for axis in figure.axes if axis.lines]
+    image, matrix = np.zeros((32, 48, 3), np.uint8), np.random.default_rng(0).random((6, 6))
+    columns = [("photo", image), ("map", Tokens(matrix, (2, 3))), ("CAM", np.zeros((32, 48))),
+               ("one", np.ones((32, 48), np.uint8)), ("two", np.full((32, 48), 255, np.uint8))]  # fmt: skip
+    figure = panel([(image, (1, 2), columns), (image, (40, 30), columns)], ("cat",), VOC)
+    pictures = [axis for axis in figure.axes if axis.lines]
     figure.draw_without_rendering()
-    assert len({tuple(np.round(axis.get_window_extent().size)) for axis in panels}) == 1, "all pictures have one size"
-    assert len(panels) == 2 * 6
-    assert {tuple(float(v[0]) for v in axis.lines[0].get_data()) for axis in panels} == {(1.0, 2.0), (40.0, 30.0)}
+    assert len({tuple(np.round(axis.get_window_extent().size)) for axis in pictures}) == 1, "all pictures have one size"
+    assert len(pictures) == 2 * 5
+    assert {tuple(float(v[0]) for v in axis.lines[0].get_data()) for axis in pictures} == {(1.0, 2.0), (40.0, 30.0)}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["cat", "ignored"]
+    assert [axis.get_title() for axis in pictures] == ["photo", "map", "CAM", "one", "two", "", "", "", "", ""]
+    drawn = pictures[6].images[-1].get_array()
+    assert np.allclose(drawn, resize_map(matrix[5].reshape(2, 3), (32, 48))), "the row of the query's token"
+    (bar,) = pictures[6].child_axes
+    low, high = drawn.min(), drawn.max()
+    assert [label.get_text() for label in bar.get_xticklabels()] == [f"{low:.2g}", f"{high:.2g}"], "maps tell their range"
 
 
-def test_a_photo_of_the_dataset_is_drawn_from_the_cache(run, monkeypatch):
-    sample = open_split(run, "val", None, masks=False).samples[1]
-    first = draw_attention(run, sample.image, [(32, 40)])
-    assert "one forward pass" in first.source
-    assert all(run.architecture.classes[label] in first.source for label in sample.labels)
-    monkeypatch.setattr(run.model, "multi_scale_cam", None)
-    second = draw_attention(run, sample.image, [(32, 40), (5, 5)])
-    assert "no forward pass" in second.source
-    assert second.file == run.folder / "figures" / f"attention-{sample.image.stem}.png"
-    assert min(Image.open(second.file).size) > 300
+def test_titles_are_shown_where_they_change():
+    image = np.zeros((20, 20, 3), np.uint8)
+    figure = panel([(image, None, [("a", image), ("b", image)]), (image, None, [("a", image), ("c", image)])], (), VOC)
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b", "", "c"] and not figure.legends
 
 
-def test_any_photo_can_be_looked_at(run, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3)).astype(np.uint8)).save(tmp_path / "p.png")
-    drawn = draw_attention(run, tmp_path / "p.png", [], out=tmp_path / "deep" / "panel.svg")
-    assert "not a photo of the run's dataset" in drawn.source and drawn.file.stat().st_size > 1000
-    assert not list(run.folder.glob("cache/*"))
+def test_the_chart_of_heads_has_a_bar_for_each():
+    weights = np.arange(16, dtype=float).reshape(2, 8) - 4
+    axis = head_chart(weights, 0.5).axes[0]
+    assert [bar.get_height() for bar in axis.patches] == weights.ravel().tolist()
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["layer 1", "layer 2 (the last block)"]
+    assert "0.5" in axis.get_title()
 
 
-def test_without_a_photo_the_first_of_the_validation_split_is_taken(run):
-    first = open_split(run, "val", None, masks=False).samples[0]
-    assert draw_attention(run, None, []).file.name == f"attention-{first.image.stem}.png"
-
-
-def test_wrong_queries_and_outputs_cost_no_work(run, monkeypatch, tmp_path):
-    sample = open_split(run, "val", None, masks=False).samples[0]
-    with pytest.raises(UsageError, match="give a .png, .svg or .pdf file"):
-        draw_attention(run, sample.image, [], out=tmp_path / "panel.xyz")
-    monkeypatch.setattr(run.model, "multi_scale_cam", None)
-    with pytest.raises(UsageError, match="outside the photo, which is 64 x 64"):
-        draw_attention(run, sample.image, [(64, 3)], overwrite=True)
-
-
-def test_reading_the_photo_honours_its_orientation(run, tmp_path):
-    image = Image.fromarray(np.zeros((40, 80, 3), np.uint8))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    image.save(tmp_path / "turned.jpg", exif=exif)
-    assert read_image(tmp_path / "turned.jpg").shape == (80, 40, 3)
-    with pytest.raises(UsageError, match="which is 40 x 80 pixels"):
-        draw_attention(run, tmp_path / "turned.jpg", [(60, 10)])
+def test_a_grid_keeps_names_as_they_are():
+    figure = picture_grid([("cost $5 and $6", np.zeros((4, 4, 3), np.uint8))] * 8)
+    assert [axis.get_title() for axis in figure.axes][:8] == ["cost $5 and $6"] * 8
+    figure.draw_without_rendering()

@@ -150,7 +150,7 @@ class MixTransformer(nn.Module):
     def __init__(self, dims: tuple[int, ...], depths: tuple[int, ...], drop_path: float) -> None:
         super().__init__()
         self.out_channels = tuple(dims)
-        self.attention_heads = ATTENTION_BLOCKS * HEADS[-1]
+        self.attention_layers, self.attention_heads = ATTENTION_BLOCKS, ATTENTION_BLOCKS * HEADS[-1]
         rates = torch.linspace(0, drop_path, sum(depths)).tolist()
         in_channels = (3, *dims[:-1])
         kernels, embed_strides = (7, 3, 3, 3), (4, 2, 2, 1)

@@ -32,11 +32,13 @@ class Backbone(Protocol):
     Attributes:
         out_channels: D_i per stage.
         strides: pixels per feature cell, per stage.
-        attention_heads: n, the heads whose queries and keys come out.
+        attention_layers: L, the last blocks whose queries and keys come out.
+        attention_heads: n, the heads of these blocks together, as many in each.
     """
 
     out_channels: tuple[int, ...]
     strides: tuple[int, ...]
+    attention_layers: int
     attention_heads: int
 
     def __call__(self, image: Tensor) -> BackboneOutput: ...

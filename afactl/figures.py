@@ -1,0 +1,378 @@
+"""Figures of a run, after the paper's: which photo, which maps, and where the picture goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from afactl.affinity import mean_attention
+from afactl.datasets.images import enlarge_mask, read_image, reduce_image
+from afactl.datasets.registry import load_split
+from afactl.datasets.samples import Sample, Split
+from afactl.datasets.transforms import normalize
+from afactl.errors import AfactlError, UsageError
+from afactl.evaluation import TABLE3_ROWS, WITH_AFFINITY, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
+from afactl.files import whole_file
+from afactl.inference import (
+    CamRecord,
+    TrainedRun,
+    cam_record,
+    likely_labels,
+    open_cam_cache,
+    open_split,
+    record_of,
+    segment,
+    to_tensor,
+)
+from afactl.palettes import PALETTES
+from afactl.pseudo_labels import cut_cam, propagate, refine_cam
+from afactl.refinement.registry import build_refiner
+from afactl.visualization import Content, Tokens, head_chart, overlay, panel, picture_grid, query_token, resize_map
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Photos on a contact sheet are no larger than this.
+SHEET_PIXELS = 300 * 300
+# What `draw_refiners` shows of the way of the labels (Fig. 10).
+ITERATIONS = (0, 1, 3, 5, 10, 15, 20)
+TRUTH = "truth"
+
+
+class Drawn(NamedTuple):
+    """A picture, and where the maps in it came from, in words."""
+
+    file: Path
+    source: str
+
+
+class Look(NamedTuple):
+    """A photo with what a run says about it.
+
+    Attributes:
+        image: h x w x 3 uint8. truth: h x w uint8, where the dataset has a mask.
+        source: where the record came from, in words.
+    """
+
+    name: str
+    image: np.ndarray
+    record: CamRecord
+    truth: np.ndarray | None
+    source: str
+
+
+def look_at(run: TrainedRun, photo: Path | None, data: Path | None = None, overwrite: bool = False) -> Look:
+    """What the run says about a photo, from its cache where it holds the photo.
+
+    A photo of the run's dataset has its true image-level labels; for any other the classes that
+    the network finds are taken.
+
+    Args:
+        photo: None takes the first photo of the run's validation split.
+
+    Raises:
+        DataError: the photo cannot be read.
+    """
+    located = _find_sample(run, photo, data)
+    if located is None:
+        image = read_image(photo)
+        found = likely_labels(run, image)
+        names = ", ".join(run.architecture.classes[c] for c in found) or "none"
+        source = f"not a photo of the run's dataset: classes found by the network ({names})"
+        return Look(photo.stem, image, cam_record(run, image, found), None, source)
+    split, sample = located
+    image = read_image(sample.image)
+    with open_cam_cache(run, split, overwrite) as cache:
+        record, passed = record_of(run, cache, sample, image)
+    names = ", ".join(split.classes[c] for c in sample.labels) or "none"
+    how = "one forward pass, kept in" if passed else "no forward pass, read from"
+    truth = split.read_mask(sample) if split.read_mask else None
+    return Look(sample.image.stem, image, record, truth, f"{how} {cache.path.name}; image-level labels: {names}")
+
+
+def _find_sample(run: TrainedRun, photo: Path | None, data: Path | None) -> tuple[Split, Sample] | None:
+    """The photo in the run's dataset, if it is one of it."""
+    names = [run.preset.data.val_split, run.preset.data.train_split]
+    root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
+    if photo is None:
+        split = open_split(run, names[0], data, masks=False)
+        return split, split.samples[0]
+    for name in names:
+        try:
+            split = load_split(run.preset.data.name, root, name)
+        except AfactlError:
+            continue  # the dataset is not at hand: any photo can still be looked at
+        for sample in split.samples:
+            if sample.image.name == photo.name and sample.image.resolve() == photo.resolve():
+                return split, sample
+    return None
+
+
+def first_photos(run: TrainedRun, data: Path | None, count: int) -> list[Path]:
+    """The first photos of the run's validation split."""
+    return [sample.image for sample in open_split(run, run.preset.data.val_split, data, masks=False).samples[:count]]
+
+
+def draw_attention(
+    run: TrainedRun,
+    photo: Path | None,
+    queries: Sequence[tuple[int, int]],
+    data: Path | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+    palette: str = "safe",
+    heads: tuple[int, int | None] | None = None,
+    compared: TrainedRun | None = None,
+) -> Drawn:
+    """Fig. 1, 4, 11, 13: a row per query point with MHSA, learned affinity, CAM and pseudo labels.
+
+    Args:
+        photo: as in `look_at`.
+        queries: pixels (x, y) of the photo as stored; none takes its centre.
+        out: file to write, .png, .svg or .pdf; None writes into the run's figures folder.
+        heads: (layer, head) counted from 1, whose attention is drawn in place of the mean; head None:
+            the mean over that layer. Layers are the last blocks, the last one has the highest number.
+        compared: a run without AFA, drawn beside it.
+
+    Raises:
+        UsageError: a query outside the photo, no such layer or head, or `out` cannot be written.
+        DataError: the photo cannot be read.
+    """
+    located = _find_sample(run, photo, data)
+    path = located[1].image if located else photo
+    size = read_image(path).shape[:2]
+    queries = list(queries) or [(size[1] // 2, size[0] // 2)]
+    for query in queries:  # before any work
+        query_token(query, size, (1, 1))
+    title, chosen = choose_heads(run, heads)
+    look = look_at(run, photo, data, overwrite)
+    record = look.record
+    attention = record.attention if chosen is None else _attention(run, look.image, chosen)
+    labels = pseudo_labels_of(look.image, record, run.preset, run.device)[:, 1]
+    by_row = dict(zip(TABLE3_ROWS, labels, strict=True))
+    columns: list[tuple[str, Content]] = [
+        ("photo and query", look.image),
+        (title, Tokens(attention.astype(np.float32), record.grid)),
+        ("learned affinity", Tokens(record.affinity.astype(np.float32), record.grid)),
+        ("CAM", _foreground(record)),
+    ]
+    if compared is not None:
+        other = look_at(compared, path, data, overwrite)
+        theirs = other.record.attention if chosen is None else _attention(compared, look.image, chosen)
+        columns.insert(1, (f"{title}, {WITHOUT_AFA}", Tokens(theirs.astype(np.float32), other.record.grid)))
+        columns.append((f"{WITHOUT_AFA} + PAR", pseudo_labels_of(other.image, other.record, compared.preset, compared.device)[0, 1]))
+    columns += [(f"{name} + PAR", by_row[name]) for name in (WITHOUT_PROPAGATION, WITH_AFFINITY)]
+    figure = panel([(look.image, query, columns) for query in queries], run.architecture.classes, PALETTES[palette]())
+    return Drawn(_save(figure, out or run.folder / "figures" / f"attention-{look.name}.png"), look.source)
+
+
+def choose_heads(run: TrainedRun, heads: tuple[int, int | None] | None) -> tuple[str, slice | None]:
+    """A title, and which of the backbone's n heads to average; None: all of them.
+
+    Raises:
+        UsageError: no such layer or head.
+    """
+    if heads is None:
+        return "MHSA (mean of heads)", None
+    (layer, head), layers = heads, run.model.backbone.attention_layers
+    per_layer = run.model.backbone.attention_heads // layers
+    if not 1 <= layer <= layers:
+        raise UsageError(f"--layer: expected 1..{layers} (the last blocks, {layers} is the last one), got {layer}")
+    if head is not None and not 1 <= head <= per_layer:
+        raise UsageError(f"--head: expected 1..{per_layer}, got {head}")
+    start = (layer - 1) * per_layer
+    if head is None:
+        return f"MHSA (layer {layer})", slice(start, start + per_layer)
+    return f"MHSA (layer {layer}, head {head})", slice(start + head - 1, start + head)
+
+
+@torch.inference_mode()
+def _attention(run: TrainedRun, image: np.ndarray, heads: slice) -> np.ndarray:
+    """N x N mean attention of some heads, at the scale of the cached maps; the cache holds the mean of all only."""
+    scale = run.preset.affinity.scale
+    passed = run.model.multi_scale_cam(normalize(to_tensor(image, run.device)), [scale], scale)
+    return mean_attention(passed.queries[:, heads], passed.keys[:, heads])[0].cpu().numpy()
+
+
+def _foreground(record: CamRecord) -> np.ndarray:
+    """h x w float32: the largest CAM of the present classes."""
+    return record.cam.astype(np.float32).max(axis=0, initial=0.0)
+
+
+def draw_heads(run: TrainedRun, out: Path | None = None) -> Drawn:
+    """Fig. 14: the learned weight of each head.
+
+    Raises:
+        UsageError: the run was trained without the affinity branch, or `out` cannot be written.
+    """
+    if not run.preset.affinity.enabled:
+        raise UsageError(f"{run.folder}: trained without the affinity branch, so its heads have no learned weights")
+    head = run.model.affinity_head
+    weights = head.weight.detach().cpu().numpy().reshape(run.model.backbone.attention_layers, -1)
+    figure = head_chart(weights, head.bias.item())
+    return Drawn(_save(figure, out or run.folder / "figures" / "heads.png"), f"step {run.iteration}")
+
+
+def draw_cams(
+    run: TrainedRun, photos: Sequence[Path], data: Path | None = None, out: Path | None = None,
+    palette: str = "safe", without_afa: TrainedRun | None = None,
+) -> Drawn:  # fmt: skip
+    """Fig. 2 and 9: the CAM of a run without AFA, the CAM, and the CAM spread by MHSA and by the learned affinity.
+
+    Args:
+        photos: one row each.
+
+    Raises:
+        UsageError: `out` cannot be written. DataError: a photo cannot be read.
+    """
+    rows = []
+    for photo in photos:
+        look = look_at(run, photo, data)
+        columns: list[tuple[str, Content]] = [("photo", look.image)]
+        if without_afa is not None:
+            columns.append((f"CAM, {WITHOUT_AFA}", _foreground(look_at(without_afa, photo, data).record)))
+        columns.append(("CAM", _foreground(look.record)))
+        for title, matrix in (("spread by MHSA", look.record.attention), ("spread by affinity", look.record.affinity)):
+            columns.append((title, _spread(run, look, matrix)))
+        if look.truth is not None:
+            columns.append((TRUTH, look.truth))
+        rows.append((look.image, None, columns))
+    complete = [row for row in rows if len(row[2]) == max(len(row[2]) for row in rows)]
+    if len(complete) < len(rows):  # photos with a true mask beside others without: none shows it
+        rows = [(image, query, [cell for cell in cells if cell[0] != TRUTH]) for image, query, cells in rows]
+    figure = panel(rows, run.architecture.classes, PALETTES[palette]())
+    return Drawn(_save(figure, out or run.folder / "figures" / "cams.png"), f"{len(rows)} photos")
+
+
+def _spread(run: TrainedRun, look: Look, matrix: np.ndarray) -> np.ndarray:
+    """h x w: the largest foreground plane after the random walk with a matrix of tokens."""
+    cam = torch.from_numpy(look.record.cam).float().to(run.device)
+    size = look.image.shape[:2]
+    if len(cam) == 0:
+        return np.zeros(size, np.float32)
+    settings, weights = run.preset.affinity, torch.from_numpy(matrix).float().to(run.device)
+    planes = propagate(cam, weights, look.record.grid, (settings.background,), settings.radius, settings.alpha, settings.eps)
+    return resize_map(planes[0, 1:].amax(0).cpu().numpy(), size)
+
+
+def draw_refiners(
+    run: TrainedRun, photo: Path | None, data: Path | None = None, out: Path | None = None,
+    palette: str = "safe", animation: Path | None = None,
+) -> Drawn:  # fmt: skip
+    """Fig. 5 and 10: labels of the CAM before and after each refiner, and after more and more iterations of PAR.
+
+    Args:
+        photo: as in `look_at`. animation: a GIF of the iterations to write as well.
+
+    Raises:
+        UsageError: a file cannot be written. DataError: the photo cannot be read.
+    """
+    look = look_at(run, photo, data)
+    cam = torch.from_numpy(look.record.cam).float().to(run.device)
+    classes = torch.from_numpy(look.record.classes).to(run.device)
+    pixels, threshold = to_tensor(look.image, run.device)[0], run.preset.cam.background
+
+    def refined(name: str, **changes: object) -> np.ndarray:
+        refine = build_refiner(name, **{**run.preset.refiner_settings(name), **changes})
+        return refine_cam(pixels, cam, classes, (threshold,), refine)[0].cpu().numpy()
+
+    cut = cut_cam(cam, classes, threshold).cpu().numpy()
+    compared: list[tuple[str, Content]] = [
+        ("photo", look.image), ("CAM", _foreground(look.record)), ("CAM, cut", cut),
+        ("PAMR", refined("pamr")), ("dense CRF", refined("crf")), ("PAR", refined("par")),
+        (TRUTH, look.truth) if look.truth is not None else ("PAR, w/o position", refined("par", w3=0.0)),
+    ]  # fmt: skip
+    steps = {count: refined("par", iterations=count) if count else cut for count in ITERATIONS}
+    moves = [(f"PAR, {count} iterations", label) for count, label in steps.items()]
+    figure = panel([(look.image, None, compared), (look.image, None, moves)], run.architecture.classes, PALETTES[palette]())
+    target = _save(figure, out or run.folder / "figures" / f"par-{look.name}.png")
+    if animation is not None:
+        labels = [steps[count] if count in steps else refined("par", iterations=count) for count in range(max(ITERATIONS) + 1)]
+        _save_animation([overlay(look.image, label, PALETTES[palette]()) for label in labels], animation)
+    return Drawn(target, look.source)
+
+
+def _save_animation(frames: Sequence[np.ndarray], target: Path) -> None:
+    from PIL import Image
+
+    pictures = [Image.fromarray(frame) for frame in frames]
+    try:
+        with whole_file(target) as fresh:
+            pictures[0].save(fresh, format="GIF", save_all=True, append_images=pictures[1:], duration=250, loop=0)
+    except OSError as error:
+        raise UsageError(f"--gif {target}: cannot be written ({error.strerror or error}); give another file") from error
+
+
+def draw_examples(
+    run: TrainedRun, split: Split, samples: Sequence[Sample], scores: Sequence[float], out: Path, palette: str = "safe"
+) -> Path:
+    """Fig. 6 and 12: photo, truth and segmentation (multi-scale + flip) of some samples, with their mIoU.
+
+    Args:
+        scores: mIoU in per cent of each sample.
+
+    Raises:
+        UsageError: `out` cannot be written.
+    """
+    colors, cells = PALETTES[palette](), []
+    settings = run.preset.eval
+    for sample, score in zip(samples, scores, strict=True):
+        image = read_image(sample.image)
+        logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
+        mask = logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+        small = reduce_image(image, SHEET_PIXELS)
+        shown = [overlay(small, enlarge_mask(one, small.shape[:2]), colors, classes=split.classes) for one in (split.read_mask(sample), mask)]
+        cells += [(sample.image_id, small), (TRUTH, shown[0]), (f"mIoU {score:.1f} %", shown[1])]
+    return _save(picture_grid(cells, columns=6 if len(samples) > 1 else 3), out)
+
+
+def draw_ranked(run: TrainedRun, split: Split, scores: np.ndarray, which: str, count: int, palette: str = "safe") -> Path:
+    """Draw some samples into the run's figures folder by their score.
+
+    Args:
+        scores: mIoU in per cent of each sample; NaN ones are left out.
+        which: "worst", or "examples": evenly from the worst to the best.
+    """
+    order = np.argsort(scores, kind="stable")[: int(np.isfinite(scores).sum())]
+    places = range(min(count, len(order))) if which == "worst" else np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    chosen = [int(order[place]) for place in places]
+    target = run.folder / "figures" / f"{which}-{split.name}.png"
+    return draw_examples(run, split, [split.samples[i] for i in chosen], [float(scores[i]) for i in chosen], target, palette)
+
+
+def draw_contact_sheet(split: Split, out: Path, count: int = 24, seed: int = 0, palette: str = "safe") -> int:
+    """Write one picture with photos of a split: their label names, and their masks where there are any.
+
+    Args:
+        out: a .png, .svg or .pdf file. count: how many photos. seed: which ones.
+
+    Returns:
+        How many photos are on it.
+
+    Raises:
+        UsageError: `out` cannot be written. DataError: a photo or mask cannot be read.
+    """
+    order = np.random.default_rng(seed).permutation(len(split.samples))[:count]
+    samples = [split.samples[number] for number in sorted(order)]
+    cells = []
+    for sample in samples:
+        image = reduce_image(read_image(sample.image), SHEET_PIXELS)
+        if split.read_mask is not None:
+            image = overlay(image, enlarge_mask(split.read_mask(sample), image.shape[:2]), PALETTES[palette]())
+        names = ", ".join(split.classes[label] for label in sample.labels) or "none"
+        cells.append((f"{sample.image_id}\n{names}", image))
+    _save(picture_grid(cells), out)
+    return len(cells)
+
+
+def _save(figure: Figure, target: Path) -> Path:
+    try:
+        with whole_file(target) as fresh:
+            figure.savefig(fresh, dpi=150, format=target.suffix.removeprefix(".").lower() or "png")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--out {target}: cannot be written ({error}); give a .png, .svg or .pdf file") from error
+    return target
