@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[crf,coco,sbd,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[crf,coco,sbd,tensorboard,docs,test]"
 	@touch $@
 
 clean:

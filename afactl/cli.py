@@ -38,9 +38,11 @@ from afactl.options import (
     RunOption,
     SplitOption,
     Which,
+    chosen_crf,
     open_chosen_run,
 )
-from afactl.terminal import duration, error_line, keep_quiet, out, percent, table, tracker, training_reporter, write_json
+from afactl.terminal import duration, error_line, keep_quiet, out, percent, table, tracker, write_json
+from afactl.training_view import training_reporter
 
 if TYPE_CHECKING:
     from afactl.evaluation import Score
@@ -58,6 +60,19 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 app.add_typer(viz_app)
+# What `afactl` alone prints.
+FIRST_STEPS = """\
+afactl: masks from tagged photos (AFA, Learning Affinity from Attention, CVPR 2022)
+
+The first five commands, in this order:
+
+  afactl train demo                  train on generated pictures, some minutes on two cores
+  afactl pseudo-eval                 judge the pseudo labels: Table 3 of the paper
+  afactl viz-attn --query 60,50      see what the attention of a pixel has learned
+  afactl predict PHOTOS --overlay    masks for any photos
+  afactl report                      all of it on one page
+
+Your own photos: afactl data check DIR, then afactl train animals --data DIR. All commands: afactl --help"""
 # Commands whose work several processes share, started by torchrun.
 SHARED = ("train", "dump-cams", "predict", "eval")
 
@@ -71,13 +86,14 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run --out, or the newest one")] = False,
     allow_changes: Annotated[bool, typer.Option("--allow-changes", help="with --resume: go on with the values given now where they differ")] = False,
     overrides: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change a value, such as train.max_iters=100; repeatable")] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write curves and pictures for TensorBoard into RUN/tensorboard")] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train from image-level labels; writes a run folder."""
     from afactl.training import train as train_preset
 
     with training_reporter() as report:
-        result = train_preset(preset, data, out_folder, init, resume, overrides or [], device, report, allow_changes)
+        result = train_preset(preset, data, out_folder, init, resume, overrides or [], device, report, allow_changes, tensorboard)
     if result.validation:
         names = {"val_seg_miou": "segmentation", "val_cam_miou": "CAM, image-level truth used"}
         rows = [(names[name], percent(value)) for name, value in result.validation.items()]
@@ -165,7 +181,7 @@ def evaluate(
     from afactl.evaluation import evaluate_segmentation
     from afactl.inference import open_split
 
-    backend = _crf_backend(crf, crf_backend)
+    backend = chosen_crf(crf, crf_backend)
     trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
     scores, images = evaluate_segmentation(trained, found, backend, tracker("segmentation"))
@@ -259,7 +275,7 @@ def predict(
     from afactl.prediction import MAX_PIXELS, find_photos
     from afactl.prediction import predict as predict_photos
 
-    backend = _crf_backend(crf, crf_backend)
+    backend = chosen_crf(crf, crf_backend)
     found = find_photos(photos)
     trained = open_chosen_run(run, device, checkpoint)
     folder = out_folder or trained.folder / "predictions"
@@ -316,15 +332,6 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _crf_backend(asked: bool, backend: Backend) -> str | None:
-    """The backend's name where --crf is given; fails before any work where it cannot be used."""
-    if asked and backend is Backend.pydensecrf:
-        from afactl.refinement.crf import require_pydensecrf
-
-        require_pydensecrf()
-    return backend.value if asked else None
-
-
 def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
@@ -342,7 +349,7 @@ def _processes(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
     """Join the other processes where torchrun has started several; all but the first one keep quiet."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return contextlib.nullcontext()
-    if arguments[0] not in SHARED:
+    if arguments[:1] and arguments[0] not in SHARED:
         raise UsageError(f"afactl {arguments[0]}: runs in one process; only {', '.join(SHARED)} can share their work under torchrun")
     # DistributedDataParallel would wonder at every phase that uses all parameters.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -362,7 +369,10 @@ def main(arguments: list[str] | None = None) -> None:
     keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--verbose" in arguments
-    arguments = [argument for argument in arguments if argument != "--verbose"] or ["--help"]
+    arguments = [argument for argument in arguments if argument != "--verbose"]
+    if not arguments and "_AFACTL_COMPLETE" not in os.environ:  # which the shell's completion sets
+        out.print(FIRST_STEPS, markup=False)
+        sys.exit(0)
     command = typer.main.get_command(app)
     try:
         with _processes(arguments):

@@ -158,7 +158,7 @@ def draw_attention(
         ("photo and query", look.image),
         (title, Tokens(attention.astype(np.float32), record.grid)),
         ("learned affinity", Tokens(record.affinity.astype(np.float32), record.grid)),
-        ("CAM", _foreground(record)),
+        ("CAM", foreground(record)),
     ]
     if compared is not None:
         other = look_at(compared, path, data, overwrite)
@@ -198,7 +198,7 @@ def _attention(run: TrainedRun, image: np.ndarray, heads: slice) -> np.ndarray:
     return mean_attention(passed.queries[:, heads], passed.keys[:, heads])[0].cpu().numpy()
 
 
-def _foreground(record: CamRecord) -> np.ndarray:
+def foreground(record: CamRecord) -> np.ndarray:
     """h x w float32: the largest CAM of the present classes."""
     return record.cam.astype(np.float32).max(axis=0, initial=0.0)
 
@@ -234,8 +234,8 @@ def draw_cams(
         look = look_at(run, photo, data)
         columns: list[tuple[str, Content]] = [("photo", look.image)]
         if without_afa is not None:
-            columns.append((f"CAM, {WITHOUT_AFA}", _foreground(look_at(without_afa, photo, data).record)))
-        columns.append(("CAM", _foreground(look.record)))
+            columns.append((f"CAM, {WITHOUT_AFA}", foreground(look_at(without_afa, photo, data).record)))
+        columns.append(("CAM", foreground(look.record)))
         for title, matrix in (("spread by MHSA", look.record.attention), ("spread by affinity", look.record.affinity)):
             columns.append((title, _spread(run, look, matrix)))
         if look.truth is not None:
@@ -282,7 +282,7 @@ def draw_refiners(
 
     cut = cut_cam(cam, classes, threshold).cpu().numpy()
     compared: list[tuple[str, Content]] = [
-        ("photo", look.image), ("CAM", _foreground(look.record)), ("CAM, cut", cut),
+        ("photo", look.image), ("CAM", foreground(look.record)), ("CAM, cut", cut),
         ("PAMR", refined("pamr")), ("dense CRF", refined("crf")), ("PAR", refined("par")),
         (TRUTH, look.truth) if look.truth is not None else ("PAR, w/o position", refined("par", w3=0.0)),
     ]  # fmt: skip

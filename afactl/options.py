@@ -89,3 +89,12 @@ def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> Trai
     if run.note:
         log.print(f"run: {found}: {run.note}")
     return run
+
+
+def chosen_crf(asked: bool, backend: Backend) -> str | None:
+    """The backend's name where --crf is given; fails before any work where it cannot be used."""
+    if asked and backend is Backend.pydensecrf:
+        from afactl.refinement.crf import require_pydensecrf
+
+        require_pydensecrf()
+    return backend.value if asked else None

@@ -34,6 +34,14 @@ def phase_at(step: int, cls_warmup_iters: int, aff_warmup_iters: int, affinity: 
     return Phase.PROPAGATED
 
 
+def phase_starts(cls_warmup_iters: int, aff_warmup_iters: int, affinity: bool = True) -> dict[str, int]:
+    """The first step of each phase, by its name; arguments as in `phase_at`."""
+    starts = {Phase.CLASSIFICATION: 0, Phase.REFINED: cls_warmup_iters}
+    if affinity:
+        starts[Phase.PROPAGATED] = cls_warmup_iters + aff_warmup_iters
+    return {phase.value: step for phase, step in starts.items()}
+
+
 def learning_rate(
     step: int, base: float, max_iters: int, warmup_iters: int, warmup_ratio: float = 1e-6, power: float = 1.0
 ) -> float:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -17,9 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from afactl.errors import UsageError
-
-if TYPE_CHECKING:
-    from afactl.training import Event
 
 Item = TypeVar("Item")
 
@@ -66,52 +62,6 @@ def tracker(description: str) -> Callable[[Sequence[Item]], Iterator[Item]]:
             yield item
 
     return track
-
-
-@contextlib.contextmanager
-def training_reporter() -> Iterator[Callable[[Event], None]]:
-    """What `training.train` calls for every event: a live line in a terminal, plain lines elsewhere.
-
-    After Ctrl-C it says how to go on.
-    """
-    saved: dict[str, str] = {}
-    shown = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(progress_bar()) if log.is_terminal else None
-        task = bar.add_task("training", total=None) if bar else None
-
-        def report(event: Event) -> None:
-            nonlocal shown
-            if event.kind == "note":
-                log.print(event.values["text"])
-            elif event.kind == "checkpoint":
-                saved["run"] = event.values["run"]
-            elif event.kind == "validating":
-                text = f"step {event.step}: validation, {event.values['done']} of {event.values['of']}"
-                if bar is not None:
-                    bar.update(task, description=text)
-                elif time.monotonic() - shown > LINE_SECONDS:
-                    log.print(text)
-                    shown = time.monotonic()
-            elif event.kind == "validation":
-                log.print(f"step {event.step}: " + ", ".join(f"{name} {value:.1f}" for name, value in event.values.items()))
-            elif bar is not None:
-                losses = " ".join(f"{name} {value:.3f}" for name, value in event.values.items() if name.startswith("loss"))
-                bar.update(task, completed=event.step, total=event.total, description=f"{event.values['phase']}: {losses}")
-            elif "images_per_second" in event.values:  # a logged step
-                log.print(f"step {event.step} of {event.total}: " + ", ".join(_value(*item) for item in event.values.items()))
-                shown = time.monotonic()
-
-        try:
-            yield report
-        except KeyboardInterrupt:
-            if saved:
-                log.print(f"stopped; the last checkpoint is kept: afactl train --resume --out {saved['run']}")
-            raise
-
-
-def _value(name: str, value: float | str) -> str:
-    return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> Table:

@@ -27,10 +27,12 @@ from afactl.datasets.training_stream import TrainingStream
 from afactl.devices import choose_device, peak_memory, require_compiler, seed_everything
 from afactl.errors import AfactlError, DataError, UsageError, first_line
 from afactl.evaluation import validate
+from afactl.inference import TrainedRun
 from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
 from afactl.runs import append_metrics, change_preset, find_run, forget_metrics_after, new_run, read_metrics, run_preset, write_manifest
 from afactl.schedule import Phase, phase_at
+from afactl.tensorboard_log import TensorBoardLog
 from afactl.training_step import StepLosses, build_optimizer, set_learning_rate
 
 # So many steps with a non-finite loss in a row end the job.
@@ -80,6 +82,7 @@ def train(
     device_name: str = "auto",
     report: Report = ignore,
     allow_changes: bool = False,
+    tensorboard: bool = False,
 ) -> Trained:
     """Train a preset in a new run folder, or go on with a run.
 
@@ -91,6 +94,7 @@ def train(
         out: run folder; with `resume` the run to go on with, by default the newest.
         report: is called for every event.
         allow_changes: a resumed run takes the values given now where they differ from its own.
+        tensorboard: write curves and pictures for it as well.
 
     Raises:
         UsageError: the options do not go together, or the folder holds something.
@@ -128,6 +132,8 @@ def train(
         if distributed.rank() == 0:
             job.run = new_run(preset, Path(preset_name).stem, out)
             job.describe()
+    if tensorboard and distributed.rank() == 0:
+        job.tensorboard = TensorBoardLog(job.run, job.start)
     validation = job.run_steps()
     return Trained(job.run, job.preset.train.max_iters, time.perf_counter() - started, peak_memory(device), validation)
 
@@ -211,6 +217,7 @@ class Job:
             # The parameters in use change with the phase.
             self.step_losses = DistributedDataParallel(self.step_losses, find_unused_parameters=True)
         self.start, self.best, self.skipped, self.stop = 0, -math.inf, 0, threading.Event()
+        self.tensorboard: TensorBoardLog | None = None
         self.shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, distributed.size())
 
     def restore(self, checkpoint: Path) -> None:
@@ -261,14 +268,23 @@ class Job:
                     values["images_per_second"] = round((done - logged) * shares.photos / (now - clock), 2)
                     clock, logged = now, done
                     self.record(step=done, **values)
-                self.tell("step", done, **values)
+                self.tell("step", done, **values, memory=peak_memory(self.device))
+                if self.tensorboard and (done % job.eval_iters == 0 or last):
+                    self.show(done)
                 if self.val and (done % job.eval_iters == 0 or last):
                     validation = self.validate(done)
                 if done % job.checkpoint_iters == 0 or last or self.stop.is_set():
                     self.checkpoint(done)
                 if self.stop.is_set() and not last:
                     raise KeyboardInterrupt
+        if self.tensorboard:
+            self.tensorboard.close()
         return validation
+
+    def show(self, step: int) -> None:
+        """Pictures of where the training stands."""
+        run = TrainedRun(self.run, self.preset, self.model, self.architecture, self.device, "", step)
+        self.tensorboard.pictures(step, run, self.val or self.data)
 
     @functools.cached_property
     def stream(self) -> TrainingStream:
@@ -359,6 +375,8 @@ class Job:
         """Append to metrics.jsonl; rank 0 does it for all."""
         if distributed.rank() == 0:
             append_metrics(self.run, **values)
+        if self.tensorboard:
+            self.tensorboard.curves(values["step"], values)
 
     def tell(self, kind: str, step: int, **values: Any) -> None:
         self.report(Event(kind, step, self.preset.train.max_iters, values))

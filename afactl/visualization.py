@@ -5,7 +5,7 @@ Shapes: h x w photo, N = hs * ws tokens, C foreground classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -234,6 +234,70 @@ def head_chart(weights: np.ndarray, bias: float) -> Figure:
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set(xlabel="head", ylabel="learned weight", title=f"weights of the heads in the affinity (bias {bias:.3g})")
     axis.legend(fontsize=8, frameon=False, loc="best")
+    return figure
+
+
+def map_over(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A map in [0, 1] over the grey photo, in the colours of the panels.
+
+    Args:
+        image: h x w x 3 uint8. values: h x w.
+
+    Returns:
+        h x w x 3 uint8.
+    """
+    import matplotlib
+
+    colors = matplotlib.colormaps[MAP_COLORS](values.clip(0, 1))[..., :3] * 255
+    grey = image.mean(axis=2, keepdims=True)
+    return (grey * 0.28 + colors * 0.72).round().astype(np.uint8)
+
+
+def curve_chart(title: str, series: Mapping[str, Sequence[tuple[int, float]]], borders: Mapping[str, int]) -> Figure:
+    """Lines over the steps of a training, with the phases marked.
+
+    Args:
+        series: (step, value) pairs by name. borders: first step of each phase, by name.
+    """
+    figure, axes = _figure((6.4, 3.6), 1, 1, [1])
+    axis = axes[0, 0]
+    styles = ["-", "--", "-.", ":"]
+    for number, (name, points) in enumerate(series.items()):
+        steps, values = zip(*points, strict=True)
+        marker = "o" if len(points) < 25 else None
+        axis.plot(steps, values, styles[number % 4], color=safe_palette()[[5, 6, 3, 7, 1][number % 5]] / 255, marker=marker, markersize=3, label=name)
+    last = max(point[0] for points in series.values() for point in points)
+    for name, step in borders.items():
+        if step <= last:
+            axis.axvline(step, color="0.6", linewidth=0.8)
+            axis.text(step, 1.01, f" {name}", transform=axis.get_xaxis_transform(), fontsize=7, color="0.35")
+    axis.set_xlabel("step")
+    axis.set_title(title, fontsize=10, pad=16)
+    axis.legend(fontsize=8, frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Figure:
+    """A confusion matrix, each row in per cent of its true pixels.
+
+    Args:
+        confusion: K x K counts, rows the truth. names: K.
+    """
+    sums = confusion.sum(axis=1, keepdims=True)
+    shares = 100 * confusion / np.maximum(sums, 1)
+    side = 1.6 + 0.42 * len(names)
+    figure, axes = _figure((side + 1, side), 1, 1, [1])
+    axis = axes[0, 0]
+    drawn = axis.imshow(shares, cmap="cividis", vmin=0, vmax=100)
+    if len(names) <= 25:
+        for row, column in np.argwhere(shares >= 1):
+            light = shares[row, column] > 55
+            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color="black" if light else "white")
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
+    axis.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    axis.set(xlabel="predicted", ylabel="truth")
+    figure.colorbar(drawn, ax=axis, shrink=0.7, label="%")
     return figure
 
 

@@ -19,7 +19,7 @@ from afactl.datasets import demo
 from afactl.datasets.images import read_image, read_mask, write_mask
 from tests.conftest import TINY, make_voc
 
-COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "predict", "presets", "doctor", "data check", "data preview", "data prepare voc", "data prepare coco"]
+COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "viz-heads", "viz-cams", "viz-par", "report", "predict", "presets", "doctor", "data check", "data preview", "data prepare voc", "data prepare coco"]
 SETS = [part for override in TINY for part in ("--set", override)]
 
 
@@ -56,6 +56,23 @@ def flattened(commands, before=""):
 def test_the_commands_are_these():
     found = [*flattened(typer.main.get_command(app).commands)]
     assert sorted(found) == sorted(COMMANDS)
+
+
+def test_alone_it_names_five_commands_that_parse(call):
+    code, out, _ = call()
+    lines = [line.split("   ")[0].split() for line in out.splitlines() if line.startswith("  afactl ")]
+    assert code == 0 and [line[1] for line in lines] == ["train", "pseudo-eval", "viz-attn", "predict", "report"]
+    for line in lines:
+        typer.main.get_command(app).commands[line[1]].make_context(line[1], line[2:])
+
+
+def test_the_shell_completes_commands_and_options():
+    def completed(words):
+        environment = {**os.environ, "_AFACTL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        return subprocess.run([sys.executable, "-m", "afactl"], env=environment, capture_output=True, text=True).stdout
+
+    assert completed("afactl viz").split() == ["viz-attn", "viz-heads", "viz-cams", "viz-par"]
+    assert "--per-class" in completed("afactl eval --per")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,9 +11,11 @@ PACKAGE = Path(__file__).resolve().parent.parent / "afactl"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"cli_data", "cli_viz"},
-    {"ablation", "figures"},
+    {"cli_data", "cli_viz", "training_view"},
+    {"ablation", "report"},
+    {"figures"},
     {"prediction", "training", "options"},
+    {"tensorboard_log"},
     {"exports", "terminal"},
     {"visualization"},
     {"palettes"},

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from afactl.schedule import Phase, learning_rate, phase_at
+from afactl.schedule import Phase, learning_rate, phase_at, phase_starts
 
 
 def test_golden_learning_rate(shared):
@@ -28,3 +28,12 @@ def test_phases_of_the_voc_schedule():
     first, second, third = Phase.CLASSIFICATION, Phase.REFINED, Phase.PROPAGATED
     assert phases == [first, first, second, second, third, third]
     assert phase_at(19999, 2000, 4000, affinity=False) is second
+
+
+def test_phases_start_where_they_begin():
+    for affinity in (True, False):
+        starts = phase_starts(3, 4, affinity)
+        seen = {}
+        for step in range(12):
+            seen.setdefault(phase_at(step, 3, 4, affinity).value, step)
+        assert starts == seen

@@ -1,0 +1,200 @@
+"""One self-contained HTML page of a run: curves, tables, photos, figures, manifest. It loads nothing from anywhere.
+
+The tables are those that `pseudo-eval` and `eval` left in the run; nothing is scored anew.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+import numpy as np
+import torch
+from PIL import Image
+
+from afactl.datasets.images import enlarge_mask, reduce_image
+from afactl.errors import AfactlError, UsageError
+from afactl.evaluation import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
+from afactl.figures import first_photos, foreground, look_at
+from afactl.files import whole_file
+from afactl.inference import TrainedRun, segment
+from afactl.metrics import class_iou, mean_iou
+from afactl.palettes import PALETTES
+from afactl.runs import read_manifest, read_metrics, read_scores
+from afactl.schedule import phase_starts
+from afactl.visualization import confusion_chart, curve_chart, map_over, overlay
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Longer sides of photos and figures on the page.
+PHOTO_PIXELS, FIGURE_PIXELS = 400 * 400, 2_000_000
+
+
+class Report(NamedTuple):
+    """The page, how large it is in bytes, and what is missing on it, in words."""
+
+    file: Path
+    size: int
+    missing: list[str]
+
+
+def write_report(
+    run: TrainedRun, out: Path | None = None, data: Path | None = None, without_afa: Path | None = None, photos: int = 6
+) -> Report:
+    """Write the page of a run.
+
+    Args:
+        out: default RUN/report.html. data: where the dataset lies now.
+        without_afa: folder of a run without AFA whose pseudo labels were judged, for the first row of Table 3.
+        photos: how many of the validation split are shown.
+
+    Raises:
+        UsageError: `out` cannot be written.
+    """
+    scores = read_scores(run.folder)
+    looks, no_looks = _looks(run, data, photos)
+    table3 = [_table3(run, one, without_afa) for name, one in scores.items() if name.startswith("pseudo-")]
+    segmentation = {name: one for name, one in scores.items() if name.startswith("segmentation-")}
+    page = _template().render(
+        title=f"afactl: {run.folder.resolve().name}",
+        subtitle=f"{run.preset.model.backbone}, {len(run.architecture.classes)} classes, step {run.iteration} of {run.preset.train.max_iters}",
+        run=run.folder, curves=_curves(run), table3=table3, looks=looks, no_looks=no_looks,
+        segmentation=[_segmentation(run, one) for one in segmentation.values()],
+        per_class=[_per_class(name, one) for name, one in scores.items()],
+        matrices=[_matrix(one) for one in segmentation.values()], figures=_figures(run),
+        manifest=[(name, _text(value)) for name, value in read_manifest(run.folder).items()],
+        preset=(run.folder / "preset.yaml").read_text(encoding="utf-8"),
+    )  # fmt: skip
+    target = out or run.folder / "report.html"
+    try:
+        with whole_file(target) as fresh:
+            fresh.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--out {target}: cannot be written ({error.strerror or error}); give another file") from error
+    missing = [text for found, text in ((table3, "pseudo labels: afactl pseudo-eval"), (segmentation, "segmentation: afactl eval"), (looks, no_looks)) if not found]
+    return Report(target, target.stat().st_size, missing)
+
+
+def _template() -> jinja2.Template:
+    # Everything that is put in is escaped: names of classes and photos come from anywhere.
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.1f}"
+
+
+def _embedded(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _picture(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="WEBP", quality=88)
+    return _embedded(buffer.getvalue(), "webp")
+
+
+def _drawing(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return _embedded(buffer.getvalue(), "svg+xml")
+
+
+def _curves(run: TrainedRun) -> list[dict[str, str]]:
+    """Losses, learning rate and validation over the steps, with the borders of the phases."""
+    lines = read_metrics(run.folder)
+    logged = [line for line in lines if "loss" in line]
+    if not logged:
+        return []
+    job = run.preset.train
+    borders = phase_starts(job.cls_warmup_iters, job.aff_warmup_iters, run.preset.affinity.enabled)
+    charts = {
+        "losses": {name: [(line["step"], line[name]) for line in logged if name in line] for name in sorted({n for line in logged for n in line if n.startswith("loss")})},
+        "learning rate": {"backbone": [(line["step"], line["lr"]) for line in logged]},
+        "validation, mIoU %": {
+            title: [(line["step"], line[name]) for line in lines if name in line]
+            for name, title in (("val_seg_miou", "segmentation"), ("val_cam_miou", "CAM"))
+        },
+    }
+    found = {title: {name: points for name, points in series.items() if points} for title, series in charts.items()}
+    return [{"image": _drawing(curve_chart(title, series, borders)), "caption": title} for title, series in found.items() if series]
+
+
+def _note(run: TrainedRun, scores: dict[str, Any]) -> str:
+    return f"; step {scores['step']}" + ("" if scores["weights"] == run.weights else ", other weights than those of this page")
+
+
+def _table3(run: TrainedRun, scores: dict[str, Any], without_afa: Path | None) -> dict[str, Any]:
+    rows = [(WITHOUT_AFA, WITHOUT_PROPAGATION, read_scores(without_afa).get(f"pseudo-{scores['split']}"))] if without_afa else []
+    rows += [(name, name, scores) for name in TABLE3_ROWS]
+    figures = [
+        {"name": shown, **{key: _percent(100 * mean_iou(np.array(one["rows"][f"{name}{par}"]))) for key, par in (("without", ""), ("with_par", " + PAR"))}}
+        for shown, name, one in rows
+        if one is not None
+    ]
+    return {"split": scores["split"], "images": scores["images"], "note": _note(run, scores), "rows": figures}
+
+
+def _segmentation(run: TrainedRun, scores: dict[str, Any]) -> dict[str, Any]:
+    rows = [{"name": name, "miou": _percent(100 * mean_iou(np.array(one)))} for name, one in scores["rows"].items()]
+    return {"split": scores["split"], "images": scores["images"], "note": _note(run, scores), "rows": rows}
+
+
+def _per_class(name: str, scores: dict[str, Any]) -> dict[str, Any]:
+    figures = {row: 100 * class_iou(np.array(confusion)) for row, confusion in scores["rows"].items()}
+    rows = [
+        {"name": one, "figures": [_percent(values[i]) for values in figures.values()]} for i, one in enumerate(("background", *scores["classes"]))
+    ]
+    return {"title": name.replace("-", " of ", 1).replace("pseudo", "pseudo labels"), "columns": list(figures), "rows": rows}
+
+
+def _matrix(scores: dict[str, Any]) -> dict[str, str]:
+    name, confusion = list(scores["rows"].items())[min(1, len(scores["rows"]) - 1)]
+    caption = f"Confusion matrix of {scores['split']}, {name}: where the pixels of each true class went, in per cent"
+    return {"image": _drawing(confusion_chart(np.array(confusion), ("background", *scores["classes"]))), "caption": caption}
+
+
+def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[str, Any]], str]:
+    """Layers of some photos, or none and the reason."""
+    try:
+        photos = first_photos(run, data, count)
+    except AfactlError as error:
+        return [], f"No photos: {error}"
+    colors, classes, settings = PALETTES["safe"](), run.architecture.classes, run.preset.eval
+    shown = []
+    for photo in photos:
+        look = look_at(run, photo, data)
+        logits = segment(run.model, look.image, run.device, settings.scales, True, settings.long_side)
+        masks = {
+            "pseudo label": pseudo_labels_of(look.image, look.record, run.preset, run.device)[-1, 1],
+            "segmentation": logits.max(dim=0).indices.to(torch.uint8).cpu().numpy(),
+        }
+        small = reduce_image(look.image, PHOTO_PIXELS)
+        cam = np.array(Image.fromarray(foreground(look.record)).resize(small.shape[1::-1]))
+        layers = {"photo": small, "CAM": map_over(small, cam)}
+        layers |= {name: overlay(small, enlarge_mask(mask, small.shape[:2]), colors, classes=classes) for name, mask in masks.items()}
+        labels = ", ".join(classes[c] for c in look.record.classes) or "none"
+        shown.append({"name": look.name, "labels": labels, "layers": [{"name": name, "image": _picture(image)} for name, image in layers.items()]})
+    return shown, ""
+
+
+def _figures(run: TrainedRun) -> list[dict[str, str]]:
+    """The pictures that commands left in the run."""
+    found: list[dict[str, str]] = []
+    paths: Sequence[Path] = sorted((run.folder / "figures").glob("*.png"))
+    for path in paths:
+        with Image.open(path) as image:
+            pixels = reduce_image(np.array(image.convert("RGB")), FIGURE_PIXELS)
+        found.append({"image": _picture(pixels), "caption": path.name})
+    return found

@@ -1,0 +1,141 @@
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from afactl.errors import UsageError
+from afactl.evaluation import evaluate_segmentation, score_pseudo_labels
+from afactl.inference import open_run, open_split
+from afactl.report import write_report
+
+CPU = torch.device("cpu")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# What a user would do: move every slider to each layer, and see what is shown.
+MOVES = """
+<script>
+const seen = {errors: [], looks: []};
+addEventListener("error", event => seen.errors.push(String(event.message)));
+addEventListener("securitypolicyviolation", event => seen.errors.push(event.violatedDirective));
+addEventListener("load", () => {
+  for (const look of document.querySelectorAll(".look")) {
+    const slider = look.querySelector("input");
+    for (const value of [0, 1, 1.5, 3]) {
+      slider.value = value;
+      slider.dispatchEvent(new Event("input"));
+      const opacity = [...look.querySelectorAll("img")].map(layer => Number(getComputedStyle(layer).opacity));
+      seen.looks.push([value, look.querySelector("output").value, opacity]);
+    }
+  }
+  seen.width = document.documentElement.scrollWidth;
+  seen.inner = innerWidth;
+  seen.broken = [...document.images].filter(image => !image.naturalWidth).length;
+  seen.small = [...document.querySelectorAll("p, td, dd, output")].filter(one => parseFloat(getComputedStyle(one).fontSize) < 12).length;
+  document.body.dataset.seen = JSON.stringify(seen);
+});
+</script>
+"""
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory, tiny_run):
+    """A run with scores, a figure and its page."""
+    folder = tmp_path_factory.mktemp("report") / "run"
+    shutil.copytree(tiny_run, folder)
+    run = open_run(folder, CPU)
+    split = open_split(run, "val", None, masks=True)
+    table3, segmentation = score_pseudo_labels(run, split), evaluate_segmentation(run, split)
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(folder / "figures" / "one.png")
+    return run, table3, segmentation, write_report(run, photos=2)
+
+
+def test_the_page_holds_what_the_commands_found(judged):
+    run, table3, segmentation, made = judged
+    page = made.file.read_text()
+    assert made.missing == [] and made.size == len(page.encode()) and made.file == run.folder / "report.html"
+    for name, pair in table3.scores.items():
+        cells = "".join(f"<td>{score.miou:.1f}</td>" for score in pair)
+        assert f"<tr><td>{html.escape(name)}</td>{cells}</tr>" in page
+    for score in segmentation.scores:
+        assert f"<td>{score.name}</td><td>{score.miou:.1f}</td>" in page
+    for text in ("losses", "learning rate", "validation, mIoU %", "one.png", "Confusion matrix of val", "effective_batch", "max_iters: 4"):
+        assert text in page, text
+    assert [f'data-name="{name}"' in page for name in ("photo", "CAM", "pseudo label", "segmentation")] == [True] * 4
+
+
+def test_the_page_loads_nothing(judged):
+    page = judged[3].file.read_text()
+    sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
+    assert sources and all(source.startswith(("data:image/", "#")) for source in sources)
+    assert "default-src 'none'" in page and "@import" not in page and "url(" not in page
+
+
+def test_a_run_that_was_never_judged_says_what_to_do(run_copy, tmp_path):
+    run = open_run(run_copy, CPU)
+    made = write_report(run, data=tmp_path / "nowhere", out=tmp_path / "deep" / "page.html")
+    page = made.file.read_text()
+    assert f"afactl pseudo-eval --split train --run {run_copy}" in page and "afactl eval --split val" in page and "No photos:" in page
+    assert [text.split(":")[0] for text in made.missing] == ["pseudo labels", "segmentation", "No photos"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="--out .*cannot be written"):
+        write_report(run, out=tmp_path / "file" / "page.html", photos=0)
+
+
+def test_scores_of_other_weights_are_marked(judged, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(judged[0].folder, folder)
+    write_report(judged[0]._replace(folder=folder, weights="others"), photos=0)
+    assert (folder / "report.html").read_text().count("other weights than those of this page") == 2
+
+
+def test_a_row_without_afa_comes_from_the_other_run(judged, tmp_path):
+    write_report(judged[0], out=tmp_path / "page.html", without_afa=judged[0].folder, photos=0)
+    first = judged[1].scores["AFA (w/o prop.)"]
+    assert f"<tr><td>w/o AFA</td><td>{first[0].miou:.1f}</td><td>{first[1].miou:.1f}</td></tr>" in (tmp_path / "page.html").read_text()
+
+
+def test_names_are_escaped(judged, tmp_path):
+    """A class, a photo and a run named like HTML stay names."""
+    folder = tmp_path / "<b>run"
+    shutil.copytree(judged[0].folder, folder)
+    evil = '<img src=x onerror="alert(1)">'
+    scores = json.loads((folder / "scores" / "segmentation-val.json").read_text())
+    scores["classes"][0] = evil
+    (folder / "scores" / "segmentation-val.json").write_text(json.dumps(scores))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, evil: evil}))
+    (folder / "figures" / "one.png").rename(folder / "figures" / "<script>.png")
+    write_report(judged[0]._replace(folder=folder), photos=1)
+    page = (folder / "report.html").read_text()
+    assert evil not in page and html.escape(evil, quote=False).replace('"', "&#34;") in page
+    assert "<b>run" not in page and "&lt;script&gt;.png" in page and page.count("<script>") == 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="the page is not opened: no Chromium here (Debian: apt-get install chromium)")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_in_a_browser(judged, tmp_path, width):
+    """No error, the slider moves, no sideways scrolling on a phone. The page stands in a frame of that width."""
+    page = judged[3].file.read_text().replace("</head>", MOVES + "</head>")
+    frame = f'<!doctype html><iframe id="f" style="width:{width}px;height:2000px;border:0" srcdoc="{html.escape(page)}"></iframe>'
+    frame += "<script>f.onload = () => setTimeout(() => { document.title = f.contentDocument.body.dataset.seen }, 200)</script>"
+    (tmp_path / "frame.html").write_text(frame)
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1400,2100",
+         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom", str(tmp_path / "frame.html")],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
+    assert title, done.stderr[-2000:]
+    seen = json.loads(html.unescape(title[1]))
+    assert seen["errors"] == [] and "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    assert seen["inner"] == width and seen["width"] <= width, "nothing to scroll sideways"
+    assert seen["broken"] == 0 and seen["small"] == 0
+    assert len(seen["looks"]) == 2 * 4
+    for value, name, opacity in seen["looks"]:
+        assert name == {0: "photo", 1: "CAM", 1.5: "pseudo label", 3: "segmentation"}[value]
+        assert opacity == [max(0, min(1, value - i + 1)) for i in range(4)]
