@@ -83,7 +83,7 @@ class Cam(Section):
     beta_low: Share = Field(0.35, description="at most this is background")
     beta_high: Share = Field(0.55, description="above this is an object; between the two is ignored")
     background: Share = Field(0.45, description="the one threshold when CAMs are scored")
-    refiner: Literal["par", "pamr", "crf", "none"] = Field("par", description="what refines CAMs on their way to labels")
+    refiner: str = Field("par", description="what refines CAMs on their way to labels: par, pamr, crf or none")
 
 
 class Par(Section):
@@ -163,10 +163,10 @@ class Preset(Section):
     crf: Crf = Crf()
 
     def refiner_settings(self, name: str) -> dict[str, Any]:
-        """The keyword arguments of a refiner, out of the sections `par` and `crf`."""
+        """The keyword arguments of a refiner, out of the sections `par` and `crf`; one registered by others gets none."""
         par = self.par.model_dump()
         shared = {key: par[key] for key in ("dilations", "iterations")}
-        return {"par": par, "pamr": shared, "crf": self.crf.model_dump(), "none": {}}[name]
+        return {"par": par, "pamr": shared, "crf": self.crf.model_dump()}.get(name, {})
 
     @model_validator(mode="after")
     def _consistent(self) -> Preset:

@@ -30,6 +30,7 @@ from afactl.evaluation import validate
 from afactl.inference import TrainedRun
 from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
+from afactl.refinement.registry import build_refiner
 from afactl.runs import append_metrics, change_preset, find_run, forget_metrics_after, new_run, read_metrics, run_preset, write_manifest
 from afactl.schedule import Phase, phase_at
 from afactl.tensorboard_log import TensorBoardLog
@@ -200,6 +201,7 @@ class Job:
 
     def __init__(self, preset: Preset, run: Path, device: torch.device, report: Report) -> None:
         self.preset, self.run, self.device, self.report = preset, run, device, report
+        build_refiner(preset.cam.refiner, **preset.refiner_settings(preset.cam.refiner))  # a wrong name is told now
         self.data, self.val = load_data(preset)
         model = preset.model
         self.architecture = Architecture(

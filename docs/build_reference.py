@@ -1,13 +1,16 @@
-"""Write docs/cli.md and docs/presets.md from the code: python docs/build_reference.py"""
+"""Write docs/cli.md, docs/presets.md and docs/errors.md from the code: python docs/build_reference.py"""
 
 from __future__ import annotations
 
+import ast
+import html
 import json
 from pathlib import Path
 
 import typer.main
 from typer.cli import get_docs_for_click
 
+from afactl import errors
 from afactl.cli import app
 from afactl.presets import Preset, preset_names, preset_summary
 
@@ -43,7 +46,40 @@ def presets_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def errors_page() -> str:
+    """Every message that a command can end with, by its kind; what is filled in stands in capitals."""
+    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.AfactlError)}
+    found: dict[str, set[str]] = {name: set() for name in kinds}
+    for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds and node.args:
+                if text := _template(node.args[0]):
+                    found[node.func.id].add(text)
+    lines = ["<!-- written by docs/build_reference.py -->", "# All errors", "", "Every message is one line. What is filled in stands in capitals.", ""]
+    for name, kind in kinds.items():
+        if found[name]:
+            lines += [f"## {name}", "", f"{kind.__doc__.strip().splitlines()[0]} Exit code {kind.exit_code}.", ""]
+            lines += [f"- <code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>" for text in sorted(found[name])] + [""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _template(node: ast.expr) -> str:
+    """A message with its placeholders named; "" where it is made elsewhere."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if not isinstance(node, ast.JoinedStr):
+        return ""
+    parts = []
+    for part in node.values:
+        if isinstance(part, ast.Constant):
+            parts.append(str(part.value))
+        elif not (isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "nearest"):  # a hint, not always there
+            names = [one.attr if isinstance(one, ast.Attribute) else one.id for one in ast.walk(part.value) if isinstance(one, ast.Attribute | ast.Name)]
+            parts.append(names[0].upper() if names else "...")
+    return "".join(parts)
+
+
 if __name__ == "__main__":
-    for name, page in (("cli.md", cli_page()), ("presets.md", presets_page())):
+    for name, page in (("cli.md", cli_page()), ("presets.md", presets_page()), ("errors.md", errors_page())):
         (HERE / name).write_text(page, encoding="utf-8")
         print(HERE / name)

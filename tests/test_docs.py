@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import typer
 
 from afactl.cli import app, main
+from afactl.datasets import demo
 from afactl.presets import field_names, load_preset, preset_names
 from tests.conftest import TINY
 
@@ -28,13 +30,28 @@ def every_command(commands, before=""):
 COMMANDS = dict(every_command(typer.main.get_command(app).commands))
 
 
+BLOCK = re.compile(r"(?:<!-- (needs|file): ([^>]*?) -->\n)?```(\w*)\n(.*?)```", re.DOTALL)
+# What a block may need that is not here; every other one is run.
+MISSING = {"VOC", "COCO", "GPU", "weights", "installation"}
+
+
+def blocks(page):
+    """(kind of marker, its words, language, text) of a page's code blocks."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def lines_of(text):
+    """The commands of a block, without what a shell would take from them."""
+    joined = (line.removeprefix("$ ").strip() for line in text.replace("\\\n", " ").splitlines())
+    return [shlex.split(line, comments=True) for line in joined if line and not line.startswith("#")]
+
+
 def command_lines(page):
-    """Lines of a page's console blocks that call afactl, without what a shell would take from them."""
-    for block in re.findall(r"```(?:console|bash|sh|)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            line = line.removeprefix("$ ").strip()
-            if line.startswith("afactl ") and "[OPTIONS]" not in line:
-                yield shlex.split(line, comments=True)[1:]
+    """Calls of afactl in a page's console blocks."""
+    for _, _, language, text in blocks(page):
+        for words in lines_of(text) if language in ("console", "bash", "sh") else ():
+            if "afactl" in words and "[OPTIONS]" not in words:
+                yield words[words.index("afactl") + 1 :]
 
 
 CALLS = [pytest.param(page, call, id=f"{page.name}: {shlex.join(call)}") for page in PAGES for call in command_lines(page)]
@@ -75,20 +92,92 @@ def test_the_reference_of_presets_is_current():
     assert all(f"`{name}`" in page for name in field_names())
 
 
-def test_the_first_commands_of_the_readme_run(tmp_path, tiny_data, monkeypatch, capsys):
-    lines = re.search(r"<!-- by hand -->\n```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1].splitlines()
-    calls = [shlex.split(line, comments=True) for line in lines if line.startswith("afactl ")]
-    assert [call[1] for call in calls] == ["train", "pseudo-eval", "eval", "viz-attn", "predict"]
+RUN_PAGES = [page for page in PAGES if page.name != "cli.md"]
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(page, tmp_path, tiny_data, tiny_run, monkeypatch, capsys):
+    """One after the other, on tiny data, in a folder that has what the pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AFACTL_RUN", raising=False)
-    (tmp_path / "photos").symlink_to(tiny_data / "images" / "val")
-    for _, name, *arguments in calls:
-        if name == "train":
-            arguments += ["--data", str(tiny_data), *(part for override in TINY for part in ("--set", override))]
+    for name in ("photos", "holiday"):
+        shutil.copytree(tiny_data / "images" / "val", name)
+    for name in ("mydata", "ANIMALS"):
+        demo.generate(Path(name).resolve(), train=24, val=4, size=64)
+    by_name(tiny_data, Path("named"))
+    shutil.copytree(tiny_run, "runs/mine")
+    for kind, words, _, text in blocks(page):
+        if kind == "file":
+            assert text.count("\n") < 40, f"{words} is to be under 40 lines"
+            Path(words).write_text(text)
+    done = 0
+    for kind, words, language, text in blocks(page):
+        if kind == "needs":
+            assert set(words.split(", ")) <= MISSING, f"{page.name}: {words}"
+        elif language in ("console", "bash", "sh"):
+            for call in lines_of(text):
+                run_line(call, tiny_data, capsys)
+                done += 1
+    assert done or page.name not in ("README.md", "index.md", "own-data.md", "table3.md", "jobs.md", "extending.md")
+
+
+def run_line(call, tiny_data, capsys):
+    """A line of a page; a training becomes a tiny one."""
+    command = next(call[i + 1] for i, word in enumerate(call) if word == "afactl" or word.endswith(".py"))
+    if command == "train" and "--resume" not in call:
+        call = [*call, *(() if "--data" in call else ("--data", str(tiny_data))), *(part for override in TINY for part in ("--set", override))]
+    if command == "ablate" and "--preset" in call:
+        call = [*call, "--data", str(tiny_data), *(part for override in TINY for part in ("--set", override))]
+    if call[0] == "afactl":
         with pytest.raises(SystemExit) as stopped:
-            main([name, *arguments])
-        assert not stopped.value.code, f"{name}: {capsys.readouterr().err}"
-    assert len(list(tmp_path.glob("runs/demo-*/predictions/*.png"))) >= 4
+            main(call[1:])
+        assert not stopped.value.code, f"{shlex.join(call)}: {capsys.readouterr().err}"
+        return
+    programs = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
+    finished = subprocess.run([*programs[call[0]], *call[1:]], capture_output=True, text=True)
+    assert finished.returncode == 0, f"{shlex.join(call)}: {finished.stderr}"
+
+
+def by_name(data, folder):
+    """The tiny data with the labels in the names of the photos, as docs/extending.md reads them."""
+    (folder / "truth").mkdir(parents=True)
+    for row in (data / "labels.csv").read_text().split()[1:]:
+        image, split, labels = row.split(",")
+        name = f"{Path(image).stem}-{labels.replace('|', '-')}.png"
+        (folder / split).mkdir(exist_ok=True)
+        shutil.copy(data / image, folder / split / name)
+        shutil.copy(data / image.replace("images", "masks", 1), folder / "truth" / name)
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="the site needs the extra [docs]")
+    site = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    assert site.returncode == 0, site.stderr
+    for page in (ROOT / "docs").glob("*.md"):
+        assert (tmp_path / ("index.html" if page.stem == "index" else f"{page.stem}/index.html")).is_file()
+    assert "cdn" not in (tmp_path / "index.html").read_text()
+
+
+def test_the_list_of_errors_is_current():
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        from build_reference import errors_page
+    finally:
+        sys.path.pop(0)
+    page = errors_page()
+    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == page, "run python docs/build_reference.py"
+    assert page.count("<code>") > 120
+
+
+def test_troubleshooting_speaks_of_messages_that_there_are():
+    """The first column of the first table, piece by piece, is found among the messages of the code."""
+    source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "afactl").rglob("*.py"))
+    table = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split("What is no error")[0]
+    rows = re.findall(r"^\| `(.+?)` ", table, re.MULTILINE)
+    assert len(rows) > 14
+    for row in rows:
+        pieces = [piece.strip() for piece in re.split(r"\.\.\.|0\.\.C|W x H|runs/|voc|train_aug|checkpoints/last|last\.old|hf:|#", row) if len(piece.strip()) > 6]
+        assert pieces and all(piece in source for piece in pieces), row
 
 
 def test_links_between_pages_lead_somewhere():

@@ -131,6 +131,12 @@ def test_a_resumed_run_takes_changes_only_when_told(run_copy):
     assert run_preset(run_copy).model.decoder_width == 16, "what does not fit changes nothing"
 
 
+def test_a_refiner_that_is_none_is_told_before_anything_is_written(tmp_path, tiny_data):
+    with pytest.raises(UsageError, match='refiner "pra": expected one of .*did you mean "par"'):
+        train("demo", data=tiny_data, out=tmp_path / "run", overrides=[*TINY, "cam.refiner=pra"], device_name="cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def test_deterministic_runs_repeat_themselves(tmp_path, tiny_data, tiny_run):
     """Also with another number of workers; and the switch is taken back by the next job."""
     same = [*TINY, "train.deterministic=true", "loss.reg=0.01"]

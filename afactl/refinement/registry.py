@@ -25,7 +25,7 @@ def build_refiner(name: str, **settings: object) -> Refiner:
     """A refiner with its settings, which are the keyword arguments of its function.
 
     Args:
-        name: "par", "pamr", "crf" or "none" (only brings the planes to the image's size).
+        name: "par", "pamr", "crf", "none" (only brings the planes to the image's size), or one that was registered.
 
     Raises:
         UsageError: no such refiner.
@@ -33,6 +33,11 @@ def build_refiner(name: str, **settings: object) -> Refiner:
     if name not in REFINERS:
         raise UsageError(f'refiner "{name}": expected one of {", ".join(REFINERS)}{nearest(name, REFINERS)}')
     return partial(REFINERS[name], **settings)
+
+
+def register(name: str, refiner: Callable[..., Tensor]) -> None:
+    """Make `refiner(image, stacks)` available as `cam.refiner: name`; shapes as in `Refiner`."""
+    REFINERS[name] = refiner
 
 
 def _par(image: Tensor, stacks: Tensor, **settings: object) -> Tensor:
