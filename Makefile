@@ -11,10 +11,14 @@ demo: $(VENV)/.installed
 	@rm -rf $(RUN)
 	$(BIN)/afactl train demo --out $(RUN)
 	$(BIN)/afactl pseudo-eval --split train --run $(RUN)
-	$(BIN)/afactl eval --split val --run $(RUN)
+	$(BIN)/afactl eval --split val --worst 8 --run $(RUN)
 	$(BIN)/afactl viz-attn --query 60,50 --run $(RUN)
+	$(BIN)/afactl viz-cams --run $(RUN)
+	$(BIN)/afactl viz-heads --run $(RUN)
 	$(BIN)/afactl predict "$${AFACTL_CACHE:-$$HOME/.cache/afactl}/demo/images/val/000[0-5].png" --crf --overlay --run $(RUN)
+	$(BIN)/afactl report $(RUN)
 	@echo
+	@echo "one page:    $(RUN)/report.html (photos, CAMs, labels and masks with a slider)"
 	@echo "run folder:  $(RUN) (preset, metrics, checkpoints)"
 	@echo "figures:     $(RUN)/figures"
 	@echo "masks:       $(RUN)/predictions"

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,10 +93,11 @@ class FoundCheckpoint(NamedTuple):
     note: str
 
 
-def find_checkpoint(run: Path, which: str = "last") -> FoundCheckpoint:
+def find_checkpoint(run: Path, which: str = "last", needed: Sequence[str] = (WEIGHTS, TRAINING)) -> FoundCheckpoint:
     """The newest whole checkpoint of a run.
 
     Args:
+        needed: the files that must be whole; inference does without TRAINING.
         which: "last", or "best" of the validation score (the last where none was kept).
 
     Raises:
@@ -105,7 +106,7 @@ def find_checkpoint(run: Path, which: str = "last") -> FoundCheckpoint:
     damaged = []
     for name in [*(["best", "best.new", "best.old"] if which == "best" else []), "last", "last.new", "last.old"]:
         folder = run / "checkpoints" / name
-        if _is_whole(folder):
+        if _is_whole(folder, needed):
             note = f"{', '.join(damaged)} is damaged or unfinished (checksum); using {name}" if damaged else ""
             return FoundCheckpoint(folder, note)
         if folder.is_dir() and not name.endswith(".new"):  # .new without its checksums was being written
@@ -115,10 +116,10 @@ def find_checkpoint(run: Path, which: str = "last") -> FoundCheckpoint:
     raise CheckpointError(f"{run}: no checkpoint yet; train first: afactl train PRESET --out {run}")
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, needed: Sequence[str]) -> bool:
     try:
         sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-        return all(_checksum(folder / name) == sums[name] for name in (WEIGHTS, TRAINING))
+        return all(_checksum(folder / name) == sums[name] for name in needed)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

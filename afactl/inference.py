@@ -20,7 +20,7 @@ from torch import Tensor
 from afactl import distributed
 from afactl.affinity import mean_attention
 from afactl.cache import Cache, CacheHeader
-from afactl.checkpoints import Architecture, find_checkpoint, load_model, weights_hash
+from afactl.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
 from afactl.datasets.images import read_image
 from afactl.datasets.registry import check_files, data_fingerprint, load_split
 from afactl.datasets.samples import Sample, Split
@@ -62,7 +62,7 @@ def open_run(folder: Path, device: torch.device, which: str = "last") -> Trained
     Raises:
         CheckpointError: there is none, or it does not fit.
     """
-    checkpoint, note = find_checkpoint(folder, which)
+    checkpoint, note = find_checkpoint(folder, which, needed=(WEIGHTS,))
     model, architecture, iteration = load_model(checkpoint)
     return TrainedRun(
         folder, run_preset(folder), model.to(device), architecture, device, weights_hash(checkpoint), iteration, note

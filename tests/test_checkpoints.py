@@ -118,3 +118,12 @@ def test_starting_weights(saved, tmp_path):
     assert torch.equal(fresh.classifier, model.classifier)
     with pytest.raises(CheckpointError, match="another architecture"):
         initialize(Architecture("mit_b0", ("a",), "gmp", 8, 0.1).build(), str(tmp_path / "mit.pth"))
+
+
+def test_inference_does_without_the_training_state(run_copy):
+    from afactl.inference import open_run
+
+    (run_copy / "checkpoints/last/training.pt").write_bytes(b"spoiled")
+    run = open_run(run_copy, torch.device("cpu"))
+    assert run.note == "" and run.iteration == 4
+    assert find_checkpoint(run_copy).folder.name == "last.old"
