@@ -1,13 +1,12 @@
 """`afactl data check` against decoding the same files: python benchmarks/checking.py DIR"""
 
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from ratio import machine
+from ratio import machine, seconds
 
 from afactl.datasets.checking import check_splits
 from afactl.datasets.registry import format_of, load_all
@@ -16,12 +15,6 @@ from afactl.datasets.registry import format_of, load_all
 def decode(path: Path) -> None:
     image = Image.open(path)
     np.asarray(image if image.mode in ("L", "P") else image.convert("RGB"))
-
-
-def seconds(job) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from ratio import machine
+from ratio import machine, seconds
 from torch.utils.data import DataLoader, Dataset
 
 from afactl.allocator import keep_freed_memory
@@ -32,13 +32,7 @@ class Decoding(Dataset):
         return np.array(Image.open(self.paths[item]).convert("RGB")).size
 
 
-def _timed(job) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
-
-
-def seconds(loader: DataLoader, use) -> float:
+def after_the_first(loader: DataLoader, use) -> float:
     """Wall time per photo set, from the first batch on, so that the start of the workers is left out."""
     batches = iter(loader)
     next(batches)
@@ -59,11 +53,11 @@ if __name__ == "__main__":
     stream = TrainingStream(split, job.crop_size, job.scale_range, flip=True, masks=False, seed=0, start=0, stop=count)
     order = np.concatenate([np.random.default_rng((0, 0, epoch)).permutation(len(split.samples)) for epoch in range(1 + count // len(split.samples))])[:count]
     decoding = Decoding([split.samples[i].image for i in order])
-    one_by_one = [sum(_timed(lambda: source[i]) for i in range(min(count, 400))) for source in (stream, decoding)]  # noqa: B023
+    one_by_one = [sum(seconds(lambda: source[i]) for i in range(min(count, 400))) for source in (stream, decoding)]  # noqa: B023
     rounds = [
         (
-            seconds(DataLoader(stream, 8, num_workers=WORKERS), lambda batch: normalize(batch["image"])),
-            seconds(DataLoader(decoding, 8, num_workers=WORKERS), lambda batch: None),
+            after_the_first(DataLoader(stream, 8, num_workers=WORKERS), lambda batch: normalize(batch["image"])),
+            after_the_first(DataLoader(decoding, 8, num_workers=WORKERS), lambda batch: None),
         )
         for _ in range(3)
     ]

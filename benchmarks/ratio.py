@@ -20,13 +20,14 @@ def compare(title: str, ours: Callable[[], object], other: Callable[[], object],
     ours(), other()
     pairs = []
     for _ in range(rounds):
-        pairs.append((_seconds(ours), _seconds(other)))
+        pairs.append((seconds(ours), seconds(other)))
     mine, theirs = (min(column) for column in zip(*pairs, strict=True))
     median = statistics.median(b / a for a, b in pairs)
     print(f"{title}: {theirs / mine:.1f}x (median {median:.1f}x); ours {1000 * mine:.1f} ms, {name} {1000 * theirs:.1f} ms")
 
 
-def _seconds(job: Callable[[], object]) -> float:
+def seconds(job: Callable[[], object]) -> float:
+    """Wall time of a job, the GPU's work included."""
     start = time.perf_counter()
     job()
     if torch.cuda.is_available():
