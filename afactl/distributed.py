@@ -101,7 +101,7 @@ def from_first(texts: Sequence[str]) -> list[str]:
     dist.broadcast(length, 0)
     content = content if rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(content, 0)
-    return json.loads(bytes(content.tolist()))
+    return json.loads(content.numpy().tobytes())
 
 
 def total_counts(counts: np.ndarray) -> np.ndarray:

@@ -218,7 +218,8 @@ class Job:
         if distributed.size() > 1:
             # The parameters in use change with the phase.
             self.step_losses = DistributedDataParallel(self.step_losses, find_unused_parameters=True)
-        self.start, self.best, self.skipped, self.stop = 0, -math.inf, 0, threading.Event()
+        self.start, self.best, self.skipped = 0, -math.inf, 0
+        self.stop, self.agreed = threading.Event(), False
         self.tensorboard: TensorBoardLog | None = None
         self.shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, distributed.size())
 
@@ -275,9 +276,11 @@ class Job:
                     self.show(done)
                 if self.val and (done % job.eval_iters == 0 or last):
                     validation = self.validate(done)
-                if done % job.checkpoint_iters == 0 or last or self.stop.is_set():
+                # Alone, a stop counts at once; processes stop after the same step, the one in which they all heard of it.
+                stopping = self.agreed if shares.processes > 1 else self.stop.is_set()
+                if done % job.checkpoint_iters == 0 or last or stopping:
                     self.checkpoint(done)
-                if self.stop.is_set() and not last:
+                if stopping and not last:
                     raise KeyboardInterrupt
         if self.tensorboard:
             self.tensorboard.close()
@@ -322,8 +325,7 @@ class Job:
         if distributed.size() > 1:
             sums = distributed.total(torch.tensor([*values.values(), self.stop.is_set()], dtype=torch.float64)).tolist()
             values = {name: value / distributed.size() for name, value in zip(values, sums, strict=False)}
-            if sums[-1]:
-                self.stop.set()
+            self.agreed = bool(sums[-1])
         if math.isfinite(values["loss"]):
             self.skipped = 0
             self.optimizer.step()

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from afactl.files import whole_file
+
 FOLDER = ".unfinished"
 
 
@@ -28,11 +30,10 @@ class Unfinished:
         self.folder.mkdir(parents=True, exist_ok=True)
         own = self.folder / f"done-{process}.jsonl"
         self._known = self.lines()
-        kept = _lines(own, settings)
         # Written anew, so that a line which a kill cut off does not spoil the next one.
-        self._file: TextIO = open(own, "w", encoding="utf-8")
-        for line in (settings, *kept):
-            self._write(line)
+        with whole_file(own) as fresh:
+            fresh.write_text("".join(json.dumps(line) + "\n" for line in (settings, *_lines(own, settings))), encoding="utf-8")
+        self._file: TextIO = open(own, "a", encoding="utf-8")
 
     def done(self, item: str, source: Path) -> dict[str, Any] | None:
         """The values noted for an item by an earlier call, if it was noted for this source as it is now."""

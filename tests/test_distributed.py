@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from afactl.batch_norm import BatchNorm
+from afactl.checkpoints import find_checkpoint, load_model
 from afactl.distributed import Shares, from_first, share, step_shares, total, total_counts
 from afactl.inference import cam_cache_path, open_cam_cache, open_run, open_split
 from afactl.presets import load_preset
@@ -171,6 +172,31 @@ def test_a_process_that_dies_ends_the_job_with_its_message(tmp_path, tiny_data):
     )  # fmt: skip
     assert done.returncode != 0 and time.monotonic() - start < 60
     assert "error: rank 1: the disk of rank 1 has gone" in done.stderr
+
+
+def stopped_in_one(data, run):
+    """Rank 1 is asked to stop in the middle of its third step."""
+    job = Job(load_preset("demo", [*FIVE, f"data.root={data}"]), Path(run), torch.device("cpu"), ignore)
+    losses, seen = job.losses, []
+
+    def asked(batch, phase):
+        seen.append(phase)
+        if len(seen) == 3 and dist.get_rank() == 1:
+            job.stop.set()
+        return losses(batch, phase)
+
+    job.losses = asked
+    try:
+        job.run_steps()
+    except KeyboardInterrupt:
+        return {"steps": len(seen)}
+    return {"steps": None}
+
+
+def test_a_stop_of_one_process_is_the_stop_of_all(tmp_path, tiny_data):
+    (tmp_path / "run").mkdir()
+    assert together(tmp_path / "p", 2, stopped_in_one, str(tiny_data), str(tmp_path / "run")) == [{"steps": 3}, {"steps": 3}]
+    assert load_model(find_checkpoint(tmp_path / "run").folder)[2] == 3, "rank 0 wrote where all stopped"
 
 
 def test_a_command_that_cannot_share_its_work_says_so():

@@ -34,8 +34,8 @@ LAYERS = [
     {"cam", "affinity", "losses", "metrics", "schedule", "refinement.par", "refinement.pamr", "refinement.crf", "backbones"},
     {"backbones.mit", "refinement.lattice", "refinement.neighborhood"},
     {"backbones.registry", "batch_norm"},
-    {"distributed"},
-    {"errors", "allocator", "files", "unfinished"},
+    {"distributed", "unfinished"},
+    {"errors", "allocator", "files"},
     {"__init__", "datasets", "refinement"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
