@@ -268,6 +268,7 @@ def predict(
     form: FormatOption = Format.png,
     overlay: Annotated[bool, typer.Option("--overlay", help="also write the photo with its mask over it, contours and class names")] = False,
     palette: PaletteOption = Palette.safe,
+    window: Annotated[Optional[int], typer.Option("--window", min=64, help="pass photos with a longer side than this at their own size, in overlapping windows of this side")] = None,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
@@ -280,14 +281,14 @@ def predict(
     trained = open_chosen_run(run, device, checkpoint)
     folder = out_folder or trained.folder / "predictions"
     forms = [form.value, *(["overlay"] if overlay and form is not Format.overlay else [])]
-    result = predict_photos(trained, found, folder, backend, forms, palette.value, tracker("predict"))
+    result = predict_photos(trained, found, folder, backend, forms, palette.value, window, tracker("predict"))
     for line in result.failed:
         error_line(line)
     kept = f", {result.kept} of them before a stop" if result.kept else ""
     out.print(f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
     out.print(f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}")
     if result.reduced:
-        out.print(f"{result.reduced} large photos were labelled at a smaller size (at most {MAX_PIXELS / 1e6:.0f} megapixels) and their masks enlarged")
+        out.print(f"{result.reduced} large photos: their masks were made with at most {MAX_PIXELS / 1e6:.0f} megapixels and enlarged")
     if result.failed:
         raise typer.Exit(1)
 

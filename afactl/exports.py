@@ -6,8 +6,9 @@ probabilities   one .npy per photo: K x h x w float16, sums to 1 over K
 coco-rle        results.json: COCO's result list, one entry per photo and class, masks as run lengths
 voc-server      results.zip: the folders of the PASCAL VOC evaluation server (comp6)
 cvat            masks.zip: "Segmentation mask 1.1", which CVAT imports
+label-studio    tasks.json with the masks as predictions, and labeling.xml with the interface for them
 
-Every photo's file is written first, so that a killed job goes on; the last three are gathered at the end.
+Every photo's file is written first, so that a killed job goes on; the last four are gathered at the end.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,7 @@ from torch import Tensor
 from afactl.datasets.images import enlarge_mask, indexed_png, voc_palette, write_mask
 from afactl.errors import DependencyError, UsageError
 from afactl.files import whole_file
+from afactl.label_studio import brush_rle, labeling_config
 from afactl.palettes import PALETTES
 from afactl.unfinished import FOLDER as UNFINISHED
 from afactl.visualization import overlay
@@ -41,11 +44,13 @@ class Labelled(NamedTuple):
 
     Attributes:
         path: of the mask below the output folder, with the suffix .png.
+        photo: name of the photo, with its folders below the one that was given.
         size: (h, w) of the photo. image, mask: at the size that was labelled, which is smaller for large photos.
         logits: K x h x w of `mask`'s size.
     """
 
     path: Path
+    photo: Path
     size: tuple[int, int]
     image: np.ndarray
     mask: np.ndarray
@@ -149,13 +154,7 @@ class CocoWriter:
 
     def close(self, paths: Sequence[Path]) -> Path:
         target = self.out / "results.json"
-        with whole_file(target) as fresh, open(fresh, "w", encoding="utf-8") as file:
-            lead = "[\n"
-            for path in paths:
-                if entries := self.target(path).read_text(encoding="utf-8"):
-                    file.write(lead + entries)
-                    lead = ",\n"
-            file.write("\n]\n" if lead != "[\n" else "[]\n")
+        _gather_json(target, (self.target(path).read_text(encoding="utf-8") for path in paths))
         return target
 
 
@@ -205,6 +204,51 @@ class CvatWriter:
         return target
 
 
+class LabelStudioWriter:
+    """Tasks for Label Studio with the masks as predictions; the photos are looked for in its local storage."""
+
+    def __init__(self, out: Path, classes: Sequence[str]) -> None:
+        self.out, self.classes = out, classes
+
+    def target(self, path: Path) -> Path:
+        return self.out / PARTS / "label-studio" / path.with_suffix(".json")
+
+    def add(self, one: Labelled) -> None:
+        full, probabilities = one.full, one.logits.float().softmax(0).cpu().numpy()
+        found = []
+        for value in np.unique(one.mask[one.mask > 0]).tolist():
+            name = self.classes[value - 1]
+            found.append({
+                "type": "brushlabels", "from_name": "tag", "to_name": "image", "image_rotation": 0,
+                "original_width": one.size[1], "original_height": one.size[0],
+                "value": {"format": "rle", "rle": brush_rle(full == value), "brushlabels": [name]},
+                "score": round(float(probabilities[value][one.mask == value].mean()), 4),
+            })  # fmt: skip
+        task = {
+            "data": {"image": f"/data/local-files/?d={quote(one.photo.as_posix())}"},
+            "predictions": [{"model_version": "afactl", "result": found}],
+        }
+        with whole_file(self.target(one.path)) as fresh:
+            fresh.write_text(json.dumps(task), encoding="utf-8")
+
+    def close(self, paths: Sequence[Path]) -> Path:
+        with whole_file(self.out / "labeling.xml") as fresh:
+            fresh.write_text(labeling_config(self.classes, voc_palette().tolist()), encoding="utf-8")
+        target = self.out / "tasks.json"
+        _gather_json(target, (self.target(path).read_text(encoding="utf-8") for path in paths))
+        return target
+
+
+def _gather_json(target: Path, texts: Iterable[str]) -> None:
+    """Write one JSON list of the entries in `texts`, without holding all of them."""
+    with whole_file(target) as fresh, open(fresh, "w", encoding="utf-8") as file:
+        lead = "[\n"
+        for text in filter(None, texts):
+            file.write(lead + text)
+            lead = ",\n"
+        file.write("\n]\n" if lead != "[\n" else "[]\n")
+
+
 def require_distinct_names(form: str, paths: Sequence[Path]) -> None:
     """The evaluation server knows masks by their name alone.
 
@@ -219,4 +263,5 @@ def require_distinct_names(form: str, paths: Sequence[Path]) -> None:
 WRITERS: dict[str, type[Any]] = {
     "png": PngWriter, "overlay": OverlayWriter, "probabilities": ProbabilityWriter,
     "coco-rle": CocoWriter, "voc-server": VocServerWriter, "cvat": CvatWriter,
+    "label-studio": LabelStudioWriter,
 }  # fmt: skip

@@ -142,6 +142,62 @@ def segment(
     return fused
 
 
+def segment_windows(
+    model: AFA,
+    image: np.ndarray,
+    device: torch.device,
+    scales: Sequence[float],
+    flip: bool,
+    window: int,
+    size: tuple[int, int],
+) -> Tensor:
+    """Segmentation logits of a large photo, passed at its own size in windows that overlap by a third.
+
+    Each window is a photo of its own for `segment`. Where windows overlap, the mean of their logits is taken,
+    weighted by the distance from the window's edge, near which the network sees the least around a pixel.
+
+    Args:
+        image: h x w x 3 uint8.
+        window: side of the windows in pixels of the photo; a photo that is smaller fills one.
+        size: (h', w') of the logits, at most the photo's: those of a whole large photo would take GiB.
+
+    Returns:
+        K x h' x w' float32.
+    """
+    total: Tensor | None = None
+    weights = torch.zeros(size, device=device)
+    rows, columns = (_windows(side, small, window) for side, small in zip(image.shape[:2], size, strict=True))
+    for row, small_row in rows:
+        for column, small_column in columns:
+            logits = segment(model, image[row, column], device, scales, flip)
+            target = (small_row.stop - small_row.start, small_column.stop - small_column.start)
+            if logits.shape[1:] != target:
+                logits = F.interpolate(logits[None], size=target, mode="area")[0]
+            weight = torch.outer(*(_tent(side, device) for side in target))
+            if total is None:
+                total = logits.new_zeros(len(logits), *size)
+            total[:, small_row, small_column] += weight * logits
+            weights[small_row, small_column] += weight
+    return total / weights
+
+
+def _windows(side: int, small: int, window: int) -> list[tuple[slice, slice]]:
+    """Evenly spread windows over a side, each as (slice of the photo, slice of a grid of `small` cells)."""
+    count = max(1, -((window - 3 * side) // (2 * window)))
+    starts = [round(i * (side - window) / max(1, count - 1)) for i in range(count)]
+    ends = [min(start + window, side) for start in starts]
+    return [
+        (slice(start, end), slice(round(start * small / side), round(end * small / side)))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _tent(side: int, device: torch.device) -> Tensor:
+    """Distance of each of `side` cells from the nearer end, above 0."""
+    ramp = torch.arange(side, device=device) + 0.5
+    return torch.minimum(ramp, side - ramp)
+
+
 class CamRecord(NamedTuple):
     """What the network says about one image, as it is kept in the cache.
 

@@ -51,6 +51,7 @@ class Format(str, Enum):
     coco_rle = "coco-rle"
     voc_server = "voc-server"
     cvat = "cvat"
+    label_studio = "label-studio"
 
 
 class DumpFormat(str, Enum):
@@ -71,7 +72,7 @@ PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print Io
 SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
 CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF")]
 BackendOption = Annotated[Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")]
-FormatOption = Annotated[Format, typer.Option("--format", help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat: one file for all")]
+FormatOption = Annotated[Format, typer.Option("--format", help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat, label-studio: one file for all")]
 DumpFormatOption = Annotated[DumpFormat, typer.Option("--format", help="npy: also one IRN-style dictionary per image")]
 
 

@@ -19,13 +19,13 @@ from afactl import distributed
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.errors import DataError, UsageError
 from afactl.exports import WRITERS, Labelled, OverlayWriter, Writer, require_distinct_names
-from afactl.inference import TrainedRun, segment, to_tensor
+from afactl.inference import TrainedRun, segment, segment_windows, to_tensor
 from afactl.parallel import ordered_map, processes_for
 from afactl.refinement.crf import crf_label
 from afactl.unfinished import Unfinished
 
-# Photos with more pixels are labelled at a smaller size and the mask is enlarged: the maps of 21
-# classes and the CRF's lattice of a larger one would take several GiB.
+# Photos with more pixels get a mask of that many, which is enlarged: the maps of 21 classes and the
+# CRF's lattice of a larger one would take several GiB.
 MAX_PIXELS = 2**21
 # With the CRF, pixels times classes that are anywhere probable.
 MAX_CRF_VALUES = 2**24
@@ -94,6 +94,7 @@ def predict(
     crf: str | None = None,
     forms: Sequence[str] = ("png",),
     palette: str = "safe",
+    window: int | None = None,
     track: Callable[[Sequence[Photo]], Iterator[Photo]] = iter,
 ) -> Prediction:
     """Write masks of photos: multi-scale + flip, as `eval` scores it.
@@ -105,6 +106,7 @@ def predict(
         crf: refine with the dense CRF, one of CRF_BACKENDS.
         forms: what to write, of `exports.WRITERS`.
         palette: colours of the form "overlay", one of PALETTES; the other forms have those of VOC.
+        window: photos with a longer side are passed at their own size, in windows of this side.
 
     Raises:
         UsageError: the output folder cannot be written, or the forms do not go with the CRF or the names.
@@ -117,7 +119,7 @@ def predict(
     known = {**WRITERS, "overlay": partial(OverlayWriter, palette=palette)}
     writers: list[Writer] = [known[form](out, run.architecture.classes) for form in forms]
     settings = {"weights": run.weights, "crf": run.preset.crf.model_dump() if crf else None, "backend": crf, "forms": list(forms), "palette": palette,
-                "eval": run.preset.eval.model_dump()}  # fmt: skip
+                "window": window, "eval": run.preset.eval.model_dump()}  # fmt: skip
     with _writing(out):
         record = Unfinished(out, settings, distributed.rank())
     kept = 0
@@ -128,7 +130,7 @@ def predict(
             kept += 1
         else:
             missing.append(photo)
-    for photo, values, one in _labelled(run, missing, crf, track):
+    for photo, values, one in _labelled(run, missing, crf, window, track):
         with _writing(out):
             for writer in writers if one else ():
                 writer.add(one)
@@ -157,7 +159,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _labelled(
-    run: TrainedRun, photos: Sequence[Photo], crf: str | None, track: Callable[[Sequence[Photo]], Iterator[Photo]]
+    run: TrainedRun, photos: Sequence[Photo], crf: str | None, window: int | None, track: Callable[[Sequence[Photo]], Iterator[Photo]]
 ) -> Iterator[tuple[Photo, dict[str, Any], Labelled | None]]:
     """Every photo, what is to be noted about it ("failed": why, or None; "reduced"), and its mask if it has one."""
     settings = run.preset.eval
@@ -172,8 +174,12 @@ def _labelled(
                 failed.append((photo, {"failed": str(error), "reduced": False}, None))
                 continue
             size = image.shape[:2]
-            image = reduce_image(image, MAX_PIXELS)
-            logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
+            small = reduce_image(image, MAX_PIXELS)
+            if window and max(size) > window:
+                logits = segment_windows(run.model, image, run.device, settings.scales, True, window, small.shape[:2])
+            else:
+                logits = segment(run.model, small, run.device, settings.scales, True, settings.long_side)
+            image = small
             if not torch.isfinite(logits).all():
                 text = f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again"
                 failed.append((photo, {"failed": text, "reduced": False}, None))
@@ -187,7 +193,7 @@ def _labelled(
     for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):
         photo, size, image, logits = waiting.popleft()
         mask = label.cpu().numpy()
-        yield photo, {"failed": None, "reduced": mask.shape != size}, Labelled(photo.mask, size, image, mask, logits)
+        yield photo, {"failed": None, "reduced": mask.shape != size}, Labelled(photo.mask, photo.mask.with_name(photo.path.name), size, image, mask, logits)
     yield from failed
 
 

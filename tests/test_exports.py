@@ -1,6 +1,7 @@
 """What `predict` hands over, read back by those for whom it is meant."""
 
 import json
+import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image
 from afactl.datasets.images import read_image, read_mask, voc_palette
 from afactl.errors import DependencyError, UsageError
 from afactl.exports import VOC_FOLDER, WRITERS, Labelled, require_distinct_names
+from afactl.label_studio import brush_rle
 
 CLASSES = ("cat", "dog")
 
@@ -20,7 +22,7 @@ def labelled(name="deep/a.png", enlarged=1, seed=0):
     rng = np.random.default_rng(seed)
     logits = torch.from_numpy(rng.normal(size=(3, 6, 8)).astype(np.float32))
     mask = logits.argmax(0).numpy().astype(np.uint8)
-    return Labelled(Path(name), (6 * enlarged, 8 * enlarged), rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), mask, logits)
+    return Labelled(Path(name), Path(name).with_suffix(".jpg"), (6 * enlarged, 8 * enlarged), rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), mask, logits)
 
 
 @pytest.fixture(params=[1, 2])
@@ -92,7 +94,24 @@ def test_cvat(tmp_path, one):
     assert np.array_equal(colors, voc_palette()[one.full])
 
 
-@pytest.mark.parametrize("form", ["voc-server", "cvat", "coco-rle"])
+def test_label_studio(tmp_path):
+    one, other = labelled("deep/ü b.png", 2), labelled("b.png", seed=1)
+    _, path = write("label-studio", tmp_path, one, other)
+    tasks = json.loads(path.read_text())
+    assert [task["data"]["image"] for task in tasks] == ["/data/local-files/?d=deep/%C3%BC%20b.jpg", "/data/local-files/?d=b.jpg"]
+    (prediction,) = tasks[0]["predictions"]
+    assert [region["value"]["brushlabels"] for region in prediction["result"]] == [["cat"], ["dog"]]
+    for value, region in enumerate(prediction["result"], 1):
+        assert (region["original_height"], region["original_width"]) == one.full.shape == (12, 16)
+        assert region["value"]["rle"] == brush_rle(one.full == value)
+        assert region["score"] == pytest.approx(float(one.logits.softmax(0)[value][torch.from_numpy(one.mask == value)].mean()), abs=1e-4)
+    control, image = (ElementTree.parse(tmp_path / "labeling.xml").find(tag) for tag in ("BrushLabels", "Image"))
+    region = prediction["result"][0]
+    assert (control.get("name"), image.get("name"), image.get("value")) == (region["from_name"], region["to_name"], "$image")
+    assert [(label.get("value"), label.get("background")) for label in control] == [("cat", "#800000"), ("dog", "#008000")]
+
+
+@pytest.mark.parametrize("form", ["voc-server", "cvat", "coco-rle", "label-studio"])
 def test_one_file_for_all_appears_only_when_it_is_whole(tmp_path, form):
     pytest.importorskip("pycocotools", reason="COCO needs the extra [coco]")
     writer = WRITERS[form](tmp_path, CLASSES)

@@ -18,7 +18,7 @@ LAYERS = [
     {"tensorboard_log"},
     {"exports", "terminal"},
     {"visualization"},
-    {"palettes"},
+    {"palettes", "label_studio"},
     {"training_step"},
     {"evaluation"},
     {"inference"},

@@ -5,7 +5,7 @@ from PIL import Image
 
 from afactl.datasets.images import read_image, read_mask
 from afactl.errors import UsageError
-from afactl.inference import open_run, segment
+from afactl.inference import open_run, segment, segment_windows
 from afactl.prediction import find_photos, predict
 from afactl.refinement.crf import dense_crf
 
@@ -82,6 +82,28 @@ def test_a_large_photo_is_labelled_smaller_and_said_so(run, tmp_path, monkeypatc
     assert result.reduced == 1 and read_mask(result.written[0], 6).shape == (90, 120)
     height, width, _ = read_image(tmp_path / "out" / "large_overlay.png").shape
     assert height * width <= 3000 and height / width == pytest.approx(90 / 120, abs=0.03)
+
+
+def test_a_window_is_for_photos_that_are_larger(run, photos, tmp_path):
+    found = find_photos([str(photos / "a.jpg")])
+    (whole,) = predict(run, found, tmp_path / "whole").written
+    (below,) = predict(run, found, tmp_path / "below", window=64).written
+    assert below.read_bytes() == whole.read_bytes()
+    (cut,) = predict(run, found, tmp_path / "cut", window=32, forms=("probabilities",)).written
+    logits = segment_windows(run.model, read_image(photos / "a.jpg"), run.device, run.preset.eval.scales, True, 32, (40, 56))
+    np.testing.assert_array_equal(np.load(cut), logits.softmax(0).half().numpy())
+
+
+def test_windows_see_a_large_photo_at_its_own_size(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("afactl.prediction.MAX_PIXELS", 3000)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "large.png")
+    seen = []
+    monkeypatch.setattr("afactl.inference.segment", lambda model, tile, *rest: seen.append(tile) or segment(model, tile, *rest))
+    result = predict(run, find_photos([str(tmp_path / "large.png")]), tmp_path / "out", window=64)
+    assert len(seen) == 6 and all(tile.shape == (64, 64, 3) for tile in seen)
+    assert np.array_equal(seen[0], picture[:64, :64])
+    assert result.reduced == 1 and read_mask(result.written[0], 6).shape == (90, 120)
 
 
 def test_with_the_crf_the_size_follows_from_the_classes_that_are_there(run, photos, tmp_path, monkeypatch):
