@@ -109,7 +109,8 @@ def predict(
         window: photos with a longer side are passed at their own size, in windows of this side.
 
     Raises:
-        UsageError: the output folder cannot be written, or the forms do not go with the CRF or the names.
+        UsageError: the output folder cannot be written or another job writes into it, or the forms do not go
+            with the CRF or the names.
         DependencyError: a form needs a package that is not installed.
     """
     if crf and "probabilities" in forms:
@@ -135,9 +136,9 @@ def predict(
             for writer in writers if one else ():
                 writer.add(one)
             record.note(str(photo.mask), photo.path, **values)
-    record.close()
     distributed.wait()
     if distributed.rank() > 0:
+        record.close()
         return Prediction(0, [], kept, 0, [])
     lines = record.lines()
     values = {photo.mask: lines[str(photo.mask)]["values"] for photo in photos}

@@ -8,6 +8,9 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from filelock import FileLock, Timeout
+
+from afactl.errors import UsageError
 from afactl.files import whole_file
 
 FOLDER = ".unfinished"
@@ -22,12 +25,17 @@ class Unfinished:
         process: number of this process.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written. UsageError: another job is writing into it.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], process: int = 0) -> None:
         self.folder, self.settings = out / FOLDER, settings
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / f"lock-{process}")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise UsageError(f"{out}: another job is writing there; wait for it, or give another folder with --out") from error
         own = self.folder / f"done-{process}.jsonl"
         self._known = self.lines()
         # Written anew, so that a line which a kill cut off does not spoil the next one.
@@ -53,10 +61,12 @@ class Unfinished:
         """The job is finished: nothing of the record is needed any more."""
         self._file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.release()
 
     def close(self) -> None:
         """Leave the record for the next call, or for the process that finishes the job."""
         self._file.close()
+        self._lock.release()
 
     def _write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from afactl.errors import UsageError
 from afactl.unfinished import FOLDER, Unfinished
 
 
@@ -16,18 +17,35 @@ def test_what_a_killed_call_noted_is_known_to_the_next(tmp_path, source):
     first = Unfinished(tmp_path, {"weights": "a"})
     first.note("a.png", source, reduced=True)
     assert first.done("a.png", source) is None, "its own notes are no news to a call"
-    again = Unfinished(tmp_path, {"weights": "a"})  # the first one was never closed: killed
+    first.close()  # which writes nothing: a kill leaves the same
+    again = Unfinished(tmp_path, {"weights": "a"})
     assert again.done("a.png", source) == {"reduced": True} and again.done("b.png", source) is None
     again.finish()
     assert not (tmp_path / FOLDER).exists()
 
 
 def test_other_settings_or_another_photo_count_for_nothing(tmp_path, source):
-    Unfinished(tmp_path, {"weights": "a"}).note("a.png", source)
-    assert Unfinished(tmp_path, {"weights": "b"}).done("a.png", source) is None
-    Unfinished(tmp_path, {"weights": "a"}).note("a.png", source)
+    def noted(weights):
+        record = Unfinished(tmp_path, {"weights": weights})
+        found = record.done("a.png", source)
+        record.note("a.png", source)
+        record.close()
+        return found
+
+    assert noted("a") is None and noted("a") == {}
+    assert noted("b") is None
     source.write_text("other pixels")
-    assert Unfinished(tmp_path, {"weights": "a"}).done("a.png", source) is None
+    assert noted("b") is None
+
+
+def test_two_jobs_do_not_write_into_one_folder(tmp_path, source):
+    record = Unfinished(tmp_path, {})
+    record.note("a.png", source)
+    with pytest.raises(UsageError, match="another job is writing there; wait for it, or give another folder with --out"):
+        Unfinished(tmp_path, {})
+    assert set(record.lines()) == {"a.png"}, "the first one has lost nothing"
+    record.finish()
+    Unfinished(tmp_path, {}).finish()
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))
