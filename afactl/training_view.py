@@ -69,7 +69,8 @@ class TrainingView:
 
     def __rich__(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in self.smooth.items())
+        # "loss", the sum, sorts before its terms.
+        losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in sorted(self.smooth.items()))
         for name, text in ([("losses", losses)] if losses else []) + list(self.facts.items()):
             table.add_row(f"[dim]{name}[/dim]", text)
         return Group(table, self.bar)
