@@ -1,5 +1,6 @@
 """The documentation says what the code does: every command, option and key; every command line in it runs or parses."""
 
+import importlib
 import os
 import re
 import shlex
@@ -191,3 +192,14 @@ def test_make_shows_what_it_would_do():
     result = subprocess.run(["make", "--dry-run", "demo", "VENV=/nowhere"], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ)
     for part in ("train demo", "pseudo-eval --split train", "viz-attn --query 60,50", "--crf", "report"):
         assert part in result.stdout
+
+
+def test_the_diagram_names_functions_that_exist():
+    texts = re.findall(r'monospace">([^<]+)<', (ROOT / "docs" / "data-way.svg").read_text(encoding="utf-8"))
+    functions = [text for text in texts if "." in text and not text.endswith(".py")]
+    assert len(functions) > 8
+    for text in functions:
+        module, name = text.split(".")
+        owner = importlib.import_module(f"afactl.{module}")
+        assert hasattr(owner, name) or hasattr(owner.AFA, name), text
+    assert all(hasattr(importlib.import_module("afactl.pseudo_labels"), text) for text in texts if text.endswith("_label") and "." not in text)
