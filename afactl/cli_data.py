@@ -144,9 +144,10 @@ def preview(
 def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | None]:
     """(format, folder, training split if known) of a preset's dataset or of a folder."""
     from afactl.datasets.registry import format_of
-    from afactl.presets import load_preset
+    from afactl.presets import load_preset, preset_names
 
-    if Path(dataset).is_dir():
+    # A folder may be named like a preset; beside --data the name can only mean the preset.
+    if Path(dataset).is_dir() and (data is None or dataset not in preset_names()):
         if data is not None:
             raise UsageError(f"--data {data}: {dataset} is a folder already; leave --data out")
         return format_of(Path(dataset)), Path(dataset), None

@@ -218,6 +218,13 @@ def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_pat
     refused(call("data", "check", "vok"), 2, 'did you mean "voc"')
 
 
+def test_beside_data_a_name_is_a_preset_even_where_a_folder_has_it(call, tiny_data, tmp_path, monkeypatch):
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refused(call("data", "check", "demo"), 1, "expected labels.csv, labels.json")
+    assert call("data", "check", "demo", "--data", tiny_data)[0] == 0
+
+
 def test_data_preview_draws_a_contact_sheet(call, tiny_data, tmp_path):
     sheet = tmp_path / "deep" / "sheet.png"
     code, out, _ = call("data", "preview", tiny_data, "--split", "val", "--out", sheet)
