@@ -218,11 +218,12 @@ def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_pat
     refused(call("data", "check", "vok"), 2, 'did you mean "voc"')
 
 
-def test_beside_data_a_name_is_a_preset_even_where_a_folder_has_it(call, tiny_data, tmp_path, monkeypatch):
+def test_beside_data_a_name_is_a_preset_even_where_a_folder_has_it(call, tmp_path, monkeypatch):
+    data = demo.generate(tmp_path / "data", train=24, val=4, size=64)
     (tmp_path / "demo").mkdir()
     monkeypatch.chdir(tmp_path)
     refused(call("data", "check", "demo"), 1, "expected labels.csv, labels.json")
-    assert call("data", "check", "demo", "--data", tiny_data)[0] == 0
+    assert call("data", "check", "demo", "--data", data)[0] == 0
 
 
 def test_data_preview_draws_a_contact_sheet(call, tiny_data, tmp_path):
