@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from afactl.errors import DataError, UsageError
+from afactl.errors import DataError, UsageError, nearest
 from afactl.options import JsonOption, Palette, PaletteOption, SplitOption
 from afactl.terminal import out, table, tracker, write_json
 
@@ -151,6 +151,8 @@ def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | No
         if data is not None:
             raise UsageError(f"--data {data}: {dataset} is a folder already; leave --data out")
         return format_of(Path(dataset)), Path(dataset), None
+    if dataset not in preset_names() and not Path(dataset).exists():
+        raise UsageError(f'"{dataset}": expected a folder or a preset, found neither{nearest(dataset, preset_names())}')
     preset = load_preset(dataset)
     root = data or (Path(preset.data.root) if preset.data.root else None)
     return preset.data.name, root, preset.data.train_split

@@ -22,7 +22,7 @@ from afactl.options import (
 from afactl.terminal import out
 
 OutOption = Annotated[Optional[Path], typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")]
-PhotoArgument = Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split")]
+PhotoArgument = Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split, or of training where there is none")]
 
 viz_app = typer.Typer(rich_markup_mode=None)
 
@@ -73,7 +73,7 @@ def viz_heads(
 
 @viz_app.command("viz-cams", epilog="Example: afactl viz-cams --without-afa runs/plain")
 def viz_cams(
-    images: Annotated[Optional[list[Path]], typer.Argument(help="photos, a row each; default: the first three of the validation split")] = None,
+    images: Annotated[Optional[list[Path]], typer.Argument(help="photos, a row each; default: the first three of the validation split, or of training")] = None,
     without_afa: Annotated[Optional[Path], typer.Option("--without-afa", metavar="RUN", help="a run without AFA, whose CAM stands beside ours")] = None,
     run: RunOption = None,
     data: DataOption = None,

@@ -7,6 +7,8 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +30,7 @@ class Finding(NamedTuple):
     broken: bool = False
 
 
-REQUIRED = ("numpy", "h5py", "PIL", "pydantic", "safetensors", "matplotlib", "huggingface_hub", "filelock")
+REQUIRED = ("numpy", "h5py", "PIL", "pydantic", "safetensors", "matplotlib", "huggingface_hub", "filelock", "jinja2")
 OPTIONAL = (
     ("pydensecrf.densecrf", "pydensecrf2", "for --crf-backend pydensecrf: pip install 'afactl[crf]' (needs a C++ compiler)"),
     ("pycocotools.mask", "pycocotools", "for COCO masks: pip install 'afactl[coco]'"),
@@ -93,8 +95,14 @@ def _package(module: str, distribution: str, advice: str, broken: bool) -> Findi
         importlib.import_module(module)
     except Exception as error:  # noqa: BLE001 - a broken extension module raises anything
         return Finding(distribution, f"missing ({error})", advice, broken)
-    names = importlib.metadata.packages_distributions().get(module.partition(".")[0], [distribution])
+    names = _distributions().get(module.partition(".")[0], [distribution])
     return Finding(distribution, importlib.metadata.version(names[0]))
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, list[str]]:
+    """Package -> names under which it is installed; reading them all takes half a second."""
+    return importlib.metadata.packages_distributions()
 
 
 def _folder(what: str, folder: Path) -> Finding:

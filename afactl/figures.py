@@ -11,7 +11,7 @@ import torch
 
 from afactl.affinity import mean_attention
 from afactl.datasets.images import enlarge_mask, read_image, reduce_image
-from afactl.datasets.registry import load_split
+from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize
 from afactl.errors import AfactlError, UsageError
@@ -72,7 +72,7 @@ def look_at(run: TrainedRun, photo: Path | None, data: Path | None = None, overw
     the network finds are taken.
 
     Args:
-        photo: None takes the first photo of the run's validation split.
+        photo: None takes the first photo of the run's validation split, or of that of training where there is none.
 
     Raises:
         DataError: the photo cannot be read.
@@ -99,7 +99,7 @@ def _find_sample(run: TrainedRun, photo: Path | None, data: Path | None) -> tupl
     names = [run.preset.data.val_split, run.preset.data.train_split]
     root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
     if photo is None:
-        split = open_split(run, names[0], data, masks=False)
+        split = _looked_at(run, data)
         return split, split.samples[0]
     for name in names:
         try:
@@ -113,8 +113,16 @@ def _find_sample(run: TrainedRun, photo: Path | None, data: Path | None) -> tupl
 
 
 def first_photos(run: TrainedRun, data: Path | None, count: int) -> list[Path]:
-    """The first photos of the run's validation split."""
-    return [sample.image for sample in open_split(run, run.preset.data.val_split, data, masks=False).samples[:count]]
+    """The first photos of the run's validation split, or of that of training where there is none."""
+    return [sample.image for sample in _looked_at(run, data).samples[:count]]
+
+
+def _looked_at(run: TrainedRun, data: Path | None) -> Split:
+    """The validation split; own photos need none set aside, and then it is that of training."""
+    settings = run.preset.data
+    root = data or (Path(settings.root) if settings.root else None)
+    without = is_missing(settings.name, root, settings.val_split)
+    return open_split(run, settings.train_split if without else settings.val_split, data, masks=False)
 
 
 def draw_attention(

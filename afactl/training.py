@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from afactl import distributed
 from afactl.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
-from afactl.datasets.registry import check_files, data_fingerprint, load_split, split_names
+from afactl.datasets.registry import check_files, data_fingerprint, is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.devices import choose_device, peak_memory, require_compiler, seed_everything
@@ -163,8 +163,8 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
     if masks and data.read_mask is None:
         raise DataError(f"{preset.data.train_split}: train.supervision=masks needs true masks, and this dataset has none")
     check_files(data, masks=masks)
-    if preset.data.name == "folder" and preset.data.val_split not in split_names("folder", root):
-        return data, None  # own photos need none set aside
+    if is_missing(preset.data.name, root, preset.data.val_split):
+        return data, None
     val = load_split(preset.data.name, root, preset.data.val_split)
     if val.read_mask is None:
         return data, None

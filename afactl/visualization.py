@@ -5,6 +5,7 @@ Shapes: h x w photo, N = hs * ws tokens, C foreground classes.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from afactl.datasets.images import IGNORE
 from afactl.errors import UsageError
+from afactl.fonts import families_for, font_file
 from afactl.palettes import safe_palette
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 # Perceptually uniform: equal steps of the value look like equal steps.
 MAP_COLORS = "magma"
 CELL_INCHES = 2.4
+# So many characters of a title lie over a picture of a grid.
+TITLE_CHARACTERS = 34
 
 
 class Tokens(NamedTuple):
@@ -114,16 +118,17 @@ def _with_names(picture: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -
     drawn = Image.fromarray(picture)
     draw = ImageDraw.Draw(drawn)
     size = max(9, min(mask.shape) // 22)
-    font = ImageFont.load_default(size)
     for value in range(1, len(classes) + 1):
         if not (place := _inside(mask == value)):
             continue
         y, x = place
-        box = draw.textbbox((x, y), classes[value - 1], font=font, anchor="mm")
+        name = classes[value - 1]
+        font = ImageFont.load_default(size) if name.isascii() else ImageFont.truetype(font_file(name), size)
+        box = draw.textbbox((x, y), name, font=font, anchor="mm")
         # A name near the border is moved inside.
         x += max(0, 1 - box[0]) - max(0, box[2] + 1 - drawn.width)
         y += max(0, 1 - box[1]) - max(0, box[3] + 1 - drawn.height)
-        draw.text((x, y), classes[value - 1], font=font, anchor="mm", fill="white", stroke_width=max(1, size // 9), stroke_fill="black")
+        draw.text((x, y), name, font=font, anchor="mm", fill="white", stroke_width=max(1, size // 9), stroke_fill="black")
     return np.array(drawn)
 
 
@@ -159,7 +164,8 @@ def panel(
     """
     columns = len(rows[0][2])
     heights = [CELL_INCHES * image.shape[0] / image.shape[1] + 0.4 for image, _, _ in rows]
-    figure, axes = _figure((CELL_INCHES * columns, sum(heights) + 0.6), len(rows), columns, heights)
+    names = (*classes, *(title for title, _ in rows[0][2]))
+    figure, axes = _figure((CELL_INCHES * columns, sum(heights) + 0.6), len(rows), columns, heights, names)
     present: set[int] = set()
     for row, (image, query, cells) in enumerate(rows):
         for column, (title, content) in enumerate(cells):
@@ -183,11 +189,15 @@ def panel(
     return figure
 
 
-def _figure(inches: tuple[float, float], rows: int, columns: int, heights: Sequence[float]) -> tuple[Figure, np.ndarray]:
-    """A figure that belongs to no window, and its rows x columns axes."""
+def _figure(
+    inches: tuple[float, float], rows: int, columns: int, heights: Sequence[float], names: Sequence[str] = ()
+) -> tuple[Figure, np.ndarray]:
+    """A figure that belongs to no window, and its rows x columns axes; its fonts have what `names` are written with."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["font.family"] = families_for("".join(sorted(set().union(*names))))
     figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=list(heights))
@@ -206,10 +216,11 @@ def picture_grid(cells: Sequence[tuple[str, np.ndarray]], columns: int = 6) -> F
     """Pictures (h x w x 3 uint8) with a title each, row by row."""
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
-    figure, axes = _figure((2.2 * columns, 2.3 * rows), rows, columns, [1] * rows)
+    titles = ["\n".join(textwrap.fill(line, TITLE_CHARACTERS) for line in title.splitlines()) for title, _ in cells]
+    figure, axes = _figure((2.2 * columns, 2.3 * rows), rows, columns, [1] * rows, titles)
     for axis in axes.ravel():
         axis.set_axis_off()
-    for axis, (title, image) in zip(axes.ravel(), cells, strict=False):
+    for axis, title, (_, image) in zip(axes.ravel(), titles, cells, strict=False):
         axis.imshow(image)
         axis.set_title(title, fontsize=7, parse_math=False)
     return figure
@@ -287,7 +298,7 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Figure:
     sums = confusion.sum(axis=1, keepdims=True)
     shares = 100 * confusion / np.maximum(sums, 1)
     side = 1.6 + 0.42 * len(names)
-    figure, axes = _figure((side + 1, side), 1, 1, [1])
+    figure, axes = _figure((side + 1, side), 1, 1, [1], names)
     axis = axes[0, 0]
     drawn = axis.imshow(shares, cmap="cividis", vmin=0, vmax=100)
     if len(names) <= 25:

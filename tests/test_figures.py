@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 
 from afactl import figures
+from afactl.datasets import demo
 from afactl.datasets.images import read_image
 from afactl.errors import UsageError
 from afactl.figures import draw_attention, draw_cams, draw_heads, draw_ranked, draw_refiners, first_photos
@@ -46,6 +47,13 @@ def test_any_photo_can_be_looked_at(run, tmp_path):
 def test_without_a_photo_the_first_of_the_validation_split_is_taken(run):
     first = open_split(run, "val", None, masks=False).samples[0]
     assert draw_attention(run, None, []).file.name == f"attention-{first.image.stem}.png"
+
+
+def test_own_photos_without_a_validation_split_show_those_of_training(run, tmp_path):
+    data = demo.generate(tmp_path / "own", train=3, val=0, size=64)
+    first = open_split(run, "train", data, masks=False).samples[0]
+    assert first_photos(run, data, 1) == [first.image]
+    assert draw_attention(run, None, [], data).file.name == f"attention-{first.image.stem}.png"
 
 
 def test_wrong_queries_and_outputs_cost_no_work(run, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ LAYERS = [
     {"tensorboard_log"},
     {"exports", "terminal"},
     {"visualization"},
-    {"palettes", "label_studio"},
+    {"palettes", "label_studio", "fonts"},
     {"training_step"},
     {"evaluation"},
     {"inference"},

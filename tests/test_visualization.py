@@ -107,3 +107,11 @@ def test_a_grid_keeps_names_as_they_are():
     figure = picture_grid([("cost $5 and $6", np.zeros((4, 4, 3), np.uint8))] * 8)
     assert [axis.get_title() for axis in figure.axes][:8] == ["cost $5 and $6"] * 8
     figure.draw_without_rendering()
+
+
+def test_long_titles_are_broken_into_lines():
+    picture = np.zeros((20, 30, 3), np.uint8)
+    figure = picture_grid([("an id\n" + ", ".join(["potted plant"] * 6), picture), ("short", picture)])
+    long, short = (axis.get_title() for axis in figure.axes[:2])
+    assert long.startswith("an id\npotted plant, potted") and max(map(len, long.split("\n"))) <= 34
+    assert " ".join(long.split()) == "an id " + ", ".join(["potted plant"] * 6) and short == "short"

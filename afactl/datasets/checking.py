@@ -119,13 +119,13 @@ def _read(split: Split, sample: Sample) -> _Read:
     try:
         size, digest = decoded_photo(sample.image)
     except DataError as error:
-        defects.append(Defect("photo cannot be read", str(sample.image), str(error)))
+        defects.append(_unreadable("photo", str(sample.image), error))
     if split.read_mask is not None:
         where = str(split.mask_path(sample)) if split.mask_path else f"mask of {sample.image_id}"
         try:
             mask = split.read_mask(sample)
         except DataError as error:
-            return _Read(size, digest, [*defects, Defect("mask cannot be read", where, str(error))])
+            return _Read(size, digest, [*defects, _unreadable("mask", where, error)])
         if size and mask.shape != size:
             sides = f"{mask.shape[1]} x {mask.shape[0]} pixels, the photo has {size[1]} x {size[0]}"
             defects.append(Defect("mask of another size", where, sides))
@@ -136,3 +136,7 @@ def _read(split: Split, sample: Sample) -> _Read:
             only = [f"{split.classes[value - 1]} is only {place}" for value, place in sorted(pairs)]
             defects.append(Defect("labels contradict the mask", str(sample.image), "; ".join(only)))
     return _Read(size, digest, defects)
+
+
+def _unreadable(what: str, where: str, error: DataError) -> Defect:
+    return Defect(f"{what} cannot be read", where, str(error).removeprefix(f"{where}: "))

@@ -2,11 +2,13 @@
 
 classes.txt     one class name per line, in the order of the mask values 1..C; without it the
                 names in the labels in alphabetical order
-masks/          one indexed PNG per photo, at the photo's path with masks/ for images/
+masks/          one indexed PNG per photo, at the photo's path with masks/ for images/ and .png for its suffix;
+                a.jpg beside a.png have a.jpg.png and a.png.png, as `predict` names them
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -27,12 +29,15 @@ def load(root: Path, split: str) -> Split:
     classes = _classes(root, rows)
     index = {name: i for i, name in enumerate(classes)}
     samples, seen = [], {}
+    stems = Counter(_image_id(row.image).casefold() for row in rows)
     for row in rows:
         image_id = _image_id(row.image)
+        if stems[image_id.casefold()] > 1:
+            image_id += PurePosixPath(row.image).suffix
         # Masks are named by the ids, and some file systems do not tell a.png from A.png.
         first = seen.setdefault(image_id.casefold(), row)
         if first is not row:
-            raise DataError(f'{row.where}: "{image_id}" is listed twice (first: {first.where}); ids must differ in more than case')
+            raise DataError(f"{row.where}: {row.image} is listed twice (first: {first.where}); names must differ in more than case")
         unknown = [name for name in row.names if name not in index]
         if unknown:
             raise DataError(f'{row.where}: class "{unknown[0]}" is not in classes.txt{nearest(unknown[0], classes)}')

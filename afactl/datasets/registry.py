@@ -99,6 +99,11 @@ def split_names(name: str, root: Path | None) -> list[str]:
     return _LISTERS[name](dataset_folder(name, root))
 
 
+def is_missing(name: str, root: Path | None, split: str) -> bool:
+    """Whether own photos go without this split, which they may; of other formats it is expected to be there."""
+    return _LOADERS.get(name) is folder.load and split not in split_names(name, root)
+
+
 def load_all(name: str, root: Path | None) -> list[Split]:
     """Every split of a dataset.
 

@@ -52,6 +52,10 @@ def test_broken_files_are_named(tmp_path, photo):
     path = tmp_path / "photo.jpg"
     with pytest.raises(DataError, match="photo.jpg: expected an image file, found none"):
         read_image(path)
+    path.symlink_to("gone.jpg")
+    with pytest.raises(DataError, match="photo.jpg: expected an image file, found a link to gone.jpg, which is not there"):
+        read_image(path)
+    path.unlink()
     path.write_bytes(b"")
     with pytest.raises(DataError, match="photo.jpg: the file is empty"):
         read_image(path)
