@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from afactl.errors import CheckpointError, first_line
-from afactl.foreign_weights import fetch_hugging_face, read_state, translate
+from afactl.errors import CheckpointError, UsageError, first_line
+from afactl.files import whole_file
+from afactl.foreign_weights import fetch_hugging_face, read_state, to_authors, translate
 from afactl.model import AFA
 
 WEIGHTS = "weights.safetensors"
@@ -146,6 +147,28 @@ def load_model(folder: Path) -> tuple[AFA, Architecture, int]:
     model = architecture.build()
     load_state(model, state, str(path))
     return model.eval(), architecture, iteration
+
+
+def export_weights(checkpoint: Path, out: Path, form: str) -> None:
+    """Write the weights of a checkpoint into one file, without the training state.
+
+    Args:
+        form: "safetensors": with the description of the network, as `--init` takes it; "authors": a PyTorch file
+            under the names of the authors' code.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read. UsageError: `out` cannot be written.
+    """
+    source = checkpoint / WEIGHTS
+    state = read_state(source)
+    try:
+        with whole_file(out) as fresh:
+            if form == "authors":
+                torch.save(to_authors(state), fresh)
+            else:
+                shutil.copyfile(source, fresh)
+    except (OSError, RuntimeError) as error:  # torch raises a kind of its own for a full disk
+        raise UsageError(f"--out {out}: cannot be written ({first_line(error)}); give another file") from error
 
 
 def restore_training(folder: Path, model: AFA, optimizer: torch.optim.Optimizer) -> int:

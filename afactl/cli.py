@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from afactl.allocator import keep_freed_memory
+from afactl.cli_around import around_app
 from afactl.cli_data import data_app
 from afactl.cli_viz import viz_app
 from afactl.errors import AfactlError, UsageError
@@ -60,6 +61,7 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 app.add_typer(viz_app)
+app.add_typer(around_app)
 # What `afactl` alone prints.
 FIRST_STEPS = """\
 afactl: masks from tagged photos (AFA, Learning Affinity from Attention, CVPR 2022)
@@ -290,46 +292,6 @@ def predict(
     if result.reduced:
         out.print(f"{result.reduced} large photos: their masks were made with at most {MAX_PIXELS / 1e6:.0f} megapixels and enlarged")
     if result.failed:
-        raise typer.Exit(1)
-
-
-@app.command(epilog="Example: afactl presets voc --copy mine.yaml")
-def presets(
-    name: Annotated[Optional[str], typer.Argument(help="print this preset")] = None,
-    copy: Annotated[Optional[Path], typer.Option("--copy", help="write it to this file, to be changed")] = None,
-) -> None:
-    """List the shipped presets, print one, or copy one."""
-    from afactl.presets import find_preset, preset_names, preset_summary
-
-    if name is None:
-        if copy is not None:
-            raise UsageError("--copy: which preset? give its name: afactl presets voc --copy mine.yaml")
-        out.print(table("presets", ("name", "what"), [(one, preset_summary(one)) for one in preset_names()], texts=2))
-        return
-    text = find_preset(name).read_text(encoding="utf-8")
-    if copy is None:
-        out.print(text, markup=False, end="")
-        return
-    if copy.exists():
-        raise UsageError(f"--copy {copy}: the file exists; give a new name")
-    try:
-        copy.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--copy {copy}: cannot be written ({error.strerror})") from error
-    out.print(f"{copy}: train it with afactl train {copy}")
-
-
-@app.command(epilog="Example: afactl doctor")
-def doctor() -> None:
-    """Report versions, devices and what is missing, with the way to mend it."""
-    from afactl.doctor import examine
-
-    findings = examine()
-    out.print(table("doctor", ("what", "found"), [(finding.what, finding.found) for finding in findings], texts=2))
-    for finding in findings:
-        if finding.advice:
-            out.print(f"{finding.what}: {finding.advice}")
-    if any(finding.broken for finding in findings):
         raise typer.Exit(1)
 
 

@@ -31,6 +31,13 @@ class LabelSource(str, Enum):
     xml = "xml"
 
 
+class TagSource(str, Enum):
+    """Where the labels of own photos come from."""
+
+    tags = "tags"
+    masks = "masks"
+
+
 @prepare_app.command("voc", epilog="Example: afactl data prepare voc --data VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset")
 def prepare_voc(
     data: DownloadOption,
@@ -77,6 +84,28 @@ def prepare_coco(
     out.print(table("photos by split", ("split", "here", "in the full dataset", "all background", "masks drawn now"), rows))
     for one in done:
         out.print(f"masks: {one.folder}", markup=False)
+
+
+@prepare_app.command("folder", epilog="Example: afactl data prepare folder --data mydata --val 0.1")
+def prepare_folder(
+    data: Annotated[Path, typer.Option("--data", help="folder of own photos, tagged in any of the forms of docs/own-data.md")],
+    val: Annotated[float, typer.Option("--val", min=0.0, max=0.9, help="share of the photos to set aside for validation")] = 0.0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
+    labels_from: Annotated[TagSource, typer.Option("--labels-from", help="the tags that are there, or the masks in masks/")] = TagSource.tags,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="write a labels.csv that is there anew")] = False,
+) -> None:
+    """Write labels.csv of own photos, with a validation split if asked; optional, all forms of tags can be trained on as they are."""
+    from afactl.datasets import preparing
+
+    if not data.is_dir():
+        raise DataError(f"--data {data}: expected a folder, found {'a file' if data.exists() else 'nothing'}")
+    done = preparing.prepare_folder(data, val, seed, labels_from is TagSource.masks, overwrite, tracker("masks"))
+    rows = [(name, *(str(counts[name]) for counts in done.splits.values())) for name in done.classes]
+    rows.append(("all photos", *(str(done.photos[split]) for split in done.splits)))
+    out.print(table("photos per class", ("class", *done.splits), rows))
+    if done.left_out:
+        out.print(f"{done.left_out} photos have no mask and were left out")
+    out.print(f"labels: {done.table}", markup=False)
 
 
 @data_app.command(epilog="Example: afactl data check mydata")

@@ -17,13 +17,15 @@ from torch import Tensor
 
 from afactl.errors import CheckpointError, UsageError, first_line
 
+# How names begin, theirs and ours.
 _AUTHORS = (
-    (r"encoder\.(.+)", r"backbone.\1"),
-    (r"decoder\.linear_fuse\.conv\.(.+)", r"decoder.fuse.\1"),
-    (r"decoder\.linear_fuse\.bn\.(.+)", r"decoder.norm.\1"),
-    (r"decoder\.linear_pred\.(.+)", r"decoder.predict.\1"),
-    (r"attn_proj\.(.+)", r"affinity_head.\1"),
-    (r"classifier\.weight", r"classifier"),
+    ("encoder.", "backbone."),
+    *((f"decoder.linear_c{stage + 1}.proj.", f"decoder.project.{stage}.") for stage in range(4)),
+    ("decoder.linear_fuse.conv.", "decoder.fuse."),
+    ("decoder.linear_fuse.bn.", "decoder.norm."),
+    ("decoder.linear_pred.", "decoder.predict."),
+    ("attn_proj.", "affinity_head."),
+    ("classifier.weight", "classifier"),
 )
 _HUGGING_FACE = (
     (r"attention\.self\.query\.", "attn.q."),
@@ -47,23 +49,34 @@ def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     mapped = {}
     for name, value in state.items():
         name = name.removeprefix("module.")
-        stage = re.fullmatch(r"decoder\.linear_c([1-4])\.proj\.(.+)", name)
-        if stage:
-            # A linear layer over tokens is a 1 x 1 convolution over maps.
-            value = value[:, :, None, None] if stage[2] == "weight" else value
-            mapped[f"decoder.project.{int(stage[1]) - 1}.{stage[2]}"] = value
-            continue
-        for pattern, ours in _AUTHORS:
-            if re.fullmatch(pattern, name):
-                name = re.sub(pattern, ours, name)
-                break
-        else:
+        begins = next((pair for pair in _AUTHORS if name.startswith(pair[0])), None)
+        if begins is None:
             raise CheckpointError(f"weights: {name} is no part of an AFA checkpoint")
-        if name == "classifier":
+        theirs, ours = begins
+        name = ours + name.removeprefix(theirs)
+        if ours.startswith("decoder.project.") and value.ndim == 2:
+            # A linear layer over tokens is a 1 x 1 convolution over maps.
+            value = value[:, :, None, None]
+        elif ours == "classifier":
             value = value.flatten(1)
-        elif name.startswith("affinity_head."):
+        elif ours == "affinity_head.":
             value = value.flatten() if name.endswith("weight") else value.reshape(())
         mapped[name] = value
+    return mapped
+
+
+def to_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of `model.AFA` under the names and shapes of the authors' checkpoints; undoes `from_authors`."""
+    mapped = {}
+    for name, value in state.items():
+        theirs, ours = next(pair for pair in _AUTHORS if name.startswith(pair[1]))
+        if ours.startswith("decoder.project."):
+            value = value.flatten(1) if value.ndim == 4 else value
+        elif ours == "classifier":
+            value = value[:, :, None, None]
+        elif ours == "affinity_head.":
+            value = value.reshape(1, -1, 1, 1) if name.endswith("weight") else value.reshape(1)
+        mapped[theirs + name.removeprefix(ours)] = value
     return mapped
 
 

@@ -61,6 +61,13 @@ class DumpFormat(str, Enum):
     npy = "npy"
 
 
+class WeightsFormat(str, Enum):
+    """What `export` writes."""
+
+    safetensors = "safetensors"
+    authors = "authors"
+
+
 RunOption = Annotated[Optional[Path], typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")]
 DataOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset; default: where the run was trained from")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]

@@ -19,7 +19,7 @@ from afactl.datasets import demo
 from afactl.datasets.images import read_image, read_mask, write_mask
 from tests.conftest import TINY, make_voc
 
-COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "viz-heads", "viz-cams", "viz-par", "report", "predict", "presets", "doctor", "data check", "data preview", "data prepare voc", "data prepare coco"]
+COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "viz-heads", "viz-cams", "viz-par", "report", "predict", "presets", "export", "doctor", "data check", "data preview", "data prepare voc", "data prepare coco", "data prepare folder"]
 SETS = [part for override in TINY for part in ("--set", override)]
 
 
@@ -203,6 +203,18 @@ def test_presets_are_listed_printed_and_copied(call, tmp_path):
     refused(call("presets", "--copy", tmp_path / "x.yaml"), 2, "which preset?")
 
 
+def test_export_writes_weights_that_start_another_training(call, run_copy, tmp_path, tiny_data):
+    code, out, _ = call("export", "--run", run_copy)
+    assert code == 0 and f"weights: {run_copy / 'weights.safetensors'} (" in out and "trained from random weights" in out
+    assert call("export", "--run", run_copy, "--format", "authors", "--out", tmp_path / "deep" / "w.pth", "--checkpoint", "best")[0] == 0
+    for weights in (run_copy / "weights.safetensors", tmp_path / "deep" / "w.pth"):
+        code, _, err = call("train", "demo", "--data", tiny_data, "--init", weights, "--out", tmp_path / weights.stem, *SETS)
+        assert code == 0 and "all weights from" in err
+    assert "w.pth, whose licence holds for these too" in call("export", "--run", tmp_path / "w")[1]
+    refused(call("export", "--run", tmp_path), 2, "expected a run folder")
+    refused(call("export", "--run", run_copy, "--out", tmp_path / "deep" / "w.pth" / "x"), 2, "cannot be written")
+
+
 def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_path):
     data = demo.generate(tmp_path / "data", train=24, val=4, size=64)
     code, out, _ = call("data", "check", data)
@@ -216,6 +228,18 @@ def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_pat
     refused(call("data", "check", tmp_path / "empty"), 1, "expected labels.csv, labels.json")
     refused(call("data", "check", tiny_data, "--data", tiny_data), 2, "leave --data out")
     refused(call("data", "check", "vok"), 2, 'did you mean "voc"')
+
+
+def test_data_prepare_folder_writes_the_table(call, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    refused(call("data", "prepare", "folder", "--data", data), 2, "labels.csv: is there already; --overwrite")
+    code, out, _ = call("data", "prepare", "folder", "--data", data, "--labels-from", "masks", "--overwrite")
+    assert code == 0 and "all photos" in out and f"labels: {data / 'labels.csv'}" in out
+    (data / "masks/val/0000.png").unlink()
+    assert "1 photos have no mask" in call("data", "prepare", "folder", "--data", data, "--labels-from", "masks", "--overwrite")[1]
+    refused(call("data", "prepare", "folder", "--data", data, "--overwrite", "--val", "0.2"), 2, "belong to a split val already")
+    refused(call("data", "prepare", "folder", "--data", tmp_path / "no"), 1, "expected a folder, found nothing")
 
 
 def test_beside_data_a_name_is_a_preset_even_where_a_folder_has_it(call, tmp_path, monkeypatch):

@@ -103,8 +103,8 @@ def test_every_command_of_a_page_runs(page, tmp_path, tiny_data, tiny_run, monke
     monkeypatch.delenv("AFACTL_RUN", raising=False)
     for name in ("photos", "holiday"):
         shutil.copytree(tiny_data / "images" / "val", name)
-    for name in ("mydata", "ANIMALS"):
-        demo.generate(Path(name).resolve(), train=24, val=4, size=64)
+    for name, val in (("mydata", 4), ("ANIMALS", 4), ("tagged", 0), ("masked", 4)):
+        demo.generate(Path(name).resolve(), train=24, val=val, size=64)
     by_name(tiny_data, Path("named"))
     shutil.copytree(tiny_run, "runs/mine")
     for kind, words, _, text in blocks(page):

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from afactl.errors import CheckpointError, UsageError
-from afactl.foreign_weights import fetch_hugging_face, from_authors, from_hugging_face, from_imagenet, read_state, translate
+from afactl.foreign_weights import fetch_hugging_face, from_authors, from_hugging_face, from_imagenet, read_state, to_authors, translate
 from afactl.model import AFA
 from tests import golden
 
@@ -57,6 +57,9 @@ def test_the_authors_names_fit_exactly(shared, backbone):
     model = AFA(backbone, 20)
     model.load_state_dict(from_authors({f"module.{name}": value for name, value in state.items()}))
     assert torch.equal(model.affinity_head.weight, state["attn_proj.weight"].flatten())
+    given_back = to_authors(model.state_dict())
+    assert {name: list(value.shape) for name, value in given_back.items()} == names
+    assert all(torch.equal(given_back[name], value) for name, value in state.items())
     assert torch.equal(model.decoder.project[3].weight[:, :, 0, 0], state["decoder.linear_c4.proj.weight"])
 
 

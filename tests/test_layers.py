@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "afactl"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"cli_data", "cli_viz", "training_view"},
+    {"cli_around", "cli_data", "cli_viz", "training_view"},
     {"ablation", "report"},
     {"figures"},
     {"prediction", "training", "options"},
@@ -88,7 +88,7 @@ def test_input_is_never_checked_by_assert(path):
 def test_every_module_has_its_tests():
     tests = Path(__file__).resolve().parent
     without = {"__main__", "__init__", "datasets", "refinement", "backbones", "datasets.samples", "backbones.mit",
-               "backbones.registry", "datasets.registry", "datasets.mask_labels", "refinement.neighborhood", "ablation_tables", "options", "cli_data", "cli_viz"}  # fmt: skip
+               "backbones.registry", "datasets.registry", "datasets.mask_labels", "refinement.neighborhood", "ablation_tables", "options", "cli_around", "cli_data", "cli_viz"}  # fmt: skip
     files = {name: [*name.split(".")[:-1], f"test_{name.split('.')[-1]}.py"] for name in LEVEL if name not in without}
     missing = [name for name, parts in files.items() if not tests.joinpath(*parts).is_file()]
     assert not missing

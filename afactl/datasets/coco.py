@@ -11,6 +11,7 @@ outlines and nothing else; `preparing.py` draws all masks once, after which they
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from functools import lru_cache
@@ -123,18 +124,26 @@ def read_instances(path: Path) -> Instances:
 
 @lru_cache(maxsize=2)
 def _read_instances(path: Path, changed: int) -> Instances:
+    return read_part(path, 0, 1)
+
+
+def read_part(path: Path, part: int, parts: int) -> Instances:
+    """Every `parts`-th photo of an annotation file, from number `part` on, with its objects. Raises as `read_instances`."""
     with open(path, "rb") as file:
         categories = sorted((one["id"], one["name"]) for one in _items(path, file, "categories"))
         regions: dict[int, list[Region]] = {}
+        photos = []
+        for one in itertools.islice(_items(path, file, "images"), part, None, parts):
+            regions[one["id"]] = []
+            photos.append(Photo(one["file_name"], one["height"], one["width"], regions[one["id"]]))
         for one in _items(path, file, "annotations"):
+            if one["image_id"] not in regions:
+                continue
             shape = one["segmentation"]
             if isinstance(shape, list):  # as arrays they take a tenth of the memory
                 shape = [np.array(polygon, np.float64) for polygon in shape]
             found = Region(one["category_id"], float(one["area"]), bool(one.get("iscrowd")), shape)
-            regions.setdefault(one["image_id"], []).append(found)
-        photos = [
-            Photo(one["file_name"], one["height"], one["width"], regions.get(one["id"], [])) for one in _items(path, file, "images")
-        ]
+            regions[one["image_id"]].append(found)
     if not categories or not photos:
         raise DataError(f"{path}: expected lists of images, annotations and categories, found no {'images' if categories else 'categories'}")
     index = {number: i for i, (number, _) in enumerate(categories)}

@@ -9,6 +9,7 @@ masks/          one indexed PNG per photo, at the photo's path with masks/ for i
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -29,11 +30,7 @@ def load(root: Path, split: str) -> Split:
     classes = _classes(root, rows)
     index = {name: i for i, name in enumerate(classes)}
     samples, seen = [], {}
-    stems = Counter(_image_id(row.image).casefold() for row in rows)
-    for row in rows:
-        image_id = _image_id(row.image)
-        if stems[image_id.casefold()] > 1:
-            image_id += PurePosixPath(row.image).suffix
+    for row, image_id in zip(rows, image_ids([row.image for row in rows]), strict=True):
         # Masks are named by the ids, and some file systems do not tell a.png from A.png.
         first = seen.setdefault(image_id.casefold(), row)
         if first is not row:
@@ -47,7 +44,7 @@ def load(root: Path, split: str) -> Split:
         raise DataError(f'{root}: split "{split}" is empty; splits there: {", ".join(sorted({row.split for row in rows}))}')
 
     def mask_path(sample: Sample) -> Path:
-        return root / "masks" / f"{sample.image_id}.png"
+        return mask_of(root, sample.image_id)
 
     def mask(sample: Sample) -> np.ndarray:
         return read_mask(mask_path(sample), len(classes))
@@ -66,23 +63,43 @@ def splits(root: Path) -> list[str]:
     return list(dict.fromkeys(row.split for row in read_rows(root)))
 
 
-def _image_id(image: str) -> str:
-    """`images/train/a.b.jpg` -> `train/a.b`."""
-    path = PurePosixPath(image)
-    stem = path.with_name(path.stem)
-    return str(stem.relative_to(stem.parts[0])) if stem.parts[0] in PHOTOS and len(stem.parts) > 1 else str(stem)
+def image_ids(images: Sequence[str]) -> list[str]:
+    """Ids of photos by their paths: `images/train/a.b.jpg` -> `train/a.b`; those that would be the same keep their suffix."""
+    stems = []
+    for image in images:
+        path = PurePosixPath(image)
+        stem = path.with_name(path.stem)
+        stems.append(str(stem.relative_to(stem.parts[0])) if stem.parts[0] in PHOTOS and len(stem.parts) > 1 else str(stem))
+    times = Counter(stem.casefold() for stem in stems)
+    return [
+        stem + PurePosixPath(image).suffix if times[stem.casefold()] > 1 else stem for stem, image in zip(stems, images, strict=True)
+    ]
+
+
+def mask_of(root: Path, image_id: str) -> Path:
+    """Where the mask of a photo belongs."""
+    return root / "masks" / f"{image_id}.png"
+
+
+def read_classes(root: Path) -> list[str] | None:
+    """The names in classes.txt, or None where there is no such file.
+
+    Raises:
+        DataError: no names, or one twice.
+    """
+    listed = root / "classes.txt"
+    if not listed.is_file():
+        return None
+    names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not names or len(set(names)) != len(names):
+        raise DataError(f"{listed}: expected one class name per line, each once, got {len(names)} names")
+    return names
 
 
 def _classes(root: Path, rows: list[Row]) -> tuple[str, ...]:
-    listed = root / "classes.txt"
-    if not listed.is_file():
-        names = sorted({name for row in rows for name in row.names})
-        if not names:
-            raise DataError(f"{root}: no photo has a label; there is nothing to learn")
-    else:
-        names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-        if not names or len(set(names)) != len(names):
-            raise DataError(f"{listed}: expected one class name per line, each once, got {len(names)} names")
+    names = read_classes(root) or sorted({name for row in rows for name in row.names})
+    if not names:
+        raise DataError(f"{root}: no photo has a label; there is nothing to learn")
     if len(names) > 254:
-        raise DataError(f"{listed if listed.is_file() else root}: {len(names)} classes; masks hold 254 at most")
+        raise DataError(f"{root}: {len(names)} classes; masks hold 254 at most")
     return tuple(names)

@@ -6,6 +6,8 @@ Every file is written whole or not at all and finished ones are left alone, so a
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +15,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from afactl.datasets import coco, voc
-from afactl.datasets.images import read_mask, write_mask
+from afactl.datasets import coco, folder, voc
+from afactl.datasets.images import read_mask, values_of, write_mask
 from afactl.datasets.mask_labels import labels_from_masks
-from afactl.datasets.tables import read_xml
-from afactl.errors import DataError, DependencyError
+from afactl.datasets.tables import Row, photos_without_labels, read_rows, read_xml, write_csv
+from afactl.errors import DataError, DependencyError, UsageError
 from afactl.files import whole_file
 
 Item = TypeVar("Item")
@@ -26,6 +28,8 @@ Track = Callable[[Sequence[Item]], Iterator[Item]]
 # What the full dataset has, by split.
 KNOWN_VOC = {voc.AUGMENTED: 10_582, "train": 1_464, "val": 1_449}
 KNOWN_COCO = {"train": 82_783, "val": 40_504}
+# Annotations are read so many bytes at a time; the outlines take about one and a half times as much memory.
+AT_ONCE_BYTES = 320 * 2**20
 
 
 class Disagreement(NamedTuple):
@@ -143,33 +147,122 @@ class PreparedCoco(NamedTuple):
 def prepare_coco(root: Path, split: str, track: Track[coco.Photo] = iter) -> PreparedCoco:
     """Draw the masks of a split of COCO as PNG, and write its labels as a small table.
 
+    A large annotation file is read several times, each time for a part of the photos, so that memory holds the
+    outlines of one part only.
+
     Raises:
         DataError: annotations missing or damaged, or a folder that cannot be written.
         DependencyError: pycocotools or ijson is not installed.
     """
-    table, folder = coco.prepared_paths(root, split)
-    instances = coco.read_instances(coco.annotations_path(root, split))
+    table, masks = coco.prepared_paths(root, split)
+    path = coco.annotations_path(root, split)
+    parts = max(1, math.ceil(path.stat().st_size / AT_ONCE_BYTES))
+    photos, empty, drawn = [], 0, 0
+    for part in range(parts):
+        instances = coco.read_part(path, part, parts)
 
-    def draw(photo: coco.Photo) -> int:
-        target = folder / f"{Path(photo.name).stem}.png"
-        if target.exists():
-            return 0
-        _write_mask(target, coco.draw_mask(photo, instances.index))
-        return 1
+        def draw(photo: coco.Photo, index: dict[int, int] = instances.index) -> int:
+            target = masks / f"{Path(photo.name).stem}.png"
+            if target.exists():
+                return 0
+            _write_mask(target, coco.draw_mask(photo, index))
+            return 1
 
-    with ThreadPoolExecutor() as pool:
-        drawn = sum(done for done, _ in zip(pool.map(draw, instances.photos), track(instances.photos), strict=True))
-    photos = [(photo.name, instances.labels(photo)) for photo in instances.photos]
+        with ThreadPoolExecutor() as pool:
+            drawn += sum(done for done, _ in zip(pool.map(draw, instances.photos), track(instances.photos), strict=True))
+        photos += [(photo.name, instances.labels(photo)) for photo in instances.photos]
+        empty += sum(not photo.regions for photo in instances.photos)
     # Last: with the table there, the masks are there.
-    _write_text(table, json.dumps({"classes": instances.classes, "photos": photos}))
-    return PreparedCoco(split, len(photos), sum(not photo.regions for photo in instances.photos), drawn, folder)
+    _write_text(table, json.dumps({"classes": instances.classes, "photos": sorted(photos)}))
+    return PreparedCoco(split, len(photos), empty, drawn, masks)
+
+
+class PreparedFolder(NamedTuple):
+    """The table that was written, the class names, photos per class by split, and photos left out for want of a mask."""
+
+    table: Path
+    classes: tuple[str, ...]
+    splits: dict[str, Counter[str]]
+    photos: dict[str, int]
+    left_out: int
+
+
+def prepare_folder(
+    root: Path, val: float = 0.0, seed: int = 0, from_masks: bool = False, overwrite: bool = False, track: Track[Row] = iter
+) -> PreparedFolder:
+    """Write labels.csv of own photos, out of their tags in any other form or of their masks.
+
+    Args:
+        val: share of the photos to set aside as the split val, in [0, 1), where none is named yet.
+        seed: which ones.
+        from_masks: take the labels from masks/, whose values classes.txt names, instead of from tags.
+        overwrite: write a table that is there anew.
+
+    Raises:
+        DataError: nothing says what is in the photos, or what does is wrong; no photo has a mask; the table cannot
+            be written.
+        UsageError: the table is there already, or so is a split val.
+    """
+    table = root / "labels.csv"
+    if table.exists() and not overwrite:
+        raise UsageError(f"{table}: is there already; --overwrite writes it anew")
+    rows, left_out = _rows_of_masks(root, track) if from_masks else (read_rows(root), 0)
+    if val:
+        held = sum(row.split == "val" for row in rows)
+        if held:
+            raise UsageError(f"--val {val:g}: {held} photos belong to a split val already; leave --val out")
+        aside = set_aside([row.names for row in rows], val, seed)
+        rows = [row._replace(split="val") if number in aside else row for number, row in enumerate(rows)]
+    try:
+        write_csv(table, rows)
+    except OSError as error:
+        raise _unwritable(table, error) from error
+    splits: dict[str, Counter[str]] = {}
+    for row in rows:
+        splits.setdefault(row.split, Counter()).update(row.names)
+    photos = dict(Counter(row.split for row in rows))
+    classes = folder.read_classes(root) or sorted(set().union(*splits.values()))
+    return PreparedFolder(table, tuple(classes), splits, photos, left_out)
+
+
+def set_aside(labels: Sequence[Sequence[str]], share: float, seed: int) -> set[int]:
+    """Numbers of photos for validation, drawn at random; no class loses its last photo to it.
+
+    Args:
+        labels: class names of each photo. share: of the photos, in [0, 1).
+    """
+    left = Counter(name for names in labels for name in names)
+    chosen: set[int] = set()
+    for number in np.random.default_rng(seed).permutation(len(labels)).tolist():
+        if len(chosen) >= round(share * len(labels)):
+            break
+        if all(left[name] > 1 for name in labels[number]):
+            left.subtract(labels[number])
+            chosen.add(number)
+    return chosen
+
+
+def _rows_of_masks(root: Path, track: Track[Row]) -> tuple[list[Row], int]:
+    """The photos that have a mask, with the classes in it, and how many have none."""
+    names = folder.read_classes(root)
+    if names is None:
+        raise DataError(f"{root / 'classes.txt'}: expected the names of the mask values 1, 2, ..., one per line, found no such file")
+    rows = photos_without_labels(root)
+    masks = [folder.mask_of(root, image_id) for image_id in folder.image_ids([row.image for row in rows])]
+    made = []
+    for row, mask in zip(track(rows), masks, strict=True):
+        if mask.is_file():
+            made.append(row._replace(names=tuple(names[value - 1] for value in values_of(read_mask(mask, len(names))))))
+    if not made:
+        raise DataError(f"{root / 'masks'}: expected masks at the photos' paths (images/a.jpg -> masks/a.png), found none of {len(rows)}")
+    return made, len(rows) - len(made)
 
 
 def _write_mask(path: Path, mask: np.ndarray) -> None:
     try:
         write_mask(path, mask)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); give a --data folder that can") from error
+        raise _unwritable(path, error) from error
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -177,4 +270,8 @@ def _write_text(path: Path, text: str) -> None:
         with whole_file(path) as fresh:
             fresh.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); give a --data folder that can") from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be written ({error.strerror or error}); give a --data folder that can")

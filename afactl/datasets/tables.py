@@ -15,13 +15,14 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from afactl.datasets.images import PHOTO_SUFFIXES
 from afactl.errors import DataError
+from afactl.files import whole_file
 
 COLUMNS = ("image", "labels")
 SPLITS = ("train", "val", "test")
@@ -64,6 +65,29 @@ def read_rows(root: Path) -> list[Row]:
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{row.where}: {row.image} leaves the data folder; list paths below it")
     return rows
+
+
+def photos_without_labels(root: Path) -> list[Row]:
+    """Every photo below images/ or JPEGImages/, or else below the folder itself but its masks."""
+    top = next((root / name for name in PHOTOS if (root / name).is_dir()), root)
+    found = sorted(path for path in top.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
+    images = [(path, path.relative_to(root).as_posix()) for path in found if path.relative_to(root).parts[0] != "masks"]
+    return [Row(str(path), image, _place(image)[0], ()) for path, image in images]
+
+
+def write_csv(table: Path, rows: Sequence[Row]) -> None:
+    """Write labels.csv, whole or not at all.
+
+    Raises:
+        DataError: a class name that the table cannot hold. OSError: as the system says it.
+    """
+    with whole_file(table) as fresh, open(fresh, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("image", "split", "labels"))
+        for row in rows:
+            if any("|" in name or name != name.strip() for name in row.names):
+                raise DataError(f"{row.where}: class names in labels.csv hold no | and no blanks at their ends, got {', '.join(row.names)}")
+            writer.writerow((row.image, row.split, "|".join(row.names)))
 
 
 def _class_folders(root: Path) -> list[Row]:

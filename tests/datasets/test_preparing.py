@@ -1,15 +1,20 @@
 """Lists, labels and masks that are made once of a download."""
 
+import csv
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 
-from afactl.datasets import coco, voc
+from PIL import Image
+
+from afactl.datasets import coco, demo, preparing, voc
 from afactl.datasets.images import read_mask, write_mask
-from afactl.datasets.preparing import Disagreement, prepare_coco, prepare_voc
-from afactl.errors import DataError
+from afactl.datasets.preparing import Disagreement, prepare_coco, prepare_folder, prepare_voc, set_aside
+from afactl.datasets.registry import load_split
+from afactl.errors import DataError, UsageError
 from tests.conftest import make_voc
 
 XML = "<annotation><filename>{name}.jpg</filename>{objects}</annotation>"
@@ -124,6 +129,21 @@ def test_prepared_coco_is_the_same_as_coco(coco_mini, monkeypatch):
         assert np.array_equal(after.read_mask(sample), mask) and after.mask_path(sample).is_file()
 
 
+def test_large_annotations_are_read_in_parts_with_the_same_result(coco_mini, monkeypatch):
+    """43 photos in parts of at most 7."""
+    prepare_coco(coco_mini, "val")
+    table, masks = coco.prepared_paths(coco_mini, "val")
+    expected = table.read_text(), {path.name: path.read_bytes() for path in masks.iterdir()}
+    shutil.rmtree(table.parent)
+    sizes = []
+    original = coco.read_part
+    monkeypatch.setattr(coco, "read_part", lambda *given: sizes.append(len((part := original(*given)).photos)) or part)
+    monkeypatch.setattr(preparing, "AT_ONCE_BYTES", math.ceil(coco.annotations_path(coco_mini, "val").stat().st_size / 7))
+    done = prepare_coco(coco_mini, "val")
+    assert (done.photos, done.drawn) == (43, 43) and sizes == [7, 6, 6, 6, 6, 6, 6]
+    assert (table.read_text(), {path.name: path.read_bytes() for path in masks.iterdir()}) == expected
+
+
 def test_a_stopped_preparation_goes_on(coco_mini):
     table, folder = coco.prepared_paths(coco_mini, "val")
     seen = []
@@ -152,3 +172,75 @@ def test_other_annotations_are_prepared_anew(coco_mini):
     assert all(not sample.labels for sample in coco.load(coco_mini, "val").samples)
     done = prepare_coco(coco_mini, "val")
     assert (done.drawn, done.empty) == (43, 43)
+
+
+def rows_of(root):
+    with open(root / "labels.csv", encoding="utf-8", newline="") as file:
+        return [(row["image"], row["split"], row["labels"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture()
+def tagged(tmp_path):
+    """Ten photos of cats and ten of dogs in class folders, one in a folder whose name holds a comma."""
+    for number in range(20):
+        name = ("cat", "dog, small")[number % 2]
+        (tmp_path / name).mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(tmp_path / name / f"{number}.png")
+    return tmp_path
+
+
+def test_a_table_of_class_folders_holds_what_the_folders_say(tagged):
+    before = load_split("folder", tagged, "train")
+    done = prepare_folder(tagged)
+    assert done.splits == {"train": {"cat": 10, "dog, small": 10}} and done.photos == {"train": 20} and done.left_out == 0
+    after = load_split("folder", tagged, "train")
+    assert (after.classes, after.samples) == (before.classes, before.samples)
+    with pytest.raises(UsageError, match="labels.csv: is there already; --overwrite"):
+        prepare_folder(tagged)
+
+
+def test_photos_are_set_aside_once(tagged):
+    done = prepare_folder(tagged, val=0.25, seed=1)
+    assert done.photos == {"train": 15, "val": 5} and sum(done.splits["val"].values()) == 5
+    first = rows_of(tagged)
+    with pytest.raises(UsageError, match="5 photos belong to a split val already"):
+        prepare_folder(tagged, val=0.25, overwrite=True)
+    (tagged / "labels.csv").unlink()
+    prepare_folder(tagged, val=0.25, seed=1)
+    assert rows_of(tagged) == first, "the seed tells which"
+    (tagged / "labels.csv").unlink()
+    prepare_folder(tagged, val=0.25, seed=2)
+    assert rows_of(tagged) != first
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_class_is_set_aside_as_a_whole(seed):
+    labels = [("cat",)] * 8 + [("cat", "zebra"), ("ant",), ()]
+    aside = set_aside(labels, 0.9, seed)
+    assert aside == {*range(8), 10}, "of zebra, ant and cat one photo is left"
+
+
+def test_labels_from_masks(tmp_path):
+    data = demo.generate(tmp_path / "own", train=5, val=2, size=64)
+    expected = rows_of(data)
+    (data / "labels.csv").unlink()
+    (data / "masks/train/0003.png").unlink()
+    done = prepare_folder(data, from_masks=True)
+    assert done.left_out == 1 and done.photos == {"train": 4, "val": 2}
+    found = {image: (split, set(labels.split("|"))) for image, split, labels in rows_of(data)}
+    assert found == {image: (split, set(labels.split("|"))) for image, split, labels in expected if "0003" not in image}
+    (data / "labels.csv").unlink()
+    (data / "classes.txt").rename(data / "names.txt")
+    with pytest.raises(DataError, match="classes.txt: expected the names of the mask values"):
+        prepare_folder(data, from_masks=True)
+    (data / "names.txt").rename(data / "classes.txt")
+    shutil.rmtree(data / "masks")
+    with pytest.raises(DataError, match="expected masks at the photos' paths"):
+        prepare_folder(data, from_masks=True)
+
+
+def test_names_that_a_table_cannot_hold_are_refused(tagged):
+    (tagged / "cat").rename(tagged / "cat|tom")
+    with pytest.raises(DataError, match=r"hold no \| and no blanks at their ends, got cat\|tom"):
+        prepare_folder(tagged)
+    assert not (tagged / "labels.csv").exists()
