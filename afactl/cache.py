@@ -4,8 +4,8 @@
 /images/<id> @complete      without it the image does not count
 / @schema @stage @settings @weights @data @complete
 
-One image is appended and flushed at a time. HDF5 writes its tree to disk in no safe order, so a
-flush goes through a journal (`journal.py`): all of an image reaches the file, or nothing.
+One image is appended at a time. HDF5 writes its tree to disk in no safe order, so it goes through a
+journal (`journal.py`): all of an image reaches the file, or nothing.
 
 Ids are percent-encoded, since "/" and "." have a meaning in HDF5 paths.
 """
@@ -69,8 +69,8 @@ def decode_id(name: str) -> str:
 class Cache:
     """An open cache; made by `Cache.open`. A context manager, which closes the file."""
 
-    def __init__(self, path: Path, file: h5py.File, lock: FileLock) -> None:
-        self.path, self._file, self._lock = path, file, lock
+    def __init__(self, path: Path, file: h5py.File, disk: JournaledFile, lock: FileLock) -> None:
+        self.path, self._file, self._disk, self._lock = path, file, disk, lock
         self._complete = {name for name, group in file["images"].items() if group.attrs.get("complete")}
 
     @classmethod
@@ -91,9 +91,9 @@ class Cache:
         except Timeout as error:
             raise CacheError(f"{path}: another process is writing it; wait for that one to end") from error
         except OSError as error:
-            raise CacheError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise _unwritable(path, error) from error
         try:
-            return cls(path, _open_file(path, header, overwrite), lock)
+            return cls(path, *_open_file(path, header, overwrite), lock)
         except DAMAGE as error:
             lock.release()
             raise CacheError(f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew") from error
@@ -128,7 +128,7 @@ class Cache:
         """Add an image. What a killed writer left of it is replaced.
 
         Raises:
-            CacheError: the image is complete already, or an array holds Python objects.
+            CacheError: the image is complete already, an array holds Python objects, or the disk is full.
         """
         name = encode_id(image_id)
         if name in self._complete:
@@ -144,7 +144,7 @@ class Cache:
             packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.nbytes > COMPRESS_BYTES else {}
             group.create_dataset(key, data=array, **packed)
         group.attrs["complete"] = True
-        self._file.flush()  # all of the image reaches the disk, or nothing
+        _commit(self.path, self._file, self._disk)  # all of the image reaches the disk, or nothing
         self._complete.add(name)
 
     def read(self, image_id: str) -> dict[str, np.ndarray]:
@@ -162,10 +162,11 @@ class Cache:
             raise CacheError(f"{self.path}: {image_id} cannot be read ({error}); --overwrite makes the cache anew") from error
 
 
-def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> h5py.File:
+def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> tuple[h5py.File, JournaledFile]:
     if overwrite or not path.exists():
         return _create(path, header)
-    file = h5py.File(JournaledFile(path), "r+")
+    disk = _open_disk(path)
+    file = h5py.File(disk, "r+")
     if not file.attrs.get("complete"):  # killed while the header was being written: nothing is lost
         file.close()
         return _create(path, header)
@@ -173,20 +174,37 @@ def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> h5py.File:
     if found:
         file.close()
         raise CacheError(f"{path}: made with other {'; '.join(found)}; --overwrite makes it anew")
-    return file
+    return file, disk
 
 
-def _create(path: Path, header: CacheHeader) -> h5py.File:
-    try:
-        file = h5py.File(JournaledFile(path, fresh=True), "w", track_order=True)
-    except OSError as error:
-        raise CacheError(f"{path}: cannot be written ({first_line(error)})") from error
+def _create(path: Path, header: CacheHeader) -> tuple[h5py.File, JournaledFile]:
+    disk = _open_disk(path, fresh=True)
+    file = h5py.File(disk, "w", track_order=True)
     file.create_group("images", track_order=True)
     for key, value in _attributes(header).items():
         file.attrs[key] = value
     file.attrs["complete"] = True
+    _commit(path, file, disk)
+    return file, disk
+
+
+def _open_disk(path: Path, fresh: bool = False) -> JournaledFile:
+    try:
+        return JournaledFile(path, fresh)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _commit(path: Path, file: h5py.File, disk: JournaledFile) -> None:
     file.flush()
-    return file
+    try:
+        disk.commit()
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> CacheError:
+    return CacheError(f"{path}: cannot be written ({error.strerror or error}); what was finished is kept: make room, then call again")
 
 
 def _attributes(header: CacheHeader) -> dict[str, Any]:

@@ -46,27 +46,38 @@ class Architecture(NamedTuple):
 def save_checkpoint(
     folder: Path, model: AFA, optimizer: torch.optim.Optimizer, iteration: int, architecture: Architecture
 ) -> None:
-    """Write a checkpoint to `folder`, replacing the one there only when the new one is complete."""
+    """Write a checkpoint to `folder`, replacing the one there only when the new one is complete.
+
+    Raises:
+        CheckpointError: it cannot be written, on a full disk for instance; the former one is kept.
+    """
     from safetensors.torch import save_file
 
     fresh = folder.with_name(folder.name + ".new")
     former = folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
     metadata = {"architecture": json.dumps(architecture._asdict()), "iteration": str(iteration)}
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    save_file(state, fresh / WEIGHTS, metadata=metadata)
-    torch.save({"optimizer": optimizer.state_dict(), "iteration": iteration}, fresh / TRAINING)
-    sums = {name: _checksum(fresh / name) for name in (WEIGHTS, TRAINING)}
-    (fresh / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
-    # A rename may reach the disk before the bytes of what is renamed.
-    for path in (*fresh.iterdir(), fresh):
-        _sync(path)
-    if folder.exists():
-        shutil.rmtree(former, ignore_errors=True)
-        os.rename(folder, former)
-    os.rename(fresh, folder)
-    _sync(folder.parent)
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        save_file(state, fresh / WEIGHTS, metadata=metadata)
+        torch.save({"optimizer": optimizer.state_dict(), "iteration": iteration}, fresh / TRAINING)
+        sums = {name: _checksum(fresh / name) for name in (WEIGHTS, TRAINING)}
+        (fresh / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+        # A rename may reach the disk before the bytes of what is renamed.
+        for path in (*fresh.iterdir(), fresh):
+            _sync(path)
+        if folder.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            os.rename(folder, former)
+        os.rename(fresh, folder)
+        _sync(folder.parent)
+    except Exception as error:  # torch and safetensors raise kinds of their own for a full disk
+        shutil.rmtree(fresh, ignore_errors=True)  # a half-written one would keep it full
+        raise CheckpointError(
+            f"{folder}: the checkpoint of step {iteration} cannot be written ({first_line(error)}); the former one is kept: "
+            "make room, then afactl train --resume"
+        ) from error
 
 
 def _checksum(path: Path) -> str:

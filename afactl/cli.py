@@ -351,6 +351,11 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         error_line("stopped")
         code = 130
+    except OSError as error:  # such as a full disk, wherever it is met
+        if verbose:
+            traceback.print_exc()
+        error_line(f"{error.filename or 'the system says'}: {error.strerror or error}; mend that, then call again")
+        code = 1
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is told in one line too
         if verbose:
             raise

@@ -381,6 +381,8 @@ def _save(figure: Figure, target: Path) -> Path:
     try:
         with whole_file(target) as fresh:
             figure.savefig(fresh, dpi=150, format=target.suffix.removeprefix(".").lower() or "png")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"--out {target}: cannot be written ({error.strerror or error}); give another file") from error
+    except ValueError as error:
         raise UsageError(f"--out {target}: cannot be written ({error}); give a .png, .svg or .pdf file") from error
     return target

@@ -1,8 +1,11 @@
 """A file whose changes reach the disk all together or not at all, whenever the process is killed.
 
 HDF5 changes its index in place with many small writes; killed between two of them, a file is lost
-as a whole. So the writes of one flush are kept in memory, written to `FILE.journal` with a
+as a whole. So what is written is kept in memory until a commit, then written to `FILE.journal` with a
 checksum, and only then applied. Opening applies a journal that is whole and drops one that is not.
+
+HDF5 calls these methods from C, through which no error of the disk finds its way as one. So they only read and
+keep; what may fail, on a full disk say, is `commit`, which the owner of the file calls.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 class JournaledFile:
-    """An open file for `h5py.File(JournaledFile(path), ...)`; `flush` makes everything before it permanent.
+    """An open file for `h5py.File(JournaledFile(path), ...)`; `commit` makes everything before it permanent.
 
     Args:
         path: made where it is missing. fresh: start with nothing in it.
+
+    Raises:
+        OSError: the file cannot be opened, or a journal that was left cannot be applied.
     """
 
     def __init__(self, path: Path, fresh: bool = False) -> None:
@@ -72,7 +78,7 @@ class JournaledFile:
         return bytes(buffer[: self.readinto(memoryview(buffer))])
 
     def write(self, data: bytes) -> int:
-        """Keep a change until the next flush."""
+        """Keep a change until the next commit."""
         data = bytes(data)
         self._pending.append((self._position, data))
         self._position += len(data)
@@ -80,7 +86,7 @@ class JournaledFile:
         return len(data)
 
     def truncate(self, size: int | None = None) -> int:
-        """Keep a change of the size until the next flush."""
+        """Keep a change of the size until the next commit."""
         size = self._position if size is None else size
         if size != self._size:
             self._pending.append((size, None))
@@ -88,18 +94,29 @@ class JournaledFile:
         return size
 
     def flush(self) -> None:
-        """Make all changes so far permanent, together."""
+        """HDF5 has handed over all of its changes. They stay in memory."""
+
+    def commit(self) -> None:
+        """Make all changes so far permanent, together.
+
+        Raises:
+            OSError: as the system says it; the file is as before, or will be as after when it is opened again.
+        """
         if not self._pending:
             return
         parts = [_HEAD.pack(offset, _TRUNCATE) if data is None else _HEAD.pack(offset, len(data)) + data for offset, data in self._pending]
         body = b"".join(parts)
-        self._journal.write_bytes(body + hashlib.sha256(body).digest())
+        try:
+            self._journal.write_bytes(body + hashlib.sha256(body).digest())
+        except OSError:
+            self._journal.unlink(missing_ok=True)
+            raise
         self._apply(self._pending)
         self._journal.unlink()
         self._pending = []
 
     def close(self) -> None:
-        """Close the file; changes after the last flush are dropped."""
+        """Close the file; changes after the last commit are dropped."""
         self._file.close()
 
     def _apply(self, changes: list[tuple[int, bytes | None]]) -> None:

@@ -25,7 +25,7 @@ from afactl.datasets.registry import check_files, data_fingerprint, is_missing, 
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.devices import choose_device, peak_memory, require_compiler, seed_everything
-from afactl.errors import AfactlError, DataError, UsageError, first_line
+from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation import validate
 from afactl.inference import TrainedRun
 from afactl.model import AFA
@@ -386,13 +386,5 @@ class Job:
         self.report(Event(kind, step, self.preset.train.max_iters, values))
 
     def save(self, which: str, step: int) -> None:
-        if distributed.rank() > 0:
-            return
-        folder = self.run / "checkpoints" / which
-        try:
-            save_checkpoint(folder, self.model, self.optimizer, step, self.architecture)
-        except (OSError, RuntimeError) as error:  # torch and safetensors raise kinds of their own for a full disk
-            raise AfactlError(
-                f"{folder}: the checkpoint of step {step} cannot be written ({first_line(error)}); the former one is kept: "
-                "make room, then afactl train --resume"
-            ) from error
+        if distributed.rank() == 0:
+            save_checkpoint(self.run / "checkpoints" / which, self.model, self.optimizer, step, self.architecture)

@@ -1,10 +1,11 @@
 """Memory of `afactl data prepare coco` as the annotations grow: python benchmarks/preparing.py
 
 Made annotations with as many objects per photo and bytes per object as those of COCO train2014 have; the
-photos are small, so that drawing does not take the day. Each size in a process of its own.
+photos are small, so that drawing does not take the day.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,10 +13,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ratio import machine, resident
+from ratio import machine
 
 from afactl.datasets import coco
-from afactl.datasets.preparing import prepare_coco
 
 # The second one is COCO train2014.
 PHOTOS = (20_000, 82_783, 250_000)
@@ -39,19 +39,14 @@ def write_annotations(path: Path, photos: int) -> None:
         file.write("]}")
 
 
-def measure(root: Path) -> None:
-    start, before = time.perf_counter(), resident("VmRSS")
-    done = prepare_coco(root, "train")
-    size, peak = coco.annotations_path(root, "train").stat().st_size / 2**20, resident("VmHWM")
-    print(f"{done.photos} photos, {size:.0f} MiB of annotations: peak {peak:.0f} MiB ({before:.0f} at the start), {time.perf_counter() - start:.0f} s")
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        measure(Path(sys.argv[1]))
-    else:
-        machine()
-        for photos in PHOTOS:
-            with tempfile.TemporaryDirectory() as folder:
-                write_annotations(coco.annotations_path(Path(folder), "train"), photos)
-                subprocess.run([sys.executable, __file__, folder], check=True)
+    machine()
+    for photos in PHOTOS:
+        with tempfile.TemporaryDirectory() as folder:
+            path = coco.annotations_path(Path(folder), "train")
+            write_annotations(path, photos)
+            start = time.perf_counter()
+            job = subprocess.Popen([sys.executable, "-m", "afactl", "data", "prepare", "coco", "--data", folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            _, status, used = os.wait4(job.pid, 0)
+            size = path.stat().st_size / 2**20
+            print(f"{photos} photos, {size:.0f} MiB of annotations: peak {used.ru_maxrss / 1024:.0f} MiB, {time.perf_counter() - start:.0f} s, status {status}", flush=True)

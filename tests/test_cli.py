@@ -346,6 +346,17 @@ def test_a_bug_is_told_in_one_line_and_shown_with_verbose(call, run_copy, monkey
         main(["eval", "--run", str(run_copy), "--verbose"])
 
 
+def test_a_full_disk_is_no_bug(call, run_copy, monkeypatch):
+    """Met where no command expects it: while the scores are kept."""
+    def full(*arguments):
+        raise OSError(28, "No space left on device", "scores/segmentation-val.json")
+
+    monkeypatch.setattr("afactl.evaluation.write_scores", full)
+    result = call("eval", "--run", run_copy)
+    refused(result, 1, "scores/segmentation-val.json: No space left on device; mend that, then call again")
+    assert "bug" not in result[2]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path, tiny_data, number):
     sets = [*SETS, "--set", "train.max_iters=400", "--set", "train.cls_warmup_iters=400", "--set", "train.checkpoint_iters=400", "--set", "train.eval_iters=400"]

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from afactl.journal import JournaledFile
 
-CHANGES = st.lists(st.tuples(st.sampled_from(["write", "truncate", "flush"]), st.integers(0, 60), st.binary(max_size=20)), max_size=25)
+CHANGES = st.lists(st.tuples(st.sampled_from(["write", "truncate", "commit"]), st.integers(0, 60), st.binary(max_size=20)), max_size=25)
 
 
 @settings(max_examples=150, deadline=None)
@@ -15,8 +15,8 @@ def test_it_reads_as_a_plain_file_does(tmp_path_factory, changes, start, count):
     path, plain = tmp_path_factory.mktemp("j") / "f", io.BytesIO()
     file = JournaledFile(path)
     for kind, offset, data in changes:
-        if kind == "flush":
-            file.flush()
+        if kind == "commit":
+            file.commit()
             assert path.read_bytes() == plain.getvalue()
         for one in (file, plain):
             if kind == "write" and data:
@@ -38,12 +38,12 @@ def stopped_at_apply(path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(JournaledFile, "_apply", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            file.flush()
+            file.commit()
     file.close()
     return path.with_name("f.journal")
 
 
-def test_changes_that_were_not_flushed_are_dropped(tmp_path):
+def test_changes_that_were_not_committed_are_dropped(tmp_path):
     (tmp_path / "f").write_bytes(b"old")
     file = JournaledFile(tmp_path / "f")
     file.write(b"new")

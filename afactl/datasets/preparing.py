@@ -28,8 +28,8 @@ Track = Callable[[Sequence[Item]], Iterator[Item]]
 # What the full dataset has, by split.
 KNOWN_VOC = {voc.AUGMENTED: 10_582, "train": 1_464, "val": 1_449}
 KNOWN_COCO = {"train": 82_783, "val": 40_504}
-# Annotations are read so many bytes at a time; the outlines take about one and a half times as much memory.
-AT_ONCE_BYTES = 320 * 2**20
+# Photos with about so many bytes of annotations are drawn at a time; their outlines take twice as much memory.
+AT_ONCE_BYTES = 128 * 2**20
 
 
 class Disagreement(NamedTuple):
