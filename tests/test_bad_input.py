@@ -118,6 +118,32 @@ def test_sixty_mutated_caches(tmp_path):
         only_ours(use, tmp_path / "x.h5")
 
 
+ATTRIBUTE = st.one_of(
+    st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=12), st.integers(-(2**40), 2**40), st.floats(),
+    st.lists(st.integers(0, 9), min_size=1, max_size=3), st.sampled_from(["[1]", "3", "{", '{"a": {"b": 1}}', "null", "cams", "w", "d"]),
+)  # fmt: skip
+
+
+@SLOW
+@given(st.dictionaries(st.sampled_from(["schema", "stage", "settings", "weights", "data", "complete"]), st.none() | ATTRIBUTE, min_size=1))
+def test_cache_headers_of_any_content(tmp_path, attributes):
+    """None takes the attribute away. What is opened is a cache of these very settings."""
+    path, header = tmp_path / "c.h5", CacheHeader("cams", {"a": [1.0]}, "w", "d")
+    with Cache.open(path, header, overwrite=True) as cache:
+        cache.append("i", {"cam": np.zeros(3)})
+    with h5py.File(path, "r+") as file:
+        for name, value in attributes.items():
+            del file.attrs[name]
+            if value is not None:
+                file.attrs[name] = value
+    cache = only_ours(Cache.open, path, header)
+    if cache is not None:
+        with cache:
+            assert cache.ids() in ([], ["i"])
+        with h5py.File(path) as file:
+            assert file.attrs["stage"] == "cams" and file.attrs["weights"] == "w" and file.attrs["data"] == "d"
+
+
 class Evil:
     """Unpickled, it makes a file."""
 
