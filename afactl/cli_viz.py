@@ -63,7 +63,7 @@ def viz_heads(
     out_file: OutOption = None,
     checkpoint: CheckpointOption = Which.last,
 ) -> None:
-    """Draw the learned weight of each head in the affinity (Fig. 14)."""
+    """Draw the learned weight of each head in the affinity, as in figure 14."""
     from afactl.figures import draw_heads
 
     drawn = draw_heads(open_chosen_run(run, "cpu", checkpoint), out_file)

@@ -295,7 +295,7 @@ def draw_refiners(
         (TRUTH, look.truth) if look.truth is not None else ("PAR, w/o position", refined("par", w3=0.0)),
     ]  # fmt: skip
     steps = {count: refined("par", iterations=count) if count else cut for count in ITERATIONS}
-    moves = [(f"PAR, {count} iterations", label) for count, label in steps.items()]
+    moves = [(f"PAR, {count} iteration{'s' * (count != 1)}", label) for count, label in steps.items()]
     figure = panel([(look.image, None, compared), (look.image, None, moves)], run.architecture.classes, PALETTES[palette]())
     target = _save(figure, out or run.folder / "figures" / f"par-{look.name}.png")
     if animation is not None:
