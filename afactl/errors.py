@@ -38,6 +38,10 @@ class DataError(AfactlError):
     """A photo, mask, label file or split is missing, broken or contradicts itself."""
 
 
+class UnknownValueError(DataError):
+    """A mask holds a value or colour that is no class."""
+
+
 class CacheError(AfactlError):
     """An HDF5 cache was made by other weights or settings, or cannot be read."""
 

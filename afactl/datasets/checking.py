@@ -12,7 +12,7 @@ import numpy as np
 
 from afactl.datasets.images import decoded_photo, values_of
 from afactl.datasets.samples import Sample, Split
-from afactl.errors import DataError
+from afactl.errors import DataError, UnknownValueError
 
 # So many photos are one task of a thread.
 AT_ONCE = 16
@@ -59,8 +59,7 @@ Track = Callable[[Sequence[Sample]], Iterator[Sample]]
 def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Report:
     """Decode every photo and mask of the splits.
 
-    Defects: a photo or mask that cannot be read, or a mask with values that are no class; a mask of
-    another size; labels that contradict the mask; the same photo twice; a class that occurs, but
+    Defects: a photo or mask that cannot be read; a mask with values that are no class; a mask of another size; labels that contradict the mask; the same photo twice; a class that occurs, but
     never in the training split.
 
     Args:
@@ -139,4 +138,5 @@ def _read(split: Split, sample: Sample) -> _Read:
 
 
 def _unreadable(what: str, where: str, error: DataError) -> Defect:
-    return Defect(f"{what} cannot be read", where, str(error).removeprefix(f"{where}: "))
+    kind = f"{what} with unknown values" if isinstance(error, UnknownValueError) else f"{what} cannot be read"
+    return Defect(kind, where, str(error).removeprefix(f"{where}: "))

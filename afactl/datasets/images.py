@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from afactl.errors import DataError
+from afactl.errors import DataError, UnknownValueError
 from afactl.files import whole_file
 
 IGNORE = 255
@@ -127,7 +127,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
         classes: C; values above it and below 255 are refused.
 
     Raises:
-        DataError: missing, damaged, a colour that VOC does not use, or a value that is no class.
+        DataError: missing or damaged. UnknownValueError: a value that is no class, or a colour that VOC does not use.
     """
     image = _open(path)
     if image.mode in ("RGB", "RGBA"):
@@ -139,7 +139,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     counts = np.array(Image.fromarray(mask).histogram())
     wrong = np.flatnonzero(counts[classes + 1 : IGNORE]) + classes + 1
     if len(wrong):
-        raise DataError(
+        raise UnknownValueError(
             f"{path}: expected mask values 0..{classes} or 255, got {wrong[0]} in {counts[wrong[0]]} pixels; "
             "check the class list against the masks"
         )
@@ -162,7 +162,7 @@ def _indices_of(path: Path, colors: np.ndarray) -> np.ndarray:
     found = order[np.searchsorted(known, codes, sorter=order).clip(max=255)]
     strange = codes[known[found] != codes]
     if len(strange):
-        raise DataError(f"{path}: colour #{strange[0]:06x} is none of VOC's; save class numbers as an indexed PNG, or use VOC's colours")
+        raise UnknownValueError(f"{path}: colour #{strange[0]:06x} is none of VOC's; save class numbers as an indexed PNG, or use VOC's colours")
     return found.astype(np.uint8)[place].reshape(colors.shape[:2])
 
 

@@ -44,7 +44,9 @@ def test_every_kind_of_defect_is_found_and_named(data):
     write_mask(data / "masks/val/0001.png", other)
     found = kinds(data)
     assert "0002.png" in found["photo cannot be read"].where and found["photo cannot be read"].detail.startswith("truncated")
-    assert "got 77" in found["mask cannot be read"].detail
+    assert "got 77" in found["mask with unknown values"].detail
+    (data / "masks/train/0004.png").write_bytes(b"cut off")
+    assert kinds(data)["mask cannot be read"].detail.startswith("no image format")
     assert found["mask of another size"].detail == "64 x 40 pixels, the photo has 64 x 64"
     assert "only among the labels" in found["labels contradict the mask"].detail
 
