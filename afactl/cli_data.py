@@ -89,7 +89,7 @@ def prepare_coco(
 @prepare_app.command("folder", epilog="Example: afactl data prepare folder --data mydata --val 0.1")
 def prepare_folder(
     data: Annotated[Path, typer.Option("--data", help="folder of own photos, tagged in any of the forms of docs/own-data.md")],
-    val: Annotated[float, typer.Option("--val", min=0.0, max=0.9, help="share of the photos to set aside for validation")] = 0.0,
+    val: Annotated[float, typer.Option("--val", min=0.0, max=0.9, help="share of the training photos to set aside for validation")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
     labels_from: Annotated[TagSource, typer.Option("--labels-from", help="the tags that are there, or the masks in masks/")] = TagSource.tags,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="write a labels.csv that is there anew")] = False,

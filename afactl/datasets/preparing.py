@@ -193,7 +193,7 @@ def prepare_folder(
     """Write labels.csv of own photos, out of their tags in any other form or of their masks.
 
     Args:
-        val: share of the photos to set aside as the split val, in [0, 1), where none is named yet.
+        val: share of the training photos to set aside as the split val, in [0, 1), where there is none yet.
         seed: which ones.
         from_masks: take the labels from masks/, whose values classes.txt names, instead of from tags.
         overwrite: write a table that is there anew.
@@ -211,8 +211,9 @@ def prepare_folder(
         held = sum(row.split == "val" for row in rows)
         if held:
             raise UsageError(f"--val {val:g}: {held} photos belong to a split val already; leave --val out")
-        aside = set_aside([row.names for row in rows], val, seed)
-        rows = [row._replace(split="val") if number in aside else row for number, row in enumerate(rows)]
+        training = [number for number, row in enumerate(rows) if row.split == "train"]
+        for chosen in set_aside([rows[number].names for number in training], val, seed):
+            rows[training[chosen]] = rows[training[chosen]]._replace(split="val")
     try:
         write_csv(table, rows)
     except OSError as error:

@@ -213,6 +213,13 @@ def test_photos_are_set_aside_once(tagged):
     assert rows_of(tagged) != first
 
 
+def test_only_training_photos_are_set_aside(tagged):
+    (tagged / "test").mkdir()
+    (tagged / "cat").rename(tagged / "test" / "cat")
+    done = prepare_folder(tagged, val=0.5)
+    assert done.photos == {"train": 5, "val": 5, "test": 10}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_no_class_is_set_aside_as_a_whole(seed):
     labels = [("cat",)] * 8 + [("cat", "zebra"), ("ant",), ()]
