@@ -96,10 +96,9 @@ def prepare_folder(
 ) -> None:
     """Write labels.csv of own photos, with a validation split if asked; optional, all forms of tags can be trained on as they are."""
     from afactl.datasets import preparing
+    from afactl.datasets.registry import dataset_folder
 
-    if not data.is_dir():
-        raise DataError(f"--data {data}: expected a folder, found {'a file' if data.exists() else 'nothing'}")
-    done = preparing.prepare_folder(data, val, seed, labels_from is TagSource.masks, overwrite, tracker("masks"))
+    done = preparing.prepare_folder(dataset_folder("folder", data), val, seed, labels_from is TagSource.masks, overwrite, tracker("masks"))
     rows = [(name, *(str(counts[name]) for counts in done.splits.values())) for name in done.classes]
     rows.append(("all photos", *(str(done.photos[split]) for split in done.splits)))
     out.print(table("photos per class", ("class", *done.splits), rows))
