@@ -51,6 +51,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: it cannot be written, on a full disk for instance; the former one is kept.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     fresh = folder.with_name(folder.name + ".new")
@@ -72,7 +73,7 @@ def save_checkpoint(
             os.rename(folder, former)
         os.rename(fresh, folder)
         _sync(folder.parent)
-    except Exception as error:  # torch and safetensors raise kinds of their own for a full disk
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have kinds of their own for a full disk
         shutil.rmtree(fresh, ignore_errors=True)  # a half-written one would keep it full
         raise CheckpointError(
             f"{folder}: the checkpoint of step {iteration} cannot be written ({first_line(error)}); the former one is kept: "
@@ -171,11 +172,10 @@ def export_weights(checkpoint: Path, out: Path, form: str) -> None:
         CheckpointError: the checkpoint cannot be read. UsageError: `out` cannot be written.
     """
     source = checkpoint / WEIGHTS
-    state = read_state(source)
     try:
         with whole_file(out) as fresh:
             if form == "authors":
-                torch.save(to_authors(state), fresh)
+                torch.save(to_authors(read_state(source)), fresh)
             else:
                 shutil.copyfile(source, fresh)
     except (OSError, RuntimeError) as error:  # torch raises a kind of its own for a full disk

@@ -8,8 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from afactl.errors import UsageError
-from afactl.options import CheckpointOption, RunOption, WeightsFormat, Which
-from afactl.terminal import log, out, table
+from afactl.options import CheckpointOption, RunOption, WeightsFormat, Which, say_which
+from afactl.terminal import out, table
 
 around_app = typer.Typer(rich_markup_mode=None)
 
@@ -52,8 +52,7 @@ def export(
     from afactl.runs import find_run, run_preset
 
     folder, how = find_run(run)
-    if how != "given":
-        log.print(f"run: {folder} ({how})")
+    say_which(folder, how)
     found = find_checkpoint(folder, checkpoint.value, needed=(WEIGHTS,))
     target = out_file or folder / ("weights.pth" if form is WeightsFormat.authors else WEIGHTS)
     export_weights(found.folder, target, form.value)

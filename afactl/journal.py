@@ -16,6 +16,8 @@ import os
 import struct
 from pathlib import Path
 
+from afactl.files import whole_file
+
 _HEAD = struct.Struct("<QQ")
 # In place of a length: the change is a truncation to the offset.
 _TRUNCATE = 2**64 - 1
@@ -106,11 +108,9 @@ class JournaledFile:
             return
         parts = [_HEAD.pack(offset, _TRUNCATE) if data is None else _HEAD.pack(offset, len(data)) + data for offset, data in self._pending]
         body = b"".join(parts)
-        try:
-            self._journal.write_bytes(body + hashlib.sha256(body).digest())
-        except OSError:
-            self._journal.unlink(missing_ok=True)
-            raise
+        # Whole or not at all: a journal that an earlier commit could not apply must not be lost to a full disk.
+        with whole_file(self._journal) as fresh:
+            fresh.write_bytes(body + hashlib.sha256(body).digest())
         self._apply(self._pending)
         self._journal.unlink()
         self._pending = []

@@ -92,11 +92,16 @@ def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> Trai
     from afactl.inference import open_run
 
     run = open_run(found, choose_device(device), checkpoint.value)
-    if how != "given":
-        log.print(f"run: {found} ({how})")
+    say_which(found, how)
     if run.note:
         log.print(f"run: {found}: {run.note}")
     return run
+
+
+def say_which(run: Path, how: str) -> None:
+    """Tell which run `find_run` took, where the user gave none."""
+    if how != "given":
+        log.print(f"run: {run} ({how})")
 
 
 def chosen_crf(asked: bool, backend: Backend) -> str | None:

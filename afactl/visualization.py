@@ -197,7 +197,7 @@ def _figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams["font.family"] = families_for("".join(sorted(set().union(*names))))
+    matplotlib.rcParams["font.family"] = families_for("".join(names))
     figure = Figure(figsize=inches, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=list(heights))

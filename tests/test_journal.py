@@ -73,3 +73,23 @@ def test_a_fresh_file_forgets_the_journal(tmp_path, monkeypatch):
     journal = stopped_at_apply(tmp_path / "f", monkeypatch)
     JournaledFile(tmp_path / "f", fresh=True).close()
     assert (tmp_path / "f").read_bytes() == b"" and not journal.exists()
+
+
+def test_a_later_commit_without_room_keeps_a_journal_that_is_not_applied_yet(tmp_path, monkeypatch):
+    (tmp_path / "f").write_bytes(b"old")
+    file = JournaledFile(tmp_path / "f")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    file.write(b"first")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(JournaledFile, "_apply", full)
+        file.commit()
+    file.write(b" second")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(type(tmp_path), "write_bytes", full)
+        file.commit()
+    file.close()
+    JournaledFile(tmp_path / "f").close()
+    assert (tmp_path / "f").read_bytes() == b"first" and sorted(path.name for path in tmp_path.iterdir()) == ["f"]
