@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.errors import ShapeError, check_shape
+from afactl.labels import IGNORE
 
-IGNORE = 255
 # Tokens per side of a tile of `random_walk`: smaller ones cost calls, larger ones multiply by more zeros.
 _TILE = (8, 16)
 

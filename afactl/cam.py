@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.errors import ShapeError, check_shape
-
-IGNORE = 255
+from afactl.labels import IGNORE
 
 
 def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:

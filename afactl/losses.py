@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.errors import check_shape
+from afactl.labels import IGNORE
 from afactl.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 
-IGNORE = 255
 # A count in the batch at hand -> the count that a mean is taken over.
 Total = Callable[[Tensor], Tensor]
 # The energy sums over all pairs of pixels; this brings it to the order of the other terms.

@@ -10,8 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from afactl.errors import ShapeError
-
-IGNORE = 255
+from afactl.labels import IGNORE
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) -> np.ndarray:

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from afactl.datasets.images import IGNORE, voc_palette
+from afactl.datasets.images import voc_palette
+from afactl.labels import IGNORE
 
 # Okabe and Ito's colours for all eyes (2008), without black.
 _FIRST = [(230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167)]

@@ -22,8 +22,7 @@ from torch import Tensor
 from afactl.affinity import random_walk
 from afactl.cam import ignore_outside
 from afactl.errors import check_shape
-
-IGNORE = 255
+from afactl.labels import IGNORE
 
 # Refines stacks of planes of one image, see `refinement.registry`:
 # (1 x 3 x h x w RGB in 0..255, T x P x h' x w') -> T x P x h x w.

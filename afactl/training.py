@@ -31,7 +31,16 @@ from afactl.inference import TrainedRun
 from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
 from afactl.refinement.registry import build_refiner
-from afactl.runs import append_metrics, change_preset, find_run, forget_metrics_after, new_run, read_metrics, run_preset, write_manifest
+from afactl.runs import (
+    append_metrics,
+    change_preset,
+    find_run,
+    forget_metrics_after,
+    new_run,
+    read_metrics,
+    run_preset,
+    write_manifest,
+)
 from afactl.schedule import Phase, phase_at
 from afactl.tensorboard_log import TensorBoardLog
 from afactl.training_step import StepLosses, build_optimizer, set_learning_rate

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from afactl.datasets.images import IGNORE
 from afactl.errors import UsageError
 from afactl.fonts import families_for, font_file
+from afactl.labels import IGNORE
 from afactl.palettes import safe_palette
 
 if TYPE_CHECKING:

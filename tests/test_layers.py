@@ -35,7 +35,7 @@ LAYERS = [
     {"backbones.mit", "refinement.lattice", "refinement.neighborhood"},
     {"backbones.registry", "batch_norm"},
     {"distributed", "unfinished"},
-    {"errors", "allocator", "files"},
+    {"errors", "allocator", "files", "labels"},
     {"__init__", "datasets", "refinement"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -23,10 +23,10 @@ import numpy as np
 from afactl.datasets.images import read_mask
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import DataError, DependencyError, nearest
+from afactl.labels import IGNORE
 
 SPLITS = ("train", "val")
 YEAR = 2014
-IGNORE = 255
 
 
 class Region(NamedTuple):

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from afactl.errors import DataError, UnknownValueError
 from afactl.files import whole_file
+from afactl.labels import IGNORE
 
-IGNORE = 255
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 # Pillow raises beyond twice its limit and only warns before; here such a file is refused all the same.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afactl.labels import IGNORE
+
 # ImageNet statistics on the 0..255 scale, RGB.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-IGNORE = 255
 
 
 def normalize(image: Tensor) -> Tensor:
