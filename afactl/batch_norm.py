@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from afactl import distributed
+from afactl.machine import distributed
 
 
 class BatchNorm(nn.BatchNorm2d):

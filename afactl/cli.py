@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from afactl.allocator import keep_freed_memory
 from afactl.cli_around import around_app
 from afactl.cli_data import data_app
 from afactl.cli_viz import viz_app
 from afactl.errors import AfactlError, UsageError
+from afactl.machine.allocator import keep_freed_memory
+from afactl.machine.terminal import duration, error_line, keep_quiet, out, percent, table, tracker, write_json
 from afactl.options import (
     Backend,
     BackendOption,
@@ -42,7 +43,6 @@ from afactl.options import (
     chosen_crf,
     open_chosen_run,
 )
-from afactl.terminal import duration, error_line, keep_quiet, out, percent, table, tracker, write_json
 from afactl.training_view import training_reporter
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def ablate(
 ) -> None:
     """Measure an ablation table of the paper, row by row; finished rows are skipped."""
     from afactl.ablation import ablate as measure
-    from afactl.devices import choose_device
+    from afactl.machine.devices import choose_device
 
     result = measure(
         name, preset, data, out_folder, run, split, overrides or [], choose_device(device), training_reporter, tracker("scoring")
@@ -316,7 +316,7 @@ def _processes(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
         raise UsageError(f"afactl {arguments[0]}: runs in one process; only {', '.join(SHARED)} can share their work under torchrun")
     # DistributedDataParallel would wonder at every phase that uses all parameters.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from afactl.distributed import joined
+    from afactl.machine.distributed import joined
 
     if os.environ["RANK"] != "0":
         keep_quiet()

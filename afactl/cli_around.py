@@ -8,8 +8,8 @@ from typing import Annotated, Optional
 import typer
 
 from afactl.errors import UsageError
+from afactl.machine.terminal import out, table
 from afactl.options import CheckpointOption, RunOption, WeightsFormat, Which, say_which
-from afactl.terminal import out, table
 
 around_app = typer.Typer(rich_markup_mode=None)
 

@@ -9,8 +9,8 @@ from typing import Annotated, Optional
 import typer
 
 from afactl.errors import DataError, UsageError, nearest
+from afactl.machine.terminal import out, table, tracker, write_json
 from afactl.options import JsonOption, Palette, PaletteOption, SplitOption
-from afactl.terminal import out, table, tracker, write_json
 
 # So many defects of a kind are printed; --json holds all.
 SHOWN = 10

@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from afactl.errors import UsageError
+from afactl.machine.terminal import out
 from afactl.options import (
     CheckpointOption,
     DataOption,
@@ -19,7 +20,6 @@ from afactl.options import (
     Which,
     open_chosen_run,
 )
-from afactl.terminal import out
 
 OutOption = Annotated[Optional[Path], typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")]
 PhotoArgument = Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split, or of training where there is none")]

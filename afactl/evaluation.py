@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from afactl import distributed
 from afactl.cache import Cache, CacheHeader
 from afactl.cam import threshold_cam
 from afactl.datasets.images import read_image
@@ -20,9 +19,10 @@ from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize
 from afactl.errors import DataError
 from afactl.inference import CamRecord, TrainedRun, multi_hot, open_cam_cache, record_of, segment, to_tensor
+from afactl.machine import distributed
+from afactl.machine.parallel import ordered_map, processes_for
 from afactl.metrics import confusion_matrix, mean_iou
 from afactl.model import AFA, evaluation_mode
-from afactl.parallel import ordered_map, processes_for
 from afactl.presets import Preset
 from afactl.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
 from afactl.refinement.crf import crf_label

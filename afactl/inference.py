@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl import distributed
 from afactl.affinity import mean_attention
 from afactl.cache import Cache, CacheHeader
 from afactl.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
@@ -27,6 +26,7 @@ from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize, resize_long_side
 from afactl.errors import CacheError, CheckpointError, UsageError
 from afactl.files import whole_file
+from afactl.machine import distributed
 from afactl.model import AFA
 from afactl.presets import Preset
 from afactl.runs import run_preset

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from afactl.terminal import log
+from afactl.machine.terminal import log
 
 if TYPE_CHECKING:
     from afactl.inference import TrainedRun
@@ -88,8 +88,8 @@ def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> Trai
     from afactl.runs import find_run
 
     found, how = find_run(folder)
-    from afactl.devices import choose_device
     from afactl.inference import open_run
+    from afactl.machine.devices import choose_device
 
     run = open_run(found, choose_device(device), checkpoint.value)
     say_which(found, how)

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl import distributed
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.errors import DataError, UsageError
 from afactl.exports import WRITERS, Labelled, OverlayWriter, Writer, require_distinct_names
 from afactl.inference import TrainedRun, segment, segment_windows, to_tensor
-from afactl.parallel import ordered_map, processes_for
+from afactl.machine import distributed
+from afactl.machine.parallel import ordered_map, processes_for
 from afactl.refinement.crf import crf_label
 from afactl.unfinished import Unfinished
 

@@ -19,15 +19,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from afactl import distributed
 from afactl.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
 from afactl.datasets.registry import check_files, data_fingerprint, is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
-from afactl.devices import choose_device, peak_memory, require_compiler, seed_everything
 from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation import validate
 from afactl.inference import TrainedRun
+from afactl.machine import distributed
+from afactl.machine.devices import choose_device, peak_memory, require_compiler, seed_everything
 from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
 from afactl.refinement.registry import build_refiner

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afactl import distributed
 from afactl.affinity import affinity_label
 from afactl.cam import ignore_outside
 from afactl.datasets.transforms import normalize
 from afactl.losses import affinity_loss, classification_loss, energy_loss, full_segmentation_loss, segmentation_loss
+from afactl.machine import distributed
 from afactl.model import AFA
 from afactl.presets import Preset
 from afactl.pseudo_labels import propagated_label, refined_label

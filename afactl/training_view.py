@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from afactl.terminal import LINE_SECONDS, duration, log
+from afactl.machine.terminal import LINE_SECONDS, duration, log
 
 if TYPE_CHECKING:
     from afactl.training import Event

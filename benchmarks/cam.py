@@ -3,8 +3,8 @@
 import torch
 from ratio import compare, machine, picture
 
-from afactl.allocator import keep_freed_memory
 from afactl.datasets.transforms import normalize
+from afactl.machine.allocator import keep_freed_memory
 from afactl.model import AFA
 
 if __name__ == "__main__":

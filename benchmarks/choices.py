@@ -11,10 +11,10 @@ import torch
 from ratio import compare, machine
 from step import backward, inputs
 
-from afactl.allocator import keep_freed_memory
 from afactl.datasets.images import read_image
 from afactl.datasets.transforms import normalize
 from afactl.inference import multi_hot, open_run, open_split, to_tensor
+from afactl.machine.allocator import keep_freed_memory
 from afactl.presets import load_preset
 from afactl.pseudo_labels import propagated_label, refined_label
 from afactl.refinement.registry import build_refiner

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from ratio import machine, picture, resident
 
-from afactl.allocator import keep_freed_memory
 from afactl.datasets.demo import generate
 from afactl.datasets.transforms import normalize
 from afactl.evaluation import score_pseudo_labels
 from afactl.inference import open_run, open_split
+from afactl.machine.allocator import keep_freed_memory
 from afactl.model import AFA
 from afactl.pseudo_labels import background_planes, propagate, refine_planes
 from afactl.refinement.crf import dense_crf

@@ -10,10 +10,10 @@ from PIL import Image
 from ratio import machine, seconds
 from torch.utils.data import DataLoader, Dataset
 
-from afactl.allocator import keep_freed_memory
 from afactl.datasets.registry import load_split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.datasets.transforms import normalize
+from afactl.machine.allocator import keep_freed_memory
 from afactl.presets import load_preset
 
 WORKERS = 2

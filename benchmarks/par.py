@@ -4,7 +4,7 @@ import textbook
 import torch
 from ratio import compare, machine, peak_memory, picture
 
-from afactl.allocator import keep_freed_memory
+from afactl.machine.allocator import keep_freed_memory
 from afactl.refinement.par import pixel_adaptive_refinement
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from ratio import machine
 
 from afactl import evaluation, inference
-from afactl.allocator import keep_freed_memory
-from afactl.devices import choose_device
+from afactl.machine.allocator import keep_freed_memory
+from afactl.machine.devices import choose_device
 
 spent: dict[str, float] = {}
 

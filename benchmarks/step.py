@@ -7,7 +7,7 @@ import textbook
 import torch
 from ratio import compare, machine, peak_memory, picture
 
-from afactl.allocator import keep_freed_memory
+from afactl.machine.allocator import keep_freed_memory
 from afactl.model import AFA
 from afactl.presets import load_preset
 from afactl.schedule import Phase

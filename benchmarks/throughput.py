@@ -13,7 +13,7 @@ from ratio import machine, picture
 
 from afactl import losses, model, training_step
 from afactl.affinity import random_walk
-from afactl.allocator import keep_freed_memory
+from afactl.machine.allocator import keep_freed_memory
 from afactl.presets import load_preset
 from afactl.refinement import registry
 from afactl.refinement.lattice import bilateral_features, build_lattice, lattice_filter

@@ -157,7 +157,7 @@ def test_ablate_prints_our_figures_beside_the_papers(call, run_copy, tmp_path):
 
 
 def test_in_a_terminal_bars_are_drawn_one_at_a_time(call, tmp_path, tiny_data, monkeypatch):
-    monkeypatch.setattr("afactl.terminal.log", Console(stderr=True, force_terminal=True, width=120))
+    monkeypatch.setattr("afactl.machine.terminal.log", Console(stderr=True, force_terminal=True, width=120))
     arguments = ("--data", tiny_data, "--out", tmp_path / "rows", "--set", "par.iterations=1", *SETS)
     code, out, err = call("ablate", "table4", "--preset", "demo", "--split", "val", *arguments)
     assert code == 0 and "5 rows measured now" in out, err

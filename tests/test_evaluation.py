@@ -113,7 +113,7 @@ def test_segmentation_rows(run, val):
 
 def test_the_crf_scores_the_same_over_processes(run, val, monkeypatch):
     alone = evaluate_segmentation(run, val, crf="torch").scores[2].confusion
-    monkeypatch.setattr("afactl.parallel.WORTHWHILE", 2)
+    monkeypatch.setattr("afactl.machine.parallel.WORTHWHILE", 2)
     assert np.array_equal(evaluate_segmentation(run, val, crf="torch").scores[2].confusion, alone)
 
 

@@ -6,7 +6,15 @@ import torch
 from safetensors.torch import save_file
 
 from afactl.errors import CheckpointError, UsageError
-from afactl.foreign_weights import fetch_hugging_face, from_authors, from_hugging_face, from_imagenet, read_state, to_authors, translate
+from afactl.foreign_weights import (
+    fetch_hugging_face,
+    from_authors,
+    from_hugging_face,
+    from_imagenet,
+    read_state,
+    to_authors,
+    translate,
+)
 from afactl.model import AFA
 from tests import golden
 

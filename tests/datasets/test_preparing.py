@@ -7,7 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-
 from PIL import Image
 
 from afactl.datasets import coco, demo, preparing, voc

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from afactl.errors import ShapeError
-from afactl.parallel import WORTHWHILE, ordered_map, processes_for
+from afactl.machine.parallel import WORTHWHILE, ordered_map, processes_for
 from afactl.refinement.crf import crf_label, dense_crf
 
 
@@ -61,6 +61,6 @@ def test_few_items_and_gpus_stay_in_this_process(monkeypatch):
 
 
 def test_a_program_ends_without_a_word():
-    code = "import math\nfrom afactl.parallel import ordered_map\nif __name__ == '__main__': print(sum(ordered_map(math.sqrt, [4] * 30, 2)))"
+    code = "import math\nfrom afactl.machine.parallel import ordered_map\nif __name__ == '__main__': print(sum(ordered_map(math.sqrt, [4] * 30, 2)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "60.0" and result.stderr == ""

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from afactl.terminal import duration, error_line, percent, tracker
+from afactl.machine.terminal import duration, error_line, percent, tracker
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (4.6, "0:05"), (245, "4:05"), (3723, "1:02:03")])

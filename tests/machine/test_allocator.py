@@ -9,7 +9,7 @@ import pytest
 # Takes and frees 64 MiB ten times; prints how often the system had to bring a page.
 CODE = """
 import ctypes, resource
-from afactl.allocator import keep_freed_memory
+from afactl.machine.allocator import keep_freed_memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from afactl import distributed
+from afactl.machine import distributed
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from afactl.devices import choose_device, peak_memory, require_compiler
 from afactl.errors import DependencyError, UsageError
+from afactl.machine.devices import choose_device, peak_memory, require_compiler
 
 
 def test_auto_takes_the_gpu_where_there_is_one(monkeypatch):

@@ -1,0 +1,1 @@
+"""What the job runs on: devices, processes and their sums, memory, the terminal."""
