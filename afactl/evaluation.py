@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from afactl.cache import Cache, CacheHeader
-from afactl.cam import threshold_cam
 from afactl.datasets.images import read_image
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split
@@ -21,12 +20,13 @@ from afactl.errors import DataError
 from afactl.inference import CamRecord, TrainedRun, multi_hot, open_cam_cache, record_of, segment, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
+from afactl.method.cam import threshold_cam
+from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
+from afactl.method.refinement.crf import crf_label
+from afactl.method.refinement.registry import build_refiner
 from afactl.metrics import confusion_matrix, mean_iou
 from afactl.model import AFA, evaluation_mode
 from afactl.presets import Preset
-from afactl.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
-from afactl.refinement.crf import crf_label
-from afactl.refinement.registry import build_refiner
 from afactl.runs import write_scores
 
 Track = Callable[[Sequence[Sample]], Iterator[Sample]]

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from afactl.affinity import mean_attention
 from afactl.datasets.images import enlarge_mask, read_image, reduce_image
 from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
@@ -28,9 +27,10 @@ from afactl.inference import (
     segment,
     to_tensor,
 )
+from afactl.method.affinity import mean_attention
+from afactl.method.pseudo_labels import cut_cam, propagate, refine_cam
+from afactl.method.refinement.registry import build_refiner
 from afactl.palettes import PALETTES
-from afactl.pseudo_labels import cut_cam, propagate, refine_cam
-from afactl.refinement.registry import build_refiner
 from afactl.visualization import Content, Tokens, head_chart, overlay, panel, picture_grid, query_token, resize_map
 
 if TYPE_CHECKING:

@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl.affinity import mean_attention
 from afactl.cache import Cache, CacheHeader
 from afactl.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
 from afactl.datasets.images import read_image
@@ -27,6 +26,7 @@ from afactl.datasets.transforms import normalize, resize_long_side
 from afactl.errors import CacheError, CheckpointError, UsageError
 from afactl.files import whole_file
 from afactl.machine import distributed
+from afactl.method.affinity import mean_attention
 from afactl.model import AFA
 from afactl.presets import Preset
 from afactl.runs import run_preset

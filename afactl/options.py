@@ -107,7 +107,7 @@ def say_which(run: Path, how: str) -> None:
 def chosen_crf(asked: bool, backend: Backend) -> str | None:
     """The backend's name where --crf is given; fails before any work where it cannot be used."""
     if asked and backend is Backend.pydensecrf:
-        from afactl.refinement.crf import require_pydensecrf
+        from afactl.method.refinement.crf import require_pydensecrf
 
         require_pydensecrf()
     return backend.value if asked else None

@@ -21,7 +21,7 @@ from afactl.exports import WRITERS, Labelled, OverlayWriter, Writer, require_dis
 from afactl.inference import TrainedRun, segment, segment_windows, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
-from afactl.refinement.crf import crf_label
+from afactl.method.refinement.crf import crf_label
 from afactl.unfinished import Unfinished
 
 # Photos with more pixels get a mask of that many, which is enlarged: the maps of 21 classes and the

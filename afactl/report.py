@@ -23,10 +23,10 @@ from afactl.evaluation import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pse
 from afactl.figures import first_photos, foreground, look_at
 from afactl.files import whole_file
 from afactl.inference import TrainedRun, segment
+from afactl.method.schedule import phase_starts
 from afactl.metrics import class_iou, mean_iou
 from afactl.palettes import PALETTES
 from afactl.runs import read_manifest, read_metrics, read_scores
-from afactl.schedule import phase_starts
 from afactl.visualization import confusion_chart, curve_chart, map_over, overlay
 
 if TYPE_CHECKING:

@@ -28,9 +28,10 @@ from afactl.evaluation import validate
 from afactl.inference import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory, require_compiler, seed_everything
+from afactl.method.refinement.registry import build_refiner
+from afactl.method.schedule import Phase, phase_at
 from afactl.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
-from afactl.refinement.registry import build_refiner
 from afactl.runs import (
     append_metrics,
     change_preset,
@@ -41,7 +42,6 @@ from afactl.runs import (
     run_preset,
     write_manifest,
 )
-from afactl.schedule import Phase, phase_at
 from afactl.tensorboard_log import TensorBoardLog
 from afactl.training_step import StepLosses, build_optimizer, set_learning_rate
 

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afactl.affinity import affinity_label
-from afactl.cam import ignore_outside
 from afactl.datasets.transforms import normalize
-from afactl.losses import affinity_loss, classification_loss, energy_loss, full_segmentation_loss, segmentation_loss
 from afactl.machine import distributed
+from afactl.method.affinity import affinity_label
+from afactl.method.cam import ignore_outside
+from afactl.method.losses import affinity_loss, classification_loss, energy_loss, full_segmentation_loss, segmentation_loss
+from afactl.method.pseudo_labels import propagated_label, refined_label
+from afactl.method.refinement.registry import build_refiner
+from afactl.method.schedule import Phase, learning_rate
 from afactl.model import AFA
 from afactl.presets import Preset
-from afactl.pseudo_labels import propagated_label, refined_label
-from afactl.refinement.registry import build_refiner
-from afactl.schedule import Phase, learning_rate
 
 
 def training_losses(

@@ -15,10 +15,10 @@ from afactl.datasets.images import read_image
 from afactl.datasets.transforms import normalize
 from afactl.inference import multi_hot, open_run, open_split, to_tensor
 from afactl.machine.allocator import keep_freed_memory
+from afactl.method.pseudo_labels import propagated_label, refined_label
+from afactl.method.refinement.registry import build_refiner
+from afactl.method.schedule import Phase
 from afactl.presets import load_preset
-from afactl.pseudo_labels import propagated_label, refined_label
-from afactl.refinement.registry import build_refiner
-from afactl.schedule import Phase
 from afactl.training_step import training_losses
 
 

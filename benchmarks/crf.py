@@ -3,7 +3,7 @@
 import torch
 from ratio import compare, machine, picture
 
-from afactl.refinement.crf import dense_crf, dense_crf_pydensecrf
+from afactl.method.refinement.crf import dense_crf, dense_crf_pydensecrf
 
 
 def contest(image: torch.Tensor, scores: torch.Tensor, title: str, drop: float) -> None:

@@ -5,7 +5,7 @@ import torch
 from pydensecrf.densecrf import DenseCRF2D
 from ratio import compare, machine, picture
 
-from afactl.losses import energy_loss
+from afactl.method.losses import energy_loss
 
 if __name__ == "__main__":
     machine()

@@ -22,10 +22,10 @@ from afactl.datasets.transforms import normalize
 from afactl.evaluation import score_pseudo_labels
 from afactl.inference import open_run, open_split
 from afactl.machine.allocator import keep_freed_memory
+from afactl.method.pseudo_labels import background_planes, propagate, refine_planes
+from afactl.method.refinement.crf import dense_crf
+from afactl.method.refinement.registry import build_refiner
 from afactl.model import AFA
-from afactl.pseudo_labels import background_planes, propagate, refine_planes
-from afactl.refinement.crf import dense_crf
-from afactl.refinement.registry import build_refiner
 from afactl.training import train
 
 POINTS = {

@@ -5,7 +5,7 @@ import textbook
 import torch
 from ratio import compare, machine
 
-from afactl.affinity import neighborhood_mask, random_walk
+from afactl.method.affinity import neighborhood_mask, random_walk
 from afactl.metrics import confusion_matrix
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ import warnings
 import torch
 from ratio import machine, picture
 
-from afactl import losses, model, training_step
-from afactl.affinity import random_walk
+from afactl import model, training_step
 from afactl.machine.allocator import keep_freed_memory
+from afactl.method import losses
+from afactl.method.affinity import random_walk
+from afactl.method.refinement import registry
+from afactl.method.refinement.lattice import bilateral_features, build_lattice, lattice_filter
+from afactl.method.refinement.par import pixel_adaptive_refinement
+from afactl.method.schedule import Phase
 from afactl.presets import load_preset
-from afactl.refinement import registry
-from afactl.refinement.lattice import bilateral_features, build_lattice, lattice_filter
-from afactl.refinement.par import pixel_adaptive_refinement
-from afactl.schedule import Phase
 
 STEPS = 20000
 spent: dict[str, float] = {}

@@ -202,4 +202,4 @@ def test_the_diagram_names_functions_that_exist():
         module, name = text.split(".")
         owner = importlib.import_module(f"afactl.{module}")
         assert hasattr(owner, name) or hasattr(owner.AFA, name), text
-    assert all(hasattr(importlib.import_module("afactl.pseudo_labels"), text) for text in texts if text.endswith("_label") and "." not in text)
+    assert all(hasattr(importlib.import_module("afactl.method.pseudo_labels"), text) for text in texts if text.endswith("_label") and "." not in text)

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from afactl.affinity import mean_attention
 from afactl.cache import Cache
 from afactl.datasets.images import read_image
 from afactl.datasets.transforms import normalize
@@ -26,6 +25,7 @@ from afactl.inference import (
     segment_windows,
     to_tensor,
 )
+from afactl.method.affinity import mean_attention
 
 CPU = torch.device("cpu")
 

@@ -1,11 +1,11 @@
 import pytest
 import torch
 
-from afactl.affinity import attention_logits
 from afactl.backbones.mit import VARIANTS
 from afactl.datasets.transforms import normalize
 from afactl.errors import PresetError, ShapeError, UsageError
 from afactl.foreign_weights import from_authors
+from afactl.method.affinity import attention_logits
 from afactl.model import AFA, evaluation_mode
 from tests import golden
 

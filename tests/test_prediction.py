@@ -6,8 +6,8 @@ from PIL import Image
 from afactl.datasets.images import read_image, read_mask
 from afactl.errors import UsageError
 from afactl.inference import open_run, segment, segment_windows
+from afactl.method.refinement.crf import dense_crf
 from afactl.prediction import find_photos, predict
-from afactl.refinement.crf import dense_crf
 
 
 @pytest.fixture()

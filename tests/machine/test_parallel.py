@@ -8,7 +8,7 @@ import torch
 
 from afactl.errors import ShapeError
 from afactl.machine.parallel import WORTHWHILE, ordered_map, processes_for
-from afactl.refinement.crf import crf_label, dense_crf
+from afactl.method.refinement.crf import crf_label, dense_crf
 
 
 def square(number):

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from afactl.errors import UsageError
+from afactl.method.refinement.crf import dense_crf
+from afactl.method.refinement.pamr import pixel_adaptive_mask_refinement
+from afactl.method.refinement.par import pixel_adaptive_refinement
+from afactl.method.refinement.registry import REFINERS, build_refiner
 from afactl.presets import load_preset
-from afactl.refinement.crf import dense_crf
-from afactl.refinement.pamr import pixel_adaptive_mask_refinement
-from afactl.refinement.par import pixel_adaptive_refinement
-from afactl.refinement.registry import REFINERS, build_refiner
 
 
 @pytest.fixture()

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.errors import UsageError, nearest
-from afactl.refinement.crf import dense_crf
-from afactl.refinement.pamr import pixel_adaptive_mask_refinement
-from afactl.refinement.par import pixel_adaptive_refinement
+from afactl.method.refinement.crf import dense_crf
+from afactl.method.refinement.pamr import pixel_adaptive_mask_refinement
+from afactl.method.refinement.par import pixel_adaptive_refinement
 
 # (image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w', each summing to 1 over P) -> T x P x h x w.
 Refiner = Callable[[Tensor, Tensor], Tensor]

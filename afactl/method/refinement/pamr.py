@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from afactl.refinement.neighborhood import DILATIONS, color_kernel, refine_by_neighbors
+from afactl.method.refinement.neighborhood import DILATIONS, color_kernel, refine_by_neighbors
 
 
 def pixel_adaptive_mask_refinement(

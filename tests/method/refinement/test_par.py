@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from afactl.errors import ShapeError
-from afactl.refinement.par import DILATIONS, pixel_adaptive_refinement
+from afactl.method.refinement.par import DILATIONS, pixel_adaptive_refinement
 from tests import golden
 
 DIRECTIONS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]

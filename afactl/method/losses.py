@@ -13,7 +13,7 @@ from torch import Tensor
 
 from afactl.errors import check_shape
 from afactl.labels import IGNORE
-from afactl.refinement.lattice import bilateral_features, build_lattice, lattice_filter
+from afactl.method.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 
 # A count in the batch at hand -> the count that a mean is taken over.
 Total = Callable[[Tensor], Tensor]

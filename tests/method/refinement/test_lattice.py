@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afactl.errors import ShapeError
-from afactl.refinement.lattice import build_lattice, lattice_filter
+from afactl.method.refinement.lattice import build_lattice, lattice_filter
 
 
 def slow_simplex(f):

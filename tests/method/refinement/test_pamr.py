@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from afactl.errors import ShapeError
-from afactl.refinement.pamr import pixel_adaptive_mask_refinement
-from afactl.refinement.par import pixel_adaptive_refinement
+from afactl.method.refinement.pamr import pixel_adaptive_mask_refinement
+from afactl.method.refinement.par import pixel_adaptive_refinement
 
 DIRECTIONS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
 

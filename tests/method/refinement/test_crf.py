@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from afactl.errors import DependencyError, ShapeError
-from afactl.refinement.crf import CRF_BACKENDS, dense_crf, dense_crf_pydensecrf
+from afactl.method.refinement.crf import CRF_BACKENDS, dense_crf, dense_crf_pydensecrf
 
 try:
     import pydensecrf.densecrf  # noqa: F401

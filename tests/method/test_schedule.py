@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from afactl.schedule import Phase, learning_rate, phase_at, phase_starts
+from afactl.method.schedule import Phase, learning_rate, phase_at, phase_starts
 
 
 def test_golden_learning_rate(shared):

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl.affinity import random_walk
-from afactl.cam import ignore_outside
 from afactl.errors import check_shape
 from afactl.labels import IGNORE
+from afactl.method.affinity import random_walk
+from afactl.method.cam import ignore_outside
 
 # Refines stacks of planes of one image, see `refinement.registry`:
 # (1 x 3 x h x w RGB in 0..255, T x P x h' x w') -> T x P x h x w.

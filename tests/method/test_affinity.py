@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afactl.affinity import (
+from afactl.errors import ShapeError
+from afactl.method.affinity import (
     affinity_label,
     affinity_logits,
     attention_logits,
@@ -12,7 +13,6 @@ from afactl.affinity import (
     random_walk,
     transition_matrix,
 )
-from afactl.errors import ShapeError
 from tests import golden
 
 
@@ -138,8 +138,8 @@ def test_affinity_label_refuses_less_than_a_token():
 
 
 def test_golden_affinity_label_and_propagation(shared):
-    from afactl.cam import normalize_cam
-    from afactl.pseudo_labels import propagate
+    from afactl.method.cam import normalize_cam
+    from afactl.method.pseudo_labels import propagate
 
     values = golden.load(shared, "pseudo")
     found = affinity_label(values["refined_label"], int(values["radius"]))

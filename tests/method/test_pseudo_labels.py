@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from afactl.cam import normalize_cam
-from afactl.pseudo_labels import (
+from afactl.method.cam import normalize_cam
+from afactl.method.pseudo_labels import (
     background_planes,
     best_class,
     combine_labels,
@@ -12,7 +12,7 @@ from afactl.pseudo_labels import (
     refine_cam,
     refined_label,
 )
-from afactl.refinement.registry import build_refiner
+from afactl.method.refinement.registry import build_refiner
 from tests import golden
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from afactl.refinement.neighborhood import DILATIONS, color_kernel, distances, refine_by_neighbors
+from afactl.method.refinement.neighborhood import DILATIONS, color_kernel, distances, refine_by_neighbors
 
 
 def pixel_adaptive_refinement(
