@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from afactl.errors import CheckpointError, UsageError, first_line
 from afactl.files import whole_file
 from afactl.foreign_weights import fetch_hugging_face, read_state, to_authors, translate
-from afactl.model import AFA
+from afactl.network.model import AFA
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.pt"

@@ -25,7 +25,7 @@ from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_c
 from afactl.method.refinement.crf import crf_label
 from afactl.method.refinement.registry import build_refiner
 from afactl.metrics import confusion_matrix, mean_iou
-from afactl.model import AFA, evaluation_mode
+from afactl.network.model import AFA, evaluation_mode
 from afactl.presets import Preset
 from afactl.runs import write_scores
 

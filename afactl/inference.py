@@ -27,7 +27,7 @@ from afactl.errors import CacheError, CheckpointError, UsageError
 from afactl.files import whole_file
 from afactl.machine import distributed
 from afactl.method.affinity import mean_attention
-from afactl.model import AFA
+from afactl.network.model import AFA
 from afactl.presets import Preset
 from afactl.runs import run_preset
 

@@ -13,7 +13,7 @@ from afactl.datasets.samples import Split
 from afactl.errors import DependencyError
 from afactl.evaluation import pseudo_labels_of
 from afactl.inference import TrainedRun, cam_record, segment
-from afactl.model import evaluation_mode
+from afactl.network.model import evaluation_mode
 from afactl.palettes import PALETTES
 from afactl.visualization import map_over, overlay, query_token, resize_map
 

@@ -30,7 +30,7 @@ from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory, require_compiler, seed_everything
 from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, phase_at
-from afactl.model import AFA
+from afactl.network.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
 from afactl.runs import (
     append_metrics,

@@ -20,7 +20,7 @@ from afactl.method.losses import affinity_loss, classification_loss, energy_loss
 from afactl.method.pseudo_labels import propagated_label, refined_label
 from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, learning_rate
-from afactl.model import AFA
+from afactl.network.model import AFA
 from afactl.presets import Preset
 
 

@@ -5,7 +5,7 @@ from ratio import compare, machine, picture
 
 from afactl.datasets.transforms import normalize
 from afactl.machine.allocator import keep_freed_memory
-from afactl.model import AFA
+from afactl.network.model import AFA
 
 if __name__ == "__main__":
     machine()

@@ -25,7 +25,7 @@ from afactl.machine.allocator import keep_freed_memory
 from afactl.method.pseudo_labels import background_planes, propagate, refine_planes
 from afactl.method.refinement.crf import dense_crf
 from afactl.method.refinement.registry import build_refiner
-from afactl.model import AFA
+from afactl.network.model import AFA
 from afactl.training import train
 
 POINTS = {

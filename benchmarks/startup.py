@@ -11,7 +11,7 @@ FIRST_PASS = """
 import sys, time
 start = time.perf_counter()
 from afactl.cli import main
-from afactl.backbones.mit import MixTransformer
+from afactl.network.backbones.mit import MixTransformer
 def forward(self, image):
     print(time.perf_counter() - start)
     raise SystemExit

@@ -9,7 +9,7 @@ from ratio import compare, machine, peak_memory, picture
 
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method.schedule import Phase
-from afactl.model import AFA
+from afactl.network.model import AFA
 from afactl.presets import load_preset
 from afactl.training_step import supervised_losses, training_losses
 

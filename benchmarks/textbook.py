@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.datasets.transforms import normalize
-from afactl.model import AFA
+from afactl.network.model import AFA
 from afactl.presets import Preset
 
 DIRECTIONS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]

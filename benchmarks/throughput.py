@@ -11,7 +11,7 @@ import warnings
 import torch
 from ratio import machine, picture
 
-from afactl import model, training_step
+from afactl import training_step
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method import losses
 from afactl.method.affinity import random_walk
@@ -19,6 +19,7 @@ from afactl.method.refinement import registry
 from afactl.method.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 from afactl.method.refinement.par import pixel_adaptive_refinement
 from afactl.method.schedule import Phase
+from afactl.network import model
 from afactl.presets import load_preset
 
 STEPS = 20000

@@ -21,7 +21,7 @@ from afactl.datasets.images import read_image
 from afactl.datasets.registry import load_split
 from afactl.datasets.tables import read_rows
 from afactl.errors import AfactlError, CheckpointError, DataError, PresetError
-from afactl.model import AFA
+from afactl.network.model import AFA
 from afactl.presets import load_preset
 from afactl.visualization import parse_query
 from tests.conftest import make_voc

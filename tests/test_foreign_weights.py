@@ -15,7 +15,7 @@ from afactl.foreign_weights import (
     to_authors,
     translate,
 )
-from afactl.model import AFA
+from afactl.network.model import AFA
 from tests import golden
 
 TO_HUGGING_FACE = [

@@ -6,7 +6,7 @@ import torch
 from afactl import training_step
 from afactl.datasets.transforms import normalize
 from afactl.method.schedule import Phase
-from afactl.model import AFA
+from afactl.network.model import AFA
 from afactl.presets import load_preset
 from afactl.training_step import build_optimizer, set_learning_rate, supervised_losses, training_losses
 from benchmarks import textbook

@@ -12,10 +12,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from afactl.batch_norm import BatchNorm
 from afactl.checkpoints import find_checkpoint, load_model
 from afactl.inference import cam_cache_path, open_cam_cache, open_run, open_split
 from afactl.machine.distributed import Shares, from_first, share, step_shares, total, total_counts
+from afactl.network.batch_norm import BatchNorm
 from afactl.presets import load_preset
 from afactl.runs import read_metrics
 from afactl.training import Job, ignore

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from afactl.backbones.mit import VARIANTS
 from afactl.datasets.transforms import normalize
 from afactl.errors import PresetError, ShapeError, UsageError
 from afactl.foreign_weights import from_authors
 from afactl.method.affinity import attention_logits
-from afactl.model import AFA, evaluation_mode
+from afactl.network.backbones.mit import VARIANTS
+from afactl.network.model import AFA, evaluation_mode
 from tests import golden
 
 GOLDEN = [("mit_b0", "96x128"), ("mit_b1", "125x167")]

@@ -3,9 +3,9 @@
 A new backbone is one module that satisfies `Backbone` and registers a builder by name.
 """
 
-from afactl.backbones.registry import Backbone, BackboneOutput, backbone_names, build_backbone, register
+from afactl.network.backbones.registry import Backbone, BackboneOutput, backbone_names, build_backbone, register
 
 __all__ = ["Backbone", "BackboneOutput", "backbone_names", "build_backbone", "register"]
 
 # Importing a module registers its backbones.
-from afactl.backbones import mit  # noqa: E402, F401
+from afactl.network.backbones import mit  # noqa: E402, F401

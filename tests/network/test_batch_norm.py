@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from afactl.batch_norm import BatchNorm
+from afactl.network.batch_norm import BatchNorm
 
 
 def test_alone_it_is_torchs(monkeypatch):

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afactl.backbones import BackboneOutput, build_backbone
-from afactl.batch_norm import BatchNorm
 from afactl.errors import UsageError, check_shape
 from afactl.method.affinity import affinity_logits, attention_logits
 from afactl.method.cam import class_activation_map, fuse_cams, top_k_pooling
+from afactl.network.backbones import BackboneOutput, build_backbone
+from afactl.network.batch_norm import BatchNorm
 
 POOLING_PERCENT = {"gmp": 0.0, "gap": 100.0}
 

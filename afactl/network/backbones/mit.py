@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afactl.backbones.registry import BackboneOutput, register
+from afactl.network.backbones.registry import BackboneOutput, register
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)

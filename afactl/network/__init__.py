@@ -1,0 +1,1 @@
+"""The network: backbones, classifier, affinity head, decoder."""
