@@ -48,8 +48,8 @@ def export(
     checkpoint: CheckpointOption = Which.last,
 ) -> None:
     """Write the weights alone, to be passed on or to start another training from."""
-    from afactl.checkpoints import WEIGHTS, export_weights, find_checkpoint
-    from afactl.runs import find_run, run_preset
+    from afactl.runs.checkpoints import WEIGHTS, export_weights, find_checkpoint
+    from afactl.runs.folder import find_run, run_preset
 
     folder, how = find_run(run)
     say_which(folder, how)

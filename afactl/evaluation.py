@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from afactl.cache import Cache, CacheHeader
 from afactl.datasets.images import read_image
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split
@@ -27,7 +26,8 @@ from afactl.method.refinement.registry import build_refiner
 from afactl.metrics import confusion_matrix, mean_iou
 from afactl.network.model import AFA, evaluation_mode
 from afactl.presets import Preset
-from afactl.runs import write_scores
+from afactl.runs.cache import Cache, CacheHeader
+from afactl.runs.folder import write_scores
 
 Track = Callable[[Sequence[Sample]], Iterator[Sample]]
 

@@ -17,8 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl.cache import Cache, CacheHeader
-from afactl.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
 from afactl.datasets.images import read_image
 from afactl.datasets.registry import check_files, data_fingerprint, load_split
 from afactl.datasets.samples import Sample, Split
@@ -29,7 +27,9 @@ from afactl.machine import distributed
 from afactl.method.affinity import mean_attention
 from afactl.network.model import AFA
 from afactl.presets import Preset
-from afactl.runs import run_preset
+from afactl.runs.cache import Cache, CacheHeader
+from afactl.runs.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
+from afactl.runs.folder import run_preset
 
 CAM_STAGE = "cams"
 

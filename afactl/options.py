@@ -85,7 +85,7 @@ DumpFormatOption = Annotated[DumpFormat, typer.Option("--format", help="npy: als
 
 def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> TrainedRun:
     """Find and load the run that a command works on, and say which it is."""
-    from afactl.runs import find_run
+    from afactl.runs.folder import find_run
 
     found, how = find_run(folder)
     from afactl.inference import open_run

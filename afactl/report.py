@@ -26,7 +26,7 @@ from afactl.inference import TrainedRun, segment
 from afactl.method.schedule import phase_starts
 from afactl.metrics import class_iou, mean_iou
 from afactl.palettes import PALETTES
-from afactl.runs import read_manifest, read_metrics, read_scores
+from afactl.runs.folder import read_manifest, read_metrics, read_scores
 from afactl.visualization import confusion_chart, curve_chart, map_over, overlay
 
 if TYPE_CHECKING:

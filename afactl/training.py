@@ -19,7 +19,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from afactl.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
 from afactl.datasets.registry import check_files, data_fingerprint, is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
@@ -32,7 +31,8 @@ from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, phase_at
 from afactl.network.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
-from afactl.runs import (
+from afactl.runs.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
+from afactl.runs.folder import (
     append_metrics,
     change_preset,
     find_run,

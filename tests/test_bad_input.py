@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from afactl.cache import Cache, CacheHeader
-from afactl.checkpoints import initialize
 from afactl.datasets import voc
 from afactl.datasets.images import read_image
 from afactl.datasets.registry import load_split
@@ -23,6 +21,8 @@ from afactl.datasets.tables import read_rows
 from afactl.errors import AfactlError, CheckpointError, DataError, PresetError
 from afactl.network.model import AFA
 from afactl.presets import load_preset
+from afactl.runs.cache import Cache, CacheHeader
+from afactl.runs.checkpoints import initialize
 from afactl.visualization import parse_query
 from tests.conftest import make_voc
 
@@ -166,7 +166,7 @@ def test_no_pickle_runs(tmp_path):
 
 
 def test_no_pickle_runs_on_resume(run_copy, tmp_path):
-    from afactl.checkpoints import restore_training
+    from afactl.runs.checkpoints import restore_training
 
     trap = tmp_path / "trap"
     folder = run_copy / "checkpoints" / "last"

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from afactl.cache import Cache
 from afactl.datasets.images import read_image
 from afactl.datasets.transforms import normalize
 from afactl.errors import CacheError, CheckpointError, UsageError
@@ -26,6 +25,7 @@ from afactl.inference import (
     to_tensor,
 )
 from afactl.method.affinity import mean_attention
+from afactl.runs.cache import Cache
 
 CPU = torch.device("cpu")
 
@@ -196,8 +196,8 @@ def test_the_cache_is_plain_hdf5(run, val):
 
 
 def open_header(run, val):
-    from afactl.cache import CacheHeader
     from afactl.datasets.registry import data_fingerprint
+    from afactl.runs.cache import CacheHeader
 
     settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
     return CacheHeader("cams", settings, run.weights, data_fingerprint(val))

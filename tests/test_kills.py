@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from afactl.cache import Cache, CacheHeader
 from afactl.datasets import demo
 from afactl.datasets.images import read_mask
 from afactl.inference import cam_cache_path, open_cam_cache, open_run, open_split
+from afactl.runs.cache import Cache, CacheHeader
 
 KILLS = 6
 IMAGES = 30

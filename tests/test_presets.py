@@ -4,7 +4,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afactl.checkpoints import Architecture
 from afactl.errors import PresetError
 from afactl.presets import (
     Preset,
@@ -16,6 +15,7 @@ from afactl.presets import (
     preset_summary,
     save_preset,
 )
+from afactl.runs.checkpoints import Architecture
 
 
 def test_the_main_presets_come_first_then_those_of_the_comparisons():

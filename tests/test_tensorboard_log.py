@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from afactl.errors import DependencyError
-from afactl.runs import read_metrics
+from afactl.runs.folder import read_metrics
 from afactl.tensorboard_log import TensorBoardLog
 from afactl.training import train
 from tests.conftest import TINY

@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from afactl.checkpoints import find_checkpoint, load_model
 from afactl.errors import AfactlError, CheckpointError, DataError, PresetError, UsageError
 from afactl.presets import load_preset
-from afactl.runs import read_manifest, read_metrics, run_preset
+from afactl.runs.checkpoints import find_checkpoint, load_model
+from afactl.runs.folder import read_manifest, read_metrics, run_preset
 from afactl.training import MAX_SKIPPED, Job, train
 from tests.conftest import TINY
 
@@ -152,7 +152,7 @@ def test_deterministic_runs_repeat_themselves(tmp_path, tiny_data, tiny_run):
 
 
 def test_a_full_disk_is_told_and_the_former_checkpoint_kept(tmp_path, tiny_data, monkeypatch):
-    from afactl import checkpoints
+    from afactl.runs import checkpoints
 
     original = checkpoints.torch.save
 

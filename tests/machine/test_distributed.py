@@ -12,12 +12,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from afactl.checkpoints import find_checkpoint, load_model
 from afactl.inference import cam_cache_path, open_cam_cache, open_run, open_split
 from afactl.machine.distributed import Shares, from_first, share, step_shares, total, total_counts
 from afactl.network.batch_norm import BatchNorm
 from afactl.presets import load_preset
-from afactl.runs import read_metrics
+from afactl.runs.checkpoints import find_checkpoint, load_model
+from afactl.runs.folder import read_metrics
 from afactl.training import Job, ignore
 from tests.conftest import TINY
 

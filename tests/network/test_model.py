@@ -3,10 +3,10 @@ import torch
 
 from afactl.datasets.transforms import normalize
 from afactl.errors import PresetError, ShapeError, UsageError
-from afactl.foreign_weights import from_authors
 from afactl.method.affinity import attention_logits
 from afactl.network.backbones.mit import VARIANTS
 from afactl.network.model import AFA, evaluation_mode
+from afactl.runs.foreign_weights import from_authors
 from tests import golden
 
 GOLDEN = [("mit_b0", "96x128"), ("mit_b1", "125x167")]

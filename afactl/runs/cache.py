@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from afactl.errors import CacheError, first_line
-from afactl.journal import JournaledFile
+from afactl.runs.journal import JournaledFile
 
 SCHEMA = 1
 LOCK_SECONDS = 2.0

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from afactl.errors import CheckpointError, UsageError
-from afactl.foreign_weights import (
+from afactl.network.model import AFA
+from afactl.runs.foreign_weights import (
     fetch_hugging_face,
     from_authors,
     from_hugging_face,
@@ -15,7 +16,6 @@ from afactl.foreign_weights import (
     to_authors,
     translate,
 )
-from afactl.network.model import AFA
 from tests import golden
 
 TO_HUGGING_FACE = [

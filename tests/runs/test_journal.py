@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afactl.journal import JournaledFile
+from afactl.runs.journal import JournaledFile
 
 CHANGES = st.lists(st.tuples(st.sampled_from(["write", "truncate", "commit"]), st.integers(0, 60), st.binary(max_size=20)), max_size=25)
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from afactl.errors import CheckpointError, UsageError, first_line
 from afactl.files import whole_file
-from afactl.foreign_weights import fetch_hugging_face, read_state, to_authors, translate
 from afactl.network.model import AFA
+from afactl.runs.foreign_weights import fetch_hugging_face, read_state, to_authors, translate
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.pt"

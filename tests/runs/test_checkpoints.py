@@ -2,7 +2,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from afactl.checkpoints import (
+from afactl.errors import CheckpointError
+from afactl.runs.checkpoints import (
     Architecture,
     find_checkpoint,
     initialize,
@@ -12,7 +13,6 @@ from afactl.checkpoints import (
     save_checkpoint,
     weights_hash,
 )
-from afactl.errors import CheckpointError
 
 ARCHITECTURE = Architecture("mit_demo", ("cat", "dög"), "gmp", 8, 0.1)
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afactl.cache import Cache, CacheHeader, decode_id, encode_id
 from afactl.errors import CacheError
-from afactl.journal import JournaledFile
+from afactl.runs.cache import Cache, CacheHeader, decode_id, encode_id
+from afactl.runs.journal import JournaledFile
 
 HEADER = CacheHeader("cams", {"cam": {"scales": [1.0, 0.5]}}, "abc", "def")
 IDS = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=30)
@@ -22,7 +22,7 @@ IDS = st.text(st.characters(blacklist_categories=("Cs",)), min_size=1, max_size=
 WRITER = """
 import sys, numpy as np
 from pathlib import Path
-from afactl.cache import Cache, CacheHeader
+from afactl.runs.cache import Cache, CacheHeader
 with Cache.open(Path(sys.argv[1]), CacheHeader("cams", {"cam": {"scales": [1.0, 0.5]}}, "abc", "def")) as cache:
     print("open", flush=True)
     for i in range(len(cache), 100000):
