@@ -23,7 +23,7 @@ from afactl.datasets.samples import Split
 from afactl.errors import UsageError, nearest
 from afactl.evaluation import Track, evaluate_segmentation, score_refined_cams
 from afactl.files import whole_file
-from afactl.inference import TrainedRun, open_run, open_split
+from afactl.inference.cams import TrainedRun, open_run, open_split
 from afactl.presets import Preset, differences, load_preset
 from afactl.runs.folder import find_run, run_preset
 from afactl.training import Event, Report, ignore, preset_changes, train

@@ -120,7 +120,7 @@ def pseudo_eval(
 ) -> None:
     """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
     from afactl.evaluation import WITHOUT_AFA, WITHOUT_PROPAGATION, score_pseudo_labels
-    from afactl.inference import open_split, with_predicted_labels
+    from afactl.inference.cams import open_split, with_predicted_labels
     from afactl.metrics import label_f1
 
     trained = open_chosen_run(run, device, checkpoint)
@@ -181,7 +181,7 @@ def evaluate(
 ) -> None:
     """Score the segmentation: single scale, multi-scale + flip, and + CRF; no image-level truth is used."""
     from afactl.evaluation import evaluate_segmentation
-    from afactl.inference import open_split
+    from afactl.inference.cams import open_split
 
     backend = chosen_crf(crf, crf_backend)
     trained = open_chosen_run(run, device, checkpoint)
@@ -218,7 +218,7 @@ def dump(
     device: DeviceOption = "auto",
 ) -> None:
     """Put CAMs, affinity and attention of a split into RUN/cache/*.h5; finished images are skipped."""
-    from afactl.inference import dump_cams, export_cams, open_split
+    from afactl.inference.cams import dump_cams, export_cams, open_split
 
     trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=False)

@@ -16,7 +16,7 @@ from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize
 from afactl.errors import DataError
-from afactl.inference import CamRecord, TrainedRun, multi_hot, open_cam_cache, record_of, segment, to_tensor
+from afactl.inference.cams import CamRecord, TrainedRun, multi_hot, open_cam_cache, record_of, segment, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.cam import threshold_cam

@@ -16,7 +16,7 @@ from afactl.datasets.transforms import normalize
 from afactl.errors import AfactlError, UsageError
 from afactl.evaluation import TABLE3_ROWS, WITH_AFFINITY, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
 from afactl.files import whole_file
-from afactl.inference import (
+from afactl.inference.cams import (
     CamRecord,
     TrainedRun,
     cam_record,

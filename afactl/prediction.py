@@ -18,7 +18,7 @@ from torch import Tensor
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.errors import DataError, UsageError
 from afactl.exports import WRITERS, Labelled, OverlayWriter, Writer, require_distinct_names
-from afactl.inference import TrainedRun, segment, segment_windows, to_tensor
+from afactl.inference.cams import TrainedRun, segment, segment_windows, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.refinement.crf import crf_label

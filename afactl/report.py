@@ -22,7 +22,7 @@ from afactl.errors import AfactlError, UsageError
 from afactl.evaluation import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
 from afactl.figures import first_photos, foreground, look_at
 from afactl.files import whole_file
-from afactl.inference import TrainedRun, segment
+from afactl.inference.cams import TrainedRun, segment
 from afactl.method.schedule import phase_starts
 from afactl.metrics import class_iou, mean_iou
 from afactl.palettes import PALETTES

@@ -12,7 +12,7 @@ from afactl.datasets.images import read_image
 from afactl.datasets.samples import Split
 from afactl.errors import DependencyError
 from afactl.evaluation import pseudo_labels_of
-from afactl.inference import TrainedRun, cam_record, segment
+from afactl.inference.cams import TrainedRun, cam_record, segment
 from afactl.network.model import evaluation_mode
 from afactl.palettes import PALETTES
 from afactl.visualization import map_over, overlay, query_token, resize_map

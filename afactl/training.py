@@ -24,7 +24,7 @@ from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation import validate
-from afactl.inference import TrainedRun
+from afactl.inference.cams import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory, require_compiler, seed_everything
 from afactl.method.refinement.registry import build_refiner

@@ -11,7 +11,7 @@ from afactl.ablation import ablate
 from afactl.ablation_tables import TABLES
 from afactl.errors import UsageError
 from afactl.evaluation import score_pseudo_labels
-from afactl.inference import open_run, open_split
+from afactl.inference.cams import open_run, open_split
 from afactl.presets import load_preset
 from tests.conftest import TINY
 

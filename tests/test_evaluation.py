@@ -4,7 +4,7 @@ import torch
 
 from afactl.datasets.images import read_image
 from afactl.evaluation import TABLE3_ROWS, evaluate_segmentation, pseudo_labels_of, score_pseudo_labels, validate
-from afactl.inference import CamRecord, cam_record, open_run, open_split, segment
+from afactl.inference.cams import CamRecord, cam_record, open_run, open_split, segment
 from afactl.method.cam import threshold_cam
 from afactl.metrics import confusion_matrix, mean_iou
 from afactl.presets import load_preset
@@ -82,7 +82,7 @@ def test_a_second_scoring_passes_nothing_and_says_the_same(run, val, monkeypatch
 
 
 def test_a_half_filled_cache_is_used(run, val):
-    from afactl.inference import open_cam_cache, record_of
+    from afactl.inference.cams import open_cam_cache, record_of
 
     with open_cam_cache(run, val) as cache:
         record_of(run, cache, val.samples[0])

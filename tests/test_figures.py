@@ -8,7 +8,7 @@ from afactl.datasets import demo
 from afactl.datasets.images import read_image
 from afactl.errors import UsageError
 from afactl.figures import draw_attention, draw_cams, draw_heads, draw_ranked, draw_refiners, first_photos
-from afactl.inference import open_run, open_split
+from afactl.inference.cams import open_run, open_split
 
 
 @pytest.fixture()

@@ -17,7 +17,7 @@ import torch
 
 from afactl.datasets import demo
 from afactl.datasets.images import read_mask
-from afactl.inference import cam_cache_path, open_cam_cache, open_run, open_split
+from afactl.inference.cams import cam_cache_path, open_cam_cache, open_run, open_split
 from afactl.runs.cache import Cache, CacheHeader
 
 KILLS = 6
@@ -30,7 +30,8 @@ def call(arguments, log):
     os.dup2(null, 1)
     os.dup2(null, 2)
     torch.set_num_threads(1)
-    from afactl import cli, inference, prediction
+    from afactl import cli, prediction
+    from afactl.inference import cams as inference
 
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for module, name in ((inference, "cam_record"), (prediction, "segment")):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from afactl.errors import UsageError
 from afactl.evaluation import evaluate_segmentation, score_pseudo_labels
-from afactl.inference import open_run, open_split
+from afactl.inference.cams import open_run, open_split
 from afactl.report import write_report
 
 CPU = torch.device("cpu")
