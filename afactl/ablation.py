@@ -21,7 +21,7 @@ from afactl.ablation_tables import TABLES, Row, Table
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Split
 from afactl.errors import UsageError, nearest
-from afactl.evaluation import Track, evaluate_segmentation, score_refined_cams
+from afactl.evaluation.pseudo_labels import Track, evaluate_segmentation, score_refined_cams
 from afactl.files import whole_file
 from afactl.inference.cams import TrainedRun, open_run, open_split
 from afactl.presets import Preset, differences, load_preset

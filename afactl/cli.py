@@ -46,7 +46,7 @@ from afactl.options import (
 from afactl.training_view import training_reporter
 
 if TYPE_CHECKING:
-    from afactl.evaluation import Score
+    from afactl.evaluation.pseudo_labels import Score
 
 app = typer.Typer(
     name="afactl",
@@ -119,9 +119,9 @@ def pseudo_eval(
     device: DeviceOption = "auto",
 ) -> None:
     """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
-    from afactl.evaluation import WITHOUT_AFA, WITHOUT_PROPAGATION, score_pseudo_labels
+    from afactl.evaluation.metrics import label_f1
+    from afactl.evaluation.pseudo_labels import WITHOUT_AFA, WITHOUT_PROPAGATION, score_pseudo_labels
     from afactl.inference.cams import open_split, with_predicted_labels
-    from afactl.metrics import label_f1
 
     trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
@@ -180,7 +180,7 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Score the segmentation: single scale, multi-scale + flip, and + CRF; no image-level truth is used."""
-    from afactl.evaluation import evaluate_segmentation
+    from afactl.evaluation.pseudo_labels import evaluate_segmentation
     from afactl.inference.cams import open_split
 
     backend = chosen_crf(crf, crf_backend)
@@ -300,7 +300,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _print_per_class(scores: dict[str, Score], classes: tuple[str, ...]) -> None:
-    from afactl.metrics import class_iou
+    from afactl.evaluation.metrics import class_iou
 
     ious = [100 * class_iou(score.confusion) for score in scores.values()]
     rows = [(name, *(percent(iou[i]) for iou in ious)) for i, name in enumerate(("background", *classes))]

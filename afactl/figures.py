@@ -14,7 +14,7 @@ from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize
 from afactl.errors import AfactlError, UsageError
-from afactl.evaluation import TABLE3_ROWS, WITH_AFFINITY, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
+from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITH_AFFINITY, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
 from afactl.files import whole_file
 from afactl.inference.cams import (
     CamRecord,

@@ -19,12 +19,12 @@ from PIL import Image
 
 from afactl.datasets.images import enlarge_mask, reduce_image
 from afactl.errors import AfactlError, UsageError
-from afactl.evaluation import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
+from afactl.evaluation.metrics import class_iou, mean_iou
+from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
 from afactl.figures import first_photos, foreground, look_at
 from afactl.files import whole_file
 from afactl.inference.cams import TrainedRun, segment
 from afactl.method.schedule import phase_starts
-from afactl.metrics import class_iou, mean_iou
 from afactl.palettes import PALETTES
 from afactl.runs.folder import read_manifest, read_metrics, read_scores
 from afactl.visualization import confusion_chart, curve_chart, map_over, overlay

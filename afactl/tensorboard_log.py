@@ -11,7 +11,7 @@ import torch
 from afactl.datasets.images import read_image
 from afactl.datasets.samples import Split
 from afactl.errors import DependencyError
-from afactl.evaluation import pseudo_labels_of
+from afactl.evaluation.pseudo_labels import pseudo_labels_of
 from afactl.inference.cams import TrainedRun, cam_record, segment
 from afactl.network.model import evaluation_mode
 from afactl.palettes import PALETTES

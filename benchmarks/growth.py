@@ -19,7 +19,7 @@ from ratio import machine, picture, resident
 
 from afactl.datasets.demo import generate
 from afactl.datasets.transforms import normalize
-from afactl.evaluation import score_pseudo_labels
+from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.inference.cams import open_run, open_split
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method.pseudo_labels import background_planes, propagate, refine_planes

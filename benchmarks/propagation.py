@@ -5,8 +5,8 @@ import textbook
 import torch
 from ratio import compare, machine
 
+from afactl.evaluation.metrics import confusion_matrix
 from afactl.method.affinity import neighborhood_mask, random_walk
-from afactl.metrics import confusion_matrix
 
 if __name__ == "__main__":
     machine()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ratio import machine
 
-from afactl import evaluation
+from afactl.evaluation import pseudo_labels as evaluation
 from afactl.inference import cams as inference
 from afactl.machine.allocator import keep_freed_memory
 from afactl.machine.devices import choose_device

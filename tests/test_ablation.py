@@ -10,7 +10,7 @@ import torch
 from afactl.ablation import ablate
 from afactl.ablation_tables import TABLES
 from afactl.errors import UsageError
-from afactl.evaluation import score_pseudo_labels
+from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.inference.cams import open_run, open_split
 from afactl.presets import load_preset
 from tests.conftest import TINY

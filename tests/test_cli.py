@@ -340,7 +340,7 @@ def test_a_bug_is_told_in_one_line_and_shown_with_verbose(call, run_copy, monkey
     def broken(*arguments):
         raise ZeroDivisionError("inside")
 
-    monkeypatch.setattr("afactl.evaluation.evaluate_segmentation", broken)
+    monkeypatch.setattr("afactl.evaluation.pseudo_labels.evaluate_segmentation", broken)
     refused(call("eval", "--run", run_copy), 1, "unexpected ZeroDivisionError", "--verbose")
     with pytest.raises(ZeroDivisionError):
         main(["eval", "--run", str(run_copy), "--verbose"])
@@ -351,7 +351,7 @@ def test_a_full_disk_is_no_bug(call, run_copy, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "scores/segmentation-val.json")
 
-    monkeypatch.setattr("afactl.evaluation.write_scores", full)
+    monkeypatch.setattr("afactl.evaluation.pseudo_labels.write_scores", full)
     result = call("eval", "--run", run_copy)
     refused(result, 1, "scores/segmentation-val.json: No space left on device; mend that, then call again")
     assert "bug" not in result[2]

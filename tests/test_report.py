@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from afactl.errors import UsageError
-from afactl.evaluation import evaluate_segmentation, score_pseudo_labels
+from afactl.evaluation.pseudo_labels import evaluate_segmentation, score_pseudo_labels
 from afactl.inference.cams import open_run, open_split
 from afactl.report import write_report
 

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from afactl.datasets.images import read_image
-from afactl.evaluation import TABLE3_ROWS, evaluate_segmentation, pseudo_labels_of, score_pseudo_labels, validate
+from afactl.evaluation.metrics import confusion_matrix, mean_iou
+from afactl.evaluation.pseudo_labels import TABLE3_ROWS, evaluate_segmentation, pseudo_labels_of, score_pseudo_labels, validate
 from afactl.inference.cams import CamRecord, cam_record, open_run, open_split, segment
 from afactl.method.cam import threshold_cam
-from afactl.metrics import confusion_matrix, mean_iou
 from afactl.presets import load_preset
 from tests.conftest import TINY
 

@@ -16,6 +16,7 @@ from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize
 from afactl.errors import DataError
+from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.inference.cams import CamRecord, TrainedRun, multi_hot, open_cam_cache, record_of, segment, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
@@ -23,7 +24,6 @@ from afactl.method.cam import threshold_cam
 from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
 from afactl.method.refinement.crf import crf_label
 from afactl.method.refinement.registry import build_refiner
-from afactl.metrics import confusion_matrix, mean_iou
 from afactl.network.model import AFA, evaluation_mode
 from afactl.presets import Preset
 from afactl.runs.cache import Cache, CacheHeader

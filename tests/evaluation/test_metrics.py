@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from afactl.errors import ShapeError
-from afactl.metrics import class_iou, confusion_matrix, label_f1, mean_accuracy, mean_iou, pixel_accuracy
+from afactl.evaluation.metrics import class_iou, confusion_matrix, label_f1, mean_accuracy, mean_iou, pixel_accuracy
 from tests import golden
 
 

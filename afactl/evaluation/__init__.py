@@ -1,0 +1,1 @@
+"""Scores of a split: segmentation, pseudo labels, and the metrics of both."""
