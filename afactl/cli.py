@@ -202,7 +202,7 @@ def evaluate(
         write_json(json_file, {"split": split, "images": len(found.samples), "run": str(trained.folder), "step": trained.iteration, "miou": figures})
     for name, count in (("worst", worst), ("examples", examples)):
         if count and not out.quiet:
-            from afactl.figures import draw_ranked
+            from afactl.pictures.figures import draw_ranked
 
             out.print(f"picture: {draw_ranked(trained, found, images, name, count, palette.value)}")
 

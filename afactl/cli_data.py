@@ -161,7 +161,7 @@ def preview(
 ) -> None:
     """Draw a contact sheet: photos with their labels, and their masks where there are any."""
     from afactl.datasets.registry import load_split
-    from afactl.figures import draw_contact_sheet
+    from afactl.pictures.figures import draw_contact_sheet
 
     name, root, _ = _locate(dataset, data)
     shown = draw_contact_sheet(load_split(name, root, split), out_file, count, seed, palette.value)

@@ -43,8 +43,8 @@ def viz_attn(
     device: DeviceOption = "auto",
 ) -> None:
     """Look at attention and learned affinity of query points, with CAM and pseudo labels (Fig. 1, 4, 11, 13)."""
-    from afactl.figures import draw_attention
-    from afactl.visualization import parse_query
+    from afactl.pictures.drawing import parse_query
+    from afactl.pictures.figures import draw_attention
 
     queries = [parse_query(text) for text in query or []]
     if head is not None and layer is None:
@@ -64,7 +64,7 @@ def viz_heads(
     checkpoint: CheckpointOption = Which.last,
 ) -> None:
     """Draw the learned weight of each head in the affinity, as in figure 14."""
-    from afactl.figures import draw_heads
+    from afactl.pictures.figures import draw_heads
 
     drawn = draw_heads(open_chosen_run(run, "cpu", checkpoint), out_file)
     out.print(drawn.source)
@@ -83,7 +83,7 @@ def viz_cams(
     device: DeviceOption = "auto",
 ) -> None:
     """Compare CAMs: as they are, spread by MHSA, and spread by the learned affinity (Fig. 2, 9)."""
-    from afactl.figures import draw_cams, first_photos
+    from afactl.pictures.figures import draw_cams, first_photos
 
     trained = open_chosen_run(run, device, checkpoint)
     other = open_chosen_run(without_afa, device, checkpoint) if without_afa else None
@@ -104,7 +104,7 @@ def viz_par(
     device: DeviceOption = "auto",
 ) -> None:
     """Compare labels before and after each refiner, and over the iterations of PAR (Fig. 5, 10)."""
-    from afactl.figures import draw_refiners
+    from afactl.pictures.figures import draw_refiners
 
     drawn = draw_refiners(open_chosen_run(run, device, checkpoint), image, data, out_file, palette.value, gif)
     out.print(drawn.source)
@@ -123,7 +123,7 @@ def report(
     device: DeviceOption = "auto",
 ) -> None:
     """Write one self-contained HTML page of a run: curves, tables, photos with a slider, figures, manifest."""
-    from afactl.report import write_report
+    from afactl.pictures.report import write_report
 
     if run is not None and run_option is not None:
         raise UsageError("report: give the run once, as RUN or as --run RUN")

@@ -14,8 +14,8 @@ from afactl.errors import DependencyError
 from afactl.evaluation.pseudo_labels import pseudo_labels_of
 from afactl.inference.cams import TrainedRun, cam_record, segment
 from afactl.network.model import evaluation_mode
-from afactl.palettes import PALETTES
-from afactl.visualization import map_over, overlay, query_token, resize_map
+from afactl.pictures.drawing import map_over, overlay, query_token, resize_map
+from afactl.pictures.palettes import PALETTES
 
 PHOTOS = 4
 

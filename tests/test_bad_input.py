@@ -20,10 +20,10 @@ from afactl.datasets.registry import load_split
 from afactl.datasets.tables import read_rows
 from afactl.errors import AfactlError, CheckpointError, DataError, PresetError
 from afactl.network.model import AFA
+from afactl.pictures.drawing import parse_query
 from afactl.presets import load_preset
 from afactl.runs.cache import Cache, CacheHeader
 from afactl.runs.checkpoints import initialize
-from afactl.visualization import parse_query
 from tests.conftest import make_voc
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,7 +1,7 @@
 import numpy as np
 
 from afactl.datasets.images import voc_palette
-from afactl.palettes import PALETTES, as_seen, safe_palette
+from afactl.pictures.palettes import PALETTES, as_seen, safe_palette
 
 
 def closest(colors):

@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from afactl.errors import UsageError
-from afactl.fonts import families_for, font_file
 from afactl.labels import IGNORE
-from afactl.palettes import safe_palette
+from afactl.pictures.fonts import families_for, font_file
+from afactl.pictures.palettes import safe_palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

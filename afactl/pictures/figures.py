@@ -30,8 +30,8 @@ from afactl.inference.cams import (
 from afactl.method.affinity import mean_attention
 from afactl.method.pseudo_labels import cut_cam, propagate, refine_cam
 from afactl.method.refinement.registry import build_refiner
-from afactl.palettes import PALETTES
-from afactl.visualization import Content, Tokens, head_chart, overlay, panel, picture_grid, query_token, resize_map
+from afactl.pictures.drawing import Content, Tokens, head_chart, overlay, panel, picture_grid, query_token, resize_map
+from afactl.pictures.palettes import PALETTES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,7 @@ import pytest
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 
-from afactl.fonts import DEFAULT, families_for, font_file
+from afactl.pictures.fonts import DEFAULT, families_for, font_file
 
 # A character of no script, which no font has.
 NOWHERE = "\U000f1234"

@@ -21,13 +21,13 @@ from afactl.datasets.images import enlarge_mask, reduce_image
 from afactl.errors import AfactlError, UsageError
 from afactl.evaluation.metrics import class_iou, mean_iou
 from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
-from afactl.figures import first_photos, foreground, look_at
 from afactl.files import whole_file
 from afactl.inference.cams import TrainedRun, segment
 from afactl.method.schedule import phase_starts
-from afactl.palettes import PALETTES
+from afactl.pictures.drawing import confusion_chart, curve_chart, map_over, overlay
+from afactl.pictures.figures import first_photos, foreground, look_at
+from afactl.pictures.palettes import PALETTES
 from afactl.runs.folder import read_manifest, read_metrics, read_scores
-from afactl.visualization import confusion_chart, curve_chart, map_over, overlay
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from PIL import Image
 from afactl.errors import UsageError
 from afactl.evaluation.pseudo_labels import evaluate_segmentation, score_pseudo_labels
 from afactl.inference.cams import open_run, open_split
-from afactl.report import write_report
+from afactl.pictures.report import write_report
 
 CPU = torch.device("cpu")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

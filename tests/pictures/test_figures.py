@@ -3,12 +3,12 @@ import pytest
 import torch
 from PIL import Image
 
-from afactl import figures
 from afactl.datasets import demo
 from afactl.datasets.images import read_image
 from afactl.errors import UsageError
-from afactl.figures import draw_attention, draw_cams, draw_heads, draw_ranked, draw_refiners, first_photos
 from afactl.inference.cams import open_run, open_split
+from afactl.pictures import figures
+from afactl.pictures.figures import draw_attention, draw_cams, draw_heads, draw_ranked, draw_refiners, first_photos
 
 
 @pytest.fixture()

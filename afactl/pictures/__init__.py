@@ -1,0 +1,1 @@
+"""Figures of a run, drawing from arrays, and the report page."""
