@@ -275,8 +275,8 @@ def predict(
     device: DeviceOption = "auto",
 ) -> None:
     """Write masks for any photos; no label files are needed."""
-    from afactl.prediction import MAX_PIXELS, find_photos
-    from afactl.prediction import predict as predict_photos
+    from afactl.prediction.predict import MAX_PIXELS, find_photos
+    from afactl.prediction.predict import predict as predict_photos
 
     backend = chosen_crf(crf, crf_backend)
     found = find_photos(photos)

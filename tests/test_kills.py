@@ -30,8 +30,9 @@ def call(arguments, log):
     os.dup2(null, 1)
     os.dup2(null, 2)
     torch.set_num_threads(1)
-    from afactl import cli, prediction
+    from afactl import cli
     from afactl.inference import cams as inference
+    from afactl.prediction import predict as prediction
 
     handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     for module, name in ((inference, "cam_record"), (prediction, "segment")):
@@ -48,7 +49,7 @@ def call(arguments, log):
 @pytest.fixture(scope="module")
 def server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["afactl.ablation", "afactl.prediction", "afactl.cli", "matplotlib"])
+    context.set_forkserver_preload(["afactl.ablation", "afactl.prediction.predict", "afactl.cli", "matplotlib"])
     # The first process waits until the server has everything loaded.
     first = context.Process(target=time.sleep, args=(0,))
     first.start()

@@ -7,7 +7,7 @@ from afactl.datasets.images import read_image, read_mask
 from afactl.errors import UsageError
 from afactl.inference.cams import open_run, segment, segment_windows
 from afactl.method.refinement.crf import dense_crf
-from afactl.prediction import find_photos, predict
+from afactl.prediction.predict import find_photos, predict
 
 
 @pytest.fixture()
@@ -75,7 +75,7 @@ def test_crf_refines_the_mask(run, photos, tmp_path):
 
 
 def test_a_large_photo_is_labelled_smaller_and_said_so(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("afactl.prediction.MAX_PIXELS", 3000)
+    monkeypatch.setattr("afactl.prediction.predict.MAX_PIXELS", 3000)
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "large.png")
     result = predict(run, find_photos([str(tmp_path / "large.png")]), tmp_path / "out", forms=("png", "overlay"))
@@ -95,7 +95,7 @@ def test_a_window_is_for_photos_that_are_larger(run, photos, tmp_path):
 
 
 def test_windows_see_a_large_photo_at_its_own_size(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("afactl.prediction.MAX_PIXELS", 3000)
+    monkeypatch.setattr("afactl.prediction.predict.MAX_PIXELS", 3000)
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "large.png")
     seen = []
@@ -108,19 +108,19 @@ def test_windows_see_a_large_photo_at_its_own_size(run, tmp_path, monkeypatch):
 
 def test_with_the_crf_the_size_follows_from_the_classes_that_are_there(run, photos, tmp_path, monkeypatch):
     """All seven classes are probable somewhere for a network with next to no training: 40 x 56 pixels are too many."""
-    monkeypatch.setattr("afactl.prediction.MAX_CRF_VALUES", 7 * 600)
+    monkeypatch.setattr("afactl.prediction.predict.MAX_CRF_VALUES", 7 * 600)
     seen = []
-    monkeypatch.setattr("afactl.prediction.crf_label", lambda photo, backend, settings: seen.append(photo) or photo[1].argmax(0).to(torch.uint8))
+    monkeypatch.setattr("afactl.prediction.predict.crf_label", lambda photo, backend, settings: seen.append(photo) or photo[1].argmax(0).to(torch.uint8))
     result = predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "out", crf="torch")
     ((image, logits),) = seen
     assert image.shape[1:] == logits.shape[1:] and 400 < image.shape[1] * image.shape[2] <= 600
     assert result.reduced == 1 and read_mask(result.written[0], 6).shape == (40, 56)
-    monkeypatch.setattr("afactl.prediction.MAX_CRF_VALUES", 7 * 40 * 56)
+    monkeypatch.setattr("afactl.prediction.predict.MAX_CRF_VALUES", 7 * 40 * 56)
     assert predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "whole", crf="torch").reduced == 0
 
 
 def test_a_network_that_gives_nan_is_told_by_photo(run, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("afactl.prediction.segment", lambda *arguments: torch.full((7, 40, 56), float("nan")))
+    monkeypatch.setattr("afactl.prediction.predict.segment", lambda *arguments: torch.full((7, 40, 56), float("nan")))
     result = predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "out")
     assert not result.written and "a.jpg: the network gives non-finite values" in result.failed[0]
 

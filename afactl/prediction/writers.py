@@ -29,10 +29,10 @@ from torch import Tensor
 from afactl.datasets.images import enlarge_mask, indexed_png, voc_palette, write_mask
 from afactl.errors import DependencyError, UsageError
 from afactl.files import whole_file
-from afactl.label_studio import brush_rle, labeling_config
 from afactl.pictures.drawing import overlay
 from afactl.pictures.palettes import PALETTES
-from afactl.unfinished import FOLDER as UNFINISHED
+from afactl.prediction.label_studio import brush_rle, labeling_config
+from afactl.prediction.unfinished import FOLDER as UNFINISHED
 
 # Where forms that gather all photos in one file keep those of single photos until then.
 PARTS = f"{UNFINISHED}/parts"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from afactl.label_studio import brush_rle, labeling_config
+from afactl.prediction.label_studio import brush_rle, labeling_config
 
 
 def unpack(rle):

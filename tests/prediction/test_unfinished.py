@@ -3,7 +3,7 @@ import json
 import pytest
 
 from afactl.errors import UsageError
-from afactl.unfinished import FOLDER, Unfinished
+from afactl.prediction.unfinished import FOLDER, Unfinished
 
 
 @pytest.fixture()

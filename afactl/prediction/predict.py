@@ -17,12 +17,12 @@ from torch import Tensor
 
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.errors import DataError, UsageError
-from afactl.exports import WRITERS, Labelled, OverlayWriter, Writer, require_distinct_names
 from afactl.inference.cams import TrainedRun, segment, segment_windows, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.refinement.crf import crf_label
-from afactl.unfinished import Unfinished
+from afactl.prediction.unfinished import Unfinished
+from afactl.prediction.writers import WRITERS, Labelled, OverlayWriter, Writer, require_distinct_names
 
 # Photos with more pixels get a mask of that many, which is enlarged: the maps of 21 classes and the
 # CRF's lattice of a larger one would take several GiB.

@@ -12,8 +12,8 @@ from PIL import Image
 
 from afactl.datasets.images import read_image, read_mask, voc_palette
 from afactl.errors import DependencyError, UsageError
-from afactl.exports import VOC_FOLDER, WRITERS, Labelled, require_distinct_names
-from afactl.label_studio import brush_rle
+from afactl.prediction.label_studio import brush_rle
+from afactl.prediction.writers import VOC_FOLDER, WRITERS, Labelled, require_distinct_names
 
 CLASSES = ("cat", "dog")
 

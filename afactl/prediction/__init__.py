@@ -1,0 +1,1 @@
+"""Masks for any photos, and the forms in which they are handed over."""
