@@ -26,7 +26,7 @@ from afactl.files import whole_file
 from afactl.inference.cams import TrainedRun, open_run, open_split
 from afactl.presets import Preset, differences, load_preset
 from afactl.runs.folder import find_run, run_preset
-from afactl.training import Event, Report, ignore, preset_changes, train
+from afactl.training.job import Event, Report, ignore, preset_changes, train
 
 Reporter = Callable[[], AbstractContextManager[Report]]
 CPU = torch.device("cpu")

@@ -43,7 +43,7 @@ from afactl.options import (
     chosen_crf,
     open_chosen_run,
 )
-from afactl.training_view import training_reporter
+from afactl.training.live_view import training_reporter
 
 if TYPE_CHECKING:
     from afactl.evaluation.pseudo_labels import Score
@@ -92,7 +92,7 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train from image-level labels; writes a run folder."""
-    from afactl.training import train as train_preset
+    from afactl.training.job import train as train_preset
 
     with training_reporter() as report:
         result = train_preset(preset, data, out_folder, init, resume, overrides or [], device, report, allow_changes, tensorboard)

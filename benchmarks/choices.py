@@ -19,7 +19,7 @@ from afactl.method.pseudo_labels import propagated_label, refined_label
 from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase
 from afactl.presets import load_preset
-from afactl.training_step import training_losses
+from afactl.training.step import training_losses
 
 
 @torch.no_grad()

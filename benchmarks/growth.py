@@ -26,7 +26,7 @@ from afactl.method.pseudo_labels import background_planes, propagate, refine_pla
 from afactl.method.refinement.crf import dense_crf
 from afactl.method.refinement.registry import build_refiner
 from afactl.network.model import AFA
-from afactl.training import train
+from afactl.training.job import train
 
 POINTS = {
     "image side": (128, 192, 256, 384, 512, 768, 1024),

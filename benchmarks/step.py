@@ -11,7 +11,7 @@ from afactl.machine.allocator import keep_freed_memory
 from afactl.method.schedule import Phase
 from afactl.network.model import AFA
 from afactl.presets import load_preset
-from afactl.training_step import supervised_losses, training_losses
+from afactl.training.step import supervised_losses, training_losses
 
 
 def backward(losses: dict[str, torch.Tensor]) -> None:

@@ -11,7 +11,6 @@ import warnings
 import torch
 from ratio import machine, picture
 
-from afactl import training_step
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method import losses
 from afactl.method.affinity import random_walk
@@ -21,6 +20,7 @@ from afactl.method.refinement.par import pixel_adaptive_refinement
 from afactl.method.schedule import Phase
 from afactl.network import model
 from afactl.presets import load_preset
+from afactl.training import step as training_step
 
 STEPS = 20000
 spent: dict[str, float] = {}

@@ -54,7 +54,7 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_data):
     """A run that went through all three phases in four steps. Tests that change it copy it first."""
-    from afactl.training import train
+    from afactl.training.job import train
 
     run = tmp_path_factory.mktemp("runs") / "tiny"
     train("demo", data=tiny_data, out=run, overrides=TINY, device_name="cpu")

@@ -18,7 +18,7 @@ from afactl.network.batch_norm import BatchNorm
 from afactl.presets import load_preset
 from afactl.runs.checkpoints import find_checkpoint, load_model
 from afactl.runs.folder import read_metrics
-from afactl.training import Job, ignore
+from afactl.training.job import Job, ignore
 from tests.conftest import TINY
 
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from afactl import training_step
 from afactl.datasets.transforms import normalize
 from afactl.method.schedule import Phase
 from afactl.network.model import AFA
 from afactl.presets import load_preset
-from afactl.training_step import build_optimizer, set_learning_rate, supervised_losses, training_losses
+from afactl.training import step as training_step
+from afactl.training.step import build_optimizer, set_learning_rate, supervised_losses, training_losses
 from benchmarks import textbook
 from tests.conftest import TINY
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from afactl.machine.terminal import LINE_SECONDS, duration, log
 
 if TYPE_CHECKING:
-    from afactl.training import Event
+    from afactl.training.job import Event
 
 # Weight of the newest value in a smoothed one; about the last twenty steps count.
 NEWEST = 0.1

@@ -5,8 +5,8 @@ import pytest
 
 from afactl.errors import DependencyError
 from afactl.runs.folder import read_metrics
-from afactl.tensorboard_log import TensorBoardLog
-from afactl.training import train
+from afactl.training.job import train
+from afactl.training.tensorboard import TensorBoardLog
 from tests.conftest import TINY
 
 

@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from afactl.training import Event
-from afactl.training_view import NEWEST, TrainingView, training_reporter
+from afactl.training.job import Event
+from afactl.training.live_view import NEWEST, TrainingView, training_reporter
 
 
 def step(number, total=100, **values):

@@ -13,7 +13,7 @@ from afactl.errors import AfactlError, CheckpointError, DataError, PresetError, 
 from afactl.presets import load_preset
 from afactl.runs.checkpoints import find_checkpoint, load_model
 from afactl.runs.folder import read_manifest, read_metrics, run_preset
-from afactl.training import MAX_SKIPPED, Job, train
+from afactl.training.job import MAX_SKIPPED, Job, train
 from tests.conftest import TINY
 
 

@@ -42,8 +42,8 @@ from afactl.runs.folder import (
     run_preset,
     write_manifest,
 )
-from afactl.tensorboard_log import TensorBoardLog
-from afactl.training_step import StepLosses, build_optimizer, set_learning_rate
+from afactl.training.step import StepLosses, build_optimizer, set_learning_rate
+from afactl.training.tensorboard import TensorBoardLog
 
 # So many steps with a non-finite loss in a row end the job.
 MAX_SKIPPED = 5

@@ -1,0 +1,1 @@
+"""A training job: its steps, its loop, and what watches it."""
