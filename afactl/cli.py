@@ -241,7 +241,7 @@ def ablate(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure an ablation table of the paper, row by row; finished rows are skipped."""
-    from afactl.ablation import ablate as measure
+    from afactl.ablation.measuring import ablate as measure
     from afactl.machine.devices import choose_device
 
     result = measure(

@@ -49,7 +49,7 @@ def call(arguments, log):
 @pytest.fixture(scope="module")
 def server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["afactl.ablation", "afactl.prediction.predict", "afactl.cli", "matplotlib"])
+    context.set_forkserver_preload(["afactl.ablation.measuring", "afactl.prediction.predict", "afactl.cli", "matplotlib"])
     # The first process waits until the server has everything loaded.
     first = context.Process(target=time.sleep, args=(0,))
     first.start()

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from afactl.ablation import ablate
-from afactl.ablation_tables import TABLES
+from afactl.ablation.measuring import ablate
+from afactl.ablation.tables import TABLES
 from afactl.errors import UsageError
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.inference.cams import open_run, open_split
@@ -49,7 +49,7 @@ def test_refiners_are_compared_on_cached_cams_and_kept(run_copy, monkeypatch):
     scores = score_pseudo_labels(run, open_split(run, "val", None, masks=True)).scores["AFA (w/o prop.)"]
     assert result.rows[0].ours == (pytest.approx(scores[0].miou),), "the raw CAM is that of Table 3"
     assert len({row.ours for row in result.rows}) == 5
-    monkeypatch.setattr("afactl.ablation.score_refined_cams", not_again)
+    monkeypatch.setattr("afactl.ablation.measuring.score_refined_cams", not_again)
     again = ablate("table4", None, run=run_copy, split="val", device=CPU)
     assert all(row.reused for row in again.rows) and [row.ours for row in again.rows] == [row.ours for row in result.rows]
 
@@ -79,7 +79,7 @@ def test_trained_rows_go_on_after_a_stop(tmp_path, tiny_data, monkeypatch):
     assert result.rows[0].ours == (next(iter(first.values()))["miou"],)
     folders = {path.name for path in (tmp_path / "rows").iterdir()}
     assert len(folders) == 4, "the last two rows are one training"
-    monkeypatch.setattr("afactl.ablation.train", not_again)
+    monkeypatch.setattr("afactl.ablation.measuring.train", not_again)
     assert all(row.reused for row in ablate("table2", "demo", **arguments).rows)
     with pytest.raises(UsageError, match="was trained with other values.*train.seed"):
         ablate("table2", "demo", **{**arguments, "overrides": [*SHORT, "train.seed=3"]})

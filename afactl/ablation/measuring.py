@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from afactl.ablation_tables import TABLES, Row, Table
+from afactl.ablation.tables import TABLES, Row, Table
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Split
 from afactl.errors import UsageError, nearest

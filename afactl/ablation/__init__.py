@@ -1,0 +1,1 @@
+"""The paper's ablation tables as jobs."""
