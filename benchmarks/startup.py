@@ -10,7 +10,7 @@ from ratio import machine
 FIRST_PASS = """
 import sys, time
 start = time.perf_counter()
-from afactl.cli import main
+from afactl.cli.main import main
 from afactl.network.backbones.mit import MixTransformer
 def forward(self, image):
     print(time.perf_counter() - start)

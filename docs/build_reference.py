@@ -11,7 +11,7 @@ import typer.main
 from typer.cli import get_docs_for_click
 
 from afactl import errors
-from afactl.cli import app
+from afactl.cli.main import app
 from afactl.presets import Preset, preset_names, preset_summary
 
 HERE = Path(__file__).resolve().parent

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from afactl.cli import app, main
+from afactl.cli.main import app, main
 from afactl.datasets import demo
 from afactl.presets import field_names, load_preset, preset_names
 from tests.conftest import TINY

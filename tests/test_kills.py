@@ -30,7 +30,7 @@ def call(arguments, log):
     os.dup2(null, 1)
     os.dup2(null, 2)
     torch.set_num_threads(1)
-    from afactl import cli
+    from afactl.cli import main as cli
     from afactl.inference import cams as inference
     from afactl.prediction import predict as prediction
 
@@ -49,7 +49,7 @@ def call(arguments, log):
 @pytest.fixture(scope="module")
 def server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["afactl.ablation.measuring", "afactl.prediction.predict", "afactl.cli", "matplotlib"])
+    context.set_forkserver_preload(["afactl.ablation.measuring", "afactl.prediction.predict", "afactl.cli.main", "matplotlib"])
     # The first process waits until the server has everything loaded.
     first = context.Process(target=time.sleep, args=(0,))
     first.start()

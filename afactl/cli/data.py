@@ -8,9 +8,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from afactl.cli.options import JsonOption, Palette, PaletteOption, SplitOption
 from afactl.errors import DataError, UsageError, nearest
 from afactl.machine.terminal import out, table, tracker, write_json
-from afactl.options import JsonOption, Palette, PaletteOption, SplitOption
 
 # So many defects of a kind are printed; --json holds all.
 SHOWN = 10

@@ -7,9 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from afactl.cli.options import CheckpointOption, RunOption, WeightsFormat, Which, say_which
 from afactl.errors import UsageError
 from afactl.machine.terminal import out, table
-from afactl.options import CheckpointOption, RunOption, WeightsFormat, Which, say_which
 
 around_app = typer.Typer(rich_markup_mode=None)
 
@@ -64,7 +64,7 @@ def export(
 @around_app.command(epilog="Example: afactl doctor")
 def doctor() -> None:
     """Report versions, devices and what is missing, with the way to mend it."""
-    from afactl.doctor import examine
+    from afactl.cli.doctor import examine
 
     findings = examine()
     out.print(table("doctor", ("what", "found"), [(finding.what, finding.found) for finding in findings], texts=2))

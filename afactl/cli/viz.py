@@ -7,9 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from afactl.errors import UsageError
-from afactl.machine.terminal import out
-from afactl.options import (
+from afactl.cli.options import (
     CheckpointOption,
     DataOption,
     DeviceOption,
@@ -20,6 +18,8 @@ from afactl.options import (
     Which,
     open_chosen_run,
 )
+from afactl.errors import UsageError
+from afactl.machine.terminal import out
 
 OutOption = Annotated[Optional[Path], typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")]
 PhotoArgument = Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split, or of training where there is none")]

@@ -1,7 +1,7 @@
 import importlib
 import sys
 
-from afactl.doctor import examine
+from afactl.cli.doctor import examine
 
 
 def test_everything_needed_is_reported():

@@ -14,7 +14,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from afactl.cli import app, main
+from afactl.cli.main import app, main
 from afactl.datasets import demo
 from afactl.datasets.images import read_image, read_mask, write_mask
 from tests.conftest import TINY, make_voc
@@ -82,7 +82,7 @@ def test_every_command_has_help_with_an_example(call, command):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from afactl.cli import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = "import sys; from afactl.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False"
 

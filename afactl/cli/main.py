@@ -14,13 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from afactl.cli_around import around_app
-from afactl.cli_data import data_app
-from afactl.cli_viz import viz_app
-from afactl.errors import AfactlError, UsageError
-from afactl.machine.allocator import keep_freed_memory
-from afactl.machine.terminal import duration, error_line, keep_quiet, out, percent, table, tracker, write_json
-from afactl.options import (
+from afactl.cli.around import around_app
+from afactl.cli.data import data_app
+from afactl.cli.options import (
     Backend,
     BackendOption,
     CheckpointOption,
@@ -43,6 +39,10 @@ from afactl.options import (
     chosen_crf,
     open_chosen_run,
 )
+from afactl.cli.viz import viz_app
+from afactl.errors import AfactlError, UsageError
+from afactl.machine.allocator import keep_freed_memory
+from afactl.machine.terminal import duration, error_line, keep_quiet, out, percent, table, tracker, write_json
 from afactl.training.live_view import training_reporter
 
 if TYPE_CHECKING:
