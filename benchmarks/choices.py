@@ -13,7 +13,7 @@ from step import backward, inputs
 
 from afactl.datasets.images import read_image
 from afactl.datasets.transforms import normalize
-from afactl.inference.cams import multi_hot, open_run, open_split, to_tensor
+from afactl.inference.trained_run import multi_hot, open_run, open_split, to_tensor
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method.pseudo_labels import propagated_label, refined_label
 from afactl.method.refinement.registry import build_refiner

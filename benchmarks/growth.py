@@ -20,7 +20,7 @@ from ratio import machine, picture, resident
 from afactl.datasets.demo import generate
 from afactl.datasets.transforms import normalize
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
-from afactl.inference.cams import open_run, open_split
+from afactl.inference.trained_run import open_run, open_split
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method.pseudo_labels import background_planes, propagate, refine_planes
 from afactl.method.refinement.crf import dense_crf

@@ -17,7 +17,8 @@ import torch
 
 from afactl.datasets import demo
 from afactl.datasets.images import read_mask
-from afactl.inference.cams import cam_cache_path, open_cam_cache, open_run, open_split
+from afactl.inference.cams import cam_cache_path, open_cam_cache
+from afactl.inference.trained_run import open_run, open_split
 from afactl.runs.cache import Cache, CacheHeader
 
 KILLS = 6

@@ -19,11 +19,12 @@ import torch
 
 from afactl.ablation.tables import TABLES, Row, Table
 from afactl.datasets.registry import data_fingerprint
-from afactl.datasets.samples import Split
+from afactl.datasets.samples import Split, Track
 from afactl.errors import UsageError, nearest
-from afactl.evaluation.pseudo_labels import Track, evaluate_segmentation, score_refined_cams
+from afactl.evaluation.pseudo_labels import score_refined_cams
+from afactl.evaluation.segmentation import evaluate_segmentation
 from afactl.files import whole_file
-from afactl.inference.cams import TrainedRun, open_run, open_split
+from afactl.inference.trained_run import TrainedRun, open_run, open_split
 from afactl.presets import Preset, differences, load_preset
 from afactl.runs.folder import find_run, run_preset
 from afactl.training.job import Event, Report, ignore, preset_changes, train

@@ -19,9 +19,9 @@ DatasetArgument = Annotated[str, typer.Argument(metavar="PRESET|DIR", help="a pr
 DownloadOption = Annotated[Path, typer.Option("--data", help="folder of the downloaded dataset")]
 FolderOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset, where a preset is given")]
 
-data_app = typer.Typer(help="Look at a dataset before training on it.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Look at a dataset before training on it.", rich_markup_mode=None, no_args_is_help=True)
 prepare_app = typer.Typer(help="Make lists, labels and masks of a downloaded dataset.", rich_markup_mode=None, no_args_is_help=True)
-data_app.add_typer(prepare_app, name="prepare")
+app.add_typer(prepare_app, name="prepare")
 
 
 class LabelSource(str, Enum):
@@ -107,7 +107,7 @@ def prepare_folder(
     out.print(f"labels: {done.table}", markup=False)
 
 
-@data_app.command(epilog="Example: afactl data check mydata")
+@app.command(epilog="Example: afactl data check mydata")
 def check(
     dataset: DatasetArgument,
     data: FolderOption = None,
@@ -149,7 +149,7 @@ def check(
         raise typer.Exit(1)
 
 
-@data_app.command(epilog="Example: afactl data preview mydata --split val --out sheet.png")
+@app.command(epilog="Example: afactl data preview mydata --split val --out sheet.png")
 def preview(
     dataset: DatasetArgument,
     split: SplitOption = "train",

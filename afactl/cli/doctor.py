@@ -12,8 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import typer
+
 from afactl import __version__
 from afactl.errors import first_line
+from afactl.machine.terminal import out, table
+
+app = typer.Typer(rich_markup_mode=None)
 
 
 class Finding(NamedTuple):
@@ -113,3 +118,15 @@ def _folder(what: str, folder: Path) -> Finding:
     if not os.access(existing, os.W_OK):
         return Finding(what, f"{folder}, not writable", "give another folder (AFACTL_CACHE, --out)")
     return Finding(what, f"{folder}, {free:.1f} GB free", "" if free > 2 else "less than 2 GB free: make room before a long job")
+
+
+@app.command(epilog="Example: afactl doctor")
+def doctor() -> None:
+    """Report versions, devices and what is missing, with the way to mend it."""
+    findings = examine()
+    out.print(table("doctor", ("what", "found"), [(finding.what, finding.found) for finding in findings], texts=2))
+    for finding in findings:
+        if finding.advice:
+            out.print(f"{finding.what}: {finding.advice}")
+    if any(finding.broken for finding in findings):
+        raise typer.Exit(1)

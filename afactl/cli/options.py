@@ -11,7 +11,7 @@ import typer
 from afactl.machine.terminal import log
 
 if TYPE_CHECKING:
-    from afactl.inference.cams import TrainedRun
+    from afactl.inference.trained_run import TrainedRun
 
 
 class Which(str, Enum):
@@ -88,7 +88,7 @@ def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> Trai
     from afactl.runs.folder import find_run
 
     found, how = find_run(folder)
-    from afactl.inference.cams import open_run
+    from afactl.inference.trained_run import open_run
     from afactl.machine.devices import choose_device
 
     run = open_run(found, choose_device(device), checkpoint.value)

@@ -22,12 +22,15 @@ from afactl.errors import UsageError
 from afactl.machine.terminal import out
 
 OutOption = Annotated[Optional[Path], typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")]
+
+
 PhotoArgument = Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split, or of training where there is none")]
 
-viz_app = typer.Typer(rich_markup_mode=None)
+
+app = typer.Typer(rich_markup_mode=None)
 
 
-@viz_app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
+@app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
 def viz_attn(
     image: PhotoArgument = None,
     query: Annotated[Optional[list[str]], typer.Option("--query", metavar="X,Y", help="pixel of the photo as stored; repeatable; default: its centre")] = None,
@@ -57,7 +60,7 @@ def viz_attn(
     out.print(f"picture: {drawn.file}")
 
 
-@viz_app.command("viz-heads", epilog="Example: afactl viz-heads --run runs/voc")
+@app.command("viz-heads", epilog="Example: afactl viz-heads --run runs/voc")
 def viz_heads(
     run: RunOption = None,
     out_file: OutOption = None,
@@ -71,7 +74,7 @@ def viz_heads(
     out.print(f"picture: {drawn.file}")
 
 
-@viz_app.command("viz-cams", epilog="Example: afactl viz-cams --without-afa runs/plain")
+@app.command("viz-cams", epilog="Example: afactl viz-cams --without-afa runs/plain")
 def viz_cams(
     images: Annotated[Optional[list[Path]], typer.Argument(help="photos, a row each; default: the first three of the validation split, or of training")] = None,
     without_afa: Annotated[Optional[Path], typer.Option("--without-afa", metavar="RUN", help="a run without AFA, whose CAM stands beside ours")] = None,
@@ -92,7 +95,7 @@ def viz_cams(
     out.print(f"picture: {drawn.file}")
 
 
-@viz_app.command("viz-par", epilog="Example: afactl viz-par photo.jpg --gif par.gif")
+@app.command("viz-par", epilog="Example: afactl viz-par photo.jpg --gif par.gif")
 def viz_par(
     image: PhotoArgument = None,
     gif: Annotated[Optional[Path], typer.Option("--gif", help="also write the way of the labels as an animation")] = None,
@@ -109,26 +112,3 @@ def viz_par(
     drawn = draw_refiners(open_chosen_run(run, device, checkpoint), image, data, out_file, palette.value, gif)
     out.print(drawn.source)
     out.print(f"picture: {drawn.file}")
-
-
-@viz_app.command("report", epilog="Example: afactl report --run runs/voc --without-afa runs/plain")
-def report(
-    run: Annotated[Optional[Path], typer.Argument(metavar="[RUN]", help="run folder; default: $AFACTL_RUN, or the newest under runs/")] = None,
-    run_option: RunOption = None,
-    out_file: Annotated[Optional[Path], typer.Option("--out", help="file to write; default: RUN/report.html")] = None,
-    without_afa: Annotated[Optional[Path], typer.Option("--without-afa", metavar="RUN", help="a judged run without AFA, for the first row of Table 3")] = None,
-    photos: Annotated[int, typer.Option("--photos", min=0, max=100, help="how many photos are shown")] = 6,
-    data: DataOption = None,
-    checkpoint: CheckpointOption = Which.last,
-    device: DeviceOption = "auto",
-) -> None:
-    """Write one self-contained HTML page of a run: curves, tables, photos with a slider, figures, manifest."""
-    from afactl.pictures.report import write_report
-
-    if run is not None and run_option is not None:
-        raise UsageError("report: give the run once, as RUN or as --run RUN")
-    trained = open_chosen_run(run or run_option, device, checkpoint)
-    made = write_report(trained, out_file, data, without_afa, photos)
-    for text in made.missing:
-        out.print(f"not on the page: {text}", markup=False)
-    out.print(f"report: {made.file} ({made.size / 1e6:.1f} MB)")

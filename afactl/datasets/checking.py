@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from afactl.datasets.images import decoded_photo, values_of
-from afactl.datasets.samples import Sample, Split
+from afactl.datasets.samples import Sample, Split, Track
 from afactl.errors import DataError, UnknownValueError
 
 # So many photos are one task of a thread.
@@ -53,7 +53,6 @@ class Report(NamedTuple):
     defects: list[Defect]
 
 
-Track = Callable[[Sequence[Sample]], Iterator[Sample]]
 
 
 def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Report:

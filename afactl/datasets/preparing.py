@@ -8,22 +8,20 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from afactl.datasets import coco, folder, voc
 from afactl.datasets.images import read_mask, values_of, write_mask
 from afactl.datasets.mask_labels import labels_from_masks
+from afactl.datasets.samples import Track
 from afactl.datasets.tables import Row, photos_without_labels, read_rows, read_xml, write_csv
 from afactl.errors import DataError, DependencyError, UsageError
 from afactl.files import whole_file
-
-Item = TypeVar("Item")
-Track = Callable[[Sequence[Item]], Iterator[Item]]
 
 # What the full dataset has, by split.
 KNOWN_VOC = {voc.AUGMENTED: 10_582, "train": 1_464, "val": 1_449}
@@ -57,7 +55,7 @@ class PreparedVoc(NamedTuple):
 
 
 def prepare_voc(
-    root: Path, sbd: Path | None = None, from_xml: bool = False, difficult: bool = True, track: Track[Path] = iter
+    root: Path, sbd: Path | None = None, from_xml: bool = False, difficult: bool = True, track: Track = iter
 ) -> PreparedVoc:
     """Write the list train_aug and the image-level labels of VOC.
 
@@ -144,7 +142,7 @@ class PreparedCoco(NamedTuple):
     folder: Path
 
 
-def prepare_coco(root: Path, split: str, track: Track[coco.Photo] = iter) -> PreparedCoco:
+def prepare_coco(root: Path, split: str, track: Track = iter) -> PreparedCoco:
     """Draw the masks of a split of COCO as PNG, and write its labels as a small table.
 
     A large annotation file is read several times, each time for a part of the photos, so that memory holds the
@@ -188,7 +186,7 @@ class PreparedFolder(NamedTuple):
 
 
 def prepare_folder(
-    root: Path, val: float = 0.0, seed: int = 0, from_masks: bool = False, overwrite: bool = False, track: Track[Row] = iter
+    root: Path, val: float = 0.0, seed: int = 0, from_masks: bool = False, overwrite: bool = False, track: Track = iter
 ) -> PreparedFolder:
     """Write labels.csv of own photos, out of their tags in any other form or of their masks.
 
@@ -243,7 +241,7 @@ def set_aside(labels: Sequence[Sequence[str]], share: float, seed: int) -> set[i
     return chosen
 
 
-def _rows_of_masks(root: Path, track: Track[Row]) -> tuple[list[Row], int]:
+def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
     """The photos that have a mask, with the classes in it, and how many have none."""
     names = folder.read_classes(root)
     if names is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+
+Item = TypeVar("Item")
 
 
 class Sample(NamedTuple):
@@ -43,3 +45,9 @@ class Split:
     samples: tuple[Sample, ...]
     read_mask: Callable[[Sample], np.ndarray] | None
     mask_path: Callable[[Sample], Path] | None = None
+
+
+class Track(Protocol):
+    """Walks over a sequence, in order, and may show how far it is; `iter` shows nothing."""
+
+    def __call__(self, items: Sequence[Item], /) -> Iterator[Item]: ...

@@ -1,4 +1,4 @@
-"""One image at a time through a trained network: segmentation, CAMs, and the cache of CAMs.
+"""CAMs, affinity and attention of one photo, and their cache.
 
 Shapes: C foreground classes, K = C + 1, P - 1 present classes, h x w image, N = hs * ws tokens.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,184 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.datasets.images import read_image
-from afactl.datasets.registry import check_files, data_fingerprint, load_split
-from afactl.datasets.samples import Sample, Split
-from afactl.datasets.transforms import normalize, resize_long_side
-from afactl.errors import CacheError, CheckpointError, UsageError
+from afactl.datasets.registry import data_fingerprint
+from afactl.datasets.samples import Sample, Split, Track
+from afactl.datasets.transforms import normalize
+from afactl.errors import CacheError
 from afactl.files import whole_file
+from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.method.affinity import mean_attention
-from afactl.network.model import AFA
-from afactl.presets import Preset
 from afactl.runs.cache import Cache, CacheHeader
-from afactl.runs.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
-from afactl.runs.folder import run_preset
 
 CAM_STAGE = "cams"
-
-
-class TrainedRun(NamedTuple):
-    """A run ready for inference.
-
-    Attributes:
-        weights: hash of the weights, which caches are tied to.
-        iteration: of the checkpoint.
-        note: what is to be said about the checkpoint, if anything.
-    """
-
-    folder: Path
-    preset: Preset
-    model: AFA
-    architecture: Architecture
-    device: torch.device
-    weights: str
-    iteration: int
-    note: str = ""
-
-
-def open_run(folder: Path, device: torch.device, which: str = "last") -> TrainedRun:
-    """Load a run's network.
-
-    Args:
-        which: "best" or "last" checkpoint.
-
-    Raises:
-        CheckpointError: there is none, or it does not fit.
-    """
-    checkpoint, note = find_checkpoint(folder, which, needed=(WEIGHTS,))
-    model, architecture, iteration = load_model(checkpoint)
-    return TrainedRun(
-        folder, run_preset(folder), model.to(device), architecture, device, weights_hash(checkpoint), iteration, note
-    )
-
-
-def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> Split:
-    """A split of the run's dataset, with its files checked.
-
-    Args:
-        data: where the dataset lies, if not where the run was trained from.
-        masks: the true masks are needed.
-
-    Raises:
-        DataError: no such split, missing files. UsageError: masks are needed and the dataset has none.
-        CheckpointError: the dataset's classes are not those of the network.
-    """
-    root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
-    found = load_split(run.preset.data.name, root, split)
-    if found.classes != run.architecture.classes:
-        raise CheckpointError(
-            f"{run.folder}: trained on the classes {', '.join(run.architecture.classes)}, "
-            f"but the dataset has {', '.join(found.classes)}; give the dataset of the run with --data"
-        )
-    if masks and found.read_mask is None:
-        raise UsageError(f"split {split}: scoring needs true masks and this dataset has none; see masks/ in docs/own-data.md")
-    check_files(found, masks)
-    return found
-
-
-def to_tensor(image: np.ndarray, device: torch.device) -> Tensor:
-    """h x w x 3 uint8 -> 1 x 3 x h x w float in 0..255."""
-    return torch.tensor(image, device=device).permute(2, 0, 1)[None].float()
-
-
-def multi_hot(labels: Iterable[int], classes: int) -> Tensor:
-    """Class indices as a C vector of 0 and 1."""
-    label = torch.zeros(classes)
-    label[list(labels)] = 1
-    return label
-
-
-@torch.inference_mode()
-def segment(
-    model: AFA,
-    image: np.ndarray,
-    device: torch.device,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    long_side: int | None = None,
-) -> Tensor:
-    """Segmentation logits of one photo, fused by maximum over scales and flips.
-
-    Args:
-        image: h x w x 3 uint8.
-        scales: factors on top of `long_side`.
-        flip: also pass the mirrored image.
-        long_side: resize the photo so first; None keeps its size.
-
-    Returns:
-        K x h x w float32 at the photo's size.
-    """
-    pixels = normalize(to_tensor(image, device))
-    size = image.shape[:2]
-    base = resize_long_side(*size, long_side) if long_side else size
-    fused: Tensor | None = None
-    for scale in scales:
-        target = (max(1, math.floor(scale * base[0])), max(1, math.floor(scale * base[1])))
-        scaled = pixels
-        if target != size:
-            scaled = F.interpolate(pixels, size=target, mode="bilinear", align_corners=False)
-        views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        logits = model.decoder(model.backbone(views).features).float()
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        logits = torch.maximum(logits[0], logits[1].flip(-1)) if flip else logits[0]
-        fused = logits if fused is None else torch.maximum(fused, logits)
-    return fused
-
-
-def segment_windows(
-    model: AFA,
-    image: np.ndarray,
-    device: torch.device,
-    scales: Sequence[float],
-    flip: bool,
-    window: int,
-    size: tuple[int, int],
-) -> Tensor:
-    """Segmentation logits of a large photo, passed at its own size in windows that overlap by a third.
-
-    Each window is a photo of its own for `segment`. Where windows overlap, the mean of their logits is taken,
-    weighted by the distance from the window's edge, near which the network sees the least around a pixel.
-
-    Args:
-        image: h x w x 3 uint8.
-        window: side of the windows in pixels of the photo; a photo that is smaller fills one.
-        size: (h', w') of the logits, at most the photo's: those of a whole large photo would take GiB.
-
-    Returns:
-        K x h' x w' float32.
-    """
-    total: Tensor | None = None
-    weights = torch.zeros(size, device=device)
-    rows, columns = (_windows(side, small, window) for side, small in zip(image.shape[:2], size, strict=True))
-    for row, small_row in rows:
-        for column, small_column in columns:
-            logits = segment(model, image[row, column], device, scales, flip)
-            target = (small_row.stop - small_row.start, small_column.stop - small_column.start)
-            if logits.shape[1:] != target:
-                logits = F.interpolate(logits[None], size=target, mode="area")[0]
-            weight = torch.outer(*(_tent(side, device) for side in target))
-            if total is None:
-                total = logits.new_zeros(len(logits), *size)
-            total[:, small_row, small_column] += weight * logits
-            weights[small_row, small_column] += weight
-    return total / weights
-
-
-def _windows(side: int, small: int, window: int) -> list[tuple[slice, slice]]:
-    """Evenly spread windows over a side, each as (slice of the photo, slice of a grid of `small` cells)."""
-    count = max(1, -((window - 3 * side) // (2 * window)))
-    starts = [round(i * (side - window) / max(1, count - 1)) for i in range(count)]
-    ends = [min(start + window, side) for start in starts]
-    return [
-        (slice(start, end), slice(round(start * small / side), round(end * small / side)))
-        for start, end in zip(starts, ends, strict=True)
-    ]
-
-
-def _tent(side: int, device: torch.device) -> Tensor:
-    """Distance of each of `side` cells from the nearer end, above 0."""
-    ramp = torch.arange(side, device=device) + 0.5
-    return torch.minimum(ramp, side - ramp)
 
 
 class CamRecord(NamedTuple):
@@ -242,7 +75,7 @@ def likely_labels(run: TrainedRun, image: np.ndarray) -> list[int]:
 
 
 def with_predicted_labels(
-    run: TrainedRun, split: Split, overwrite: bool = False, track: Callable[[Sequence[Sample]], Iterator[Sample]] = iter
+    run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter
 ) -> Split:
     """The split with the labels that the classifier finds in place of the true ones, by way of the run's cache."""
     header = CacheHeader("predicted-labels", {}, run.weights, data_fingerprint(split))
@@ -312,7 +145,7 @@ def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray |
 
 
 def dump_cams(
-    run: TrainedRun, split: Split, overwrite: bool = False, track: Callable[[Sequence[Sample]], Iterator[Sample]] = iter
+    run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter
 ) -> tuple[Path, int, int]:
     """Put the CAMs, affinity and attention of a split into the run's cache; finished images are skipped.
 
@@ -361,7 +194,7 @@ def _take_parts(run: TrainedRun, split: Split, cache: Cache) -> None:
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
-def export_cams(run: TrainedRun, split: Split, track: Callable[[Sequence[Sample]], Iterator[Sample]] = iter) -> Path:
+def export_cams(run: TrainedRun, split: Split, track: Track = iter) -> Path:
     """Write the cached CAMs of a split as IRN's per-image dictionaries, `np.load(file, allow_pickle=True).item()`.
 
     "keys": class indices in [0, C); "high_res": P-1 x h x w float32 CAMs in [0, 1); "cam": the same at a quarter

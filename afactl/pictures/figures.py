@@ -14,19 +14,17 @@ from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize
 from afactl.errors import AfactlError, UsageError
-from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITH_AFFINITY, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
-from afactl.files import whole_file
-from afactl.inference.cams import (
-    CamRecord,
-    TrainedRun,
-    cam_record,
-    likely_labels,
-    open_cam_cache,
-    open_split,
-    record_of,
-    segment,
-    to_tensor,
+from afactl.evaluation.pseudo_labels import (
+    TABLE3_ROWS,
+    WITH_AFFINITY,
+    WITHOUT_AFA,
+    WITHOUT_PROPAGATION,
+    pseudo_labels_of,
 )
+from afactl.files import whole_file
+from afactl.inference.cams import CamRecord, cam_record, likely_labels, open_cam_cache, record_of
+from afactl.inference.segmentation import segment
+from afactl.inference.trained_run import TrainedRun, open_split, to_tensor
 from afactl.method.affinity import mean_attention
 from afactl.method.pseudo_labels import cut_cam, propagate, refine_cam
 from afactl.method.refinement.registry import build_refiner

@@ -22,7 +22,8 @@ from afactl.errors import AfactlError, UsageError
 from afactl.evaluation.metrics import class_iou, mean_iou
 from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
 from afactl.files import whole_file
-from afactl.inference.cams import TrainedRun, segment
+from afactl.inference.segmentation import segment
+from afactl.inference.trained_run import TrainedRun
 from afactl.method.schedule import phase_starts
 from afactl.pictures.drawing import confusion_chart, curve_chart, map_over, overlay
 from afactl.pictures.figures import first_photos, foreground, look_at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
+from afactl.datasets.samples import Track
 from afactl.errors import DataError, UsageError
-from afactl.inference.cams import TrainedRun, segment, segment_windows, to_tensor
+from afactl.inference.segmentation import segment, segment_windows
+from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.refinement.crf import crf_label
@@ -95,7 +97,7 @@ def predict(
     forms: Sequence[str] = ("png",),
     palette: str = "safe",
     window: int | None = None,
-    track: Callable[[Sequence[Photo]], Iterator[Photo]] = iter,
+    track: Track = iter,
 ) -> Prediction:
     """Write masks of photos: multi-scale + flip, as `eval` scores it.
 
@@ -160,7 +162,7 @@ def _writing(out: Path) -> Iterator[None]:
 
 
 def _labelled(
-    run: TrainedRun, photos: Sequence[Photo], crf: str | None, window: int | None, track: Callable[[Sequence[Photo]], Iterator[Photo]]
+    run: TrainedRun, photos: Sequence[Photo], crf: str | None, window: int | None, track: Track
 ) -> Iterator[tuple[Photo, dict[str, Any], Labelled | None]]:
     """Every photo, what is to be noted about it ("failed": why, or None; "reduced"), and its mask if it has one."""
     settings = run.preset.eval

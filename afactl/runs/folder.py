@@ -165,7 +165,7 @@ def forget_metrics_after(run: Path, step: int) -> None:
 
 def _git_revision() -> str | None:
     """The commit of the source checkout, or None for an installed package."""
-    source = Path(__file__).resolve().parent.parent
+    source = Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():
         return None
     result = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

@@ -23,8 +23,8 @@ from afactl.datasets.registry import check_files, data_fingerprint, is_missing, 
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.errors import AfactlError, DataError, UsageError
-from afactl.evaluation.pseudo_labels import validate
-from afactl.inference.cams import TrainedRun
+from afactl.evaluation.segmentation import validate
+from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory, require_compiler, seed_everything
 from afactl.method.refinement.registry import build_refiner

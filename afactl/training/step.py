@@ -16,7 +16,13 @@ from afactl.datasets.transforms import normalize
 from afactl.machine import distributed
 from afactl.method.affinity import affinity_label
 from afactl.method.cam import ignore_outside
-from afactl.method.losses import affinity_loss, classification_loss, energy_loss, full_segmentation_loss, segmentation_loss
+from afactl.method.losses import (
+    affinity_loss,
+    classification_loss,
+    energy_loss,
+    full_segmentation_loss,
+    segmentation_loss,
+)
 from afactl.method.pseudo_labels import propagated_label, refined_label
 from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, learning_rate

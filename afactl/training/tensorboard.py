@@ -12,7 +12,9 @@ from afactl.datasets.images import read_image
 from afactl.datasets.samples import Split
 from afactl.errors import DependencyError
 from afactl.evaluation.pseudo_labels import pseudo_labels_of
-from afactl.inference.cams import TrainedRun, cam_record, segment
+from afactl.inference.cams import cam_record
+from afactl.inference.segmentation import segment
+from afactl.inference.trained_run import TrainedRun
 from afactl.network.model import evaluation_mode
 from afactl.pictures.drawing import map_over, overlay, query_token, resize_map
 from afactl.pictures.palettes import PALETTES

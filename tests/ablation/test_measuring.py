@@ -11,7 +11,7 @@ from afactl.ablation.measuring import ablate
 from afactl.ablation.tables import TABLES
 from afactl.errors import UsageError
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
-from afactl.inference.cams import open_run, open_split
+from afactl.inference.trained_run import open_run, open_split
 from afactl.presets import load_preset
 from tests.conftest import TINY
 

@@ -340,7 +340,7 @@ def test_a_bug_is_told_in_one_line_and_shown_with_verbose(call, run_copy, monkey
     def broken(*arguments):
         raise ZeroDivisionError("inside")
 
-    monkeypatch.setattr("afactl.evaluation.pseudo_labels.evaluate_segmentation", broken)
+    monkeypatch.setattr("afactl.evaluation.segmentation.evaluate_segmentation", broken)
     refused(call("eval", "--run", run_copy), 1, "unexpected ZeroDivisionError", "--verbose")
     with pytest.raises(ZeroDivisionError):
         main(["eval", "--run", str(run_copy), "--verbose"])

@@ -4,8 +4,11 @@ import torch
 
 from afactl.datasets.images import read_image
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
-from afactl.evaluation.pseudo_labels import TABLE3_ROWS, evaluate_segmentation, pseudo_labels_of, score_pseudo_labels, validate
-from afactl.inference.cams import CamRecord, cam_record, open_run, open_split, segment
+from afactl.evaluation.pseudo_labels import TABLE3_ROWS, pseudo_labels_of, score_pseudo_labels
+from afactl.evaluation.segmentation import evaluate_segmentation, validate
+from afactl.inference.cams import CamRecord, cam_record
+from afactl.inference.segmentation import segment
+from afactl.inference.trained_run import open_run, open_split
 from afactl.method.cam import threshold_cam
 from afactl.presets import load_preset
 from tests.conftest import TINY

@@ -9,21 +9,16 @@ from afactl.datasets.images import read_image
 from afactl.datasets.transforms import normalize
 from afactl.errors import CacheError, CheckpointError, UsageError
 from afactl.inference.cams import (
-    _windows,
     cam_record,
     dump_cams,
     export_cams,
     likely_labels,
-    multi_hot,
     open_cam_cache,
-    open_run,
-    open_split,
     read_record,
     record_of,
-    segment,
-    segment_windows,
-    to_tensor,
 )
+from afactl.inference.segmentation import _windows, segment, segment_windows
+from afactl.inference.trained_run import multi_hot, open_run, open_split, to_tensor
 from afactl.method.affinity import mean_attention
 from afactl.runs.cache import Cache
 
@@ -118,7 +113,7 @@ def test_windows_cover_a_photo_and_its_grid(side, window, factor):
 def test_logits_of_windows_lie_where_their_pixels_are(run, monkeypatch):
     """A network that gives each pixel its own brightness: the picture comes back, at a third of its size too."""
     image = np.repeat(np.minimum(np.add.outer(np.arange(96), np.arange(150)), 255).astype(np.uint8)[..., None], 3, axis=2)
-    monkeypatch.setattr("afactl.inference.cams.segment", lambda model, tile, *rest: torch.from_numpy(tile[..., 0].astype(np.float32))[None])
+    monkeypatch.setattr("afactl.inference.segmentation.segment", lambda model, tile, *rest: torch.from_numpy(tile[..., 0].astype(np.float32))[None])
     found = segment_windows(run.model, image, CPU, (1.0,), False, 40, (96, 150))
     torch.testing.assert_close(found[0], torch.from_numpy(image[..., 0]).float())
     third = segment_windows(run.model, image, CPU, (1.0,), False, 40, (32, 50))

@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from afactl.inference.cams import cam_cache_path, open_cam_cache, open_run, open_split
+from afactl.inference.cams import cam_cache_path, open_cam_cache
+from afactl.inference.trained_run import open_run, open_split
 from afactl.machine.distributed import Shares, from_first, share, step_shares, total, total_counts
 from afactl.network.batch_norm import BatchNorm
 from afactl.presets import load_preset

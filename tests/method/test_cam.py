@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from afactl.errors import ShapeError
-from afactl.method.cam import class_activation_map, fuse_cams, ignore_outside, normalize_cam, threshold_cam, top_k_pooling
+from afactl.method.cam import (
+    class_activation_map,
+    fuse_cams,
+    ignore_outside,
+    normalize_cam,
+    threshold_cam,
+    top_k_pooling,
+)
 from tests import golden
 
 

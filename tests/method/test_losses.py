@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from afactl.errors import ShapeError
-from afactl.method.losses import affinity_loss, classification_loss, energy_loss, full_segmentation_loss, segmentation_loss
+from afactl.method.losses import (
+    affinity_loss,
+    classification_loss,
+    energy_loss,
+    full_segmentation_loss,
+    segmentation_loss,
+)
 from afactl.method.refinement.lattice import build_lattice, lattice_filter
 from tests import golden
 

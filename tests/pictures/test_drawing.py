@@ -5,7 +5,16 @@ from hypothesis import strategies as st
 
 from afactl.datasets.images import voc_palette
 from afactl.errors import UsageError
-from afactl.pictures.drawing import Tokens, head_chart, overlay, panel, parse_query, picture_grid, query_token, resize_map
+from afactl.pictures.drawing import (
+    Tokens,
+    head_chart,
+    overlay,
+    panel,
+    parse_query,
+    picture_grid,
+    query_token,
+    resize_map,
+)
 
 VOC = voc_palette()
 

@@ -6,7 +6,7 @@ from PIL import Image
 from afactl.datasets import demo
 from afactl.datasets.images import read_image
 from afactl.errors import UsageError
-from afactl.inference.cams import open_run, open_split
+from afactl.inference.trained_run import open_run, open_split
 from afactl.pictures import figures
 from afactl.pictures.figures import draw_attention, draw_cams, draw_heads, draw_ranked, draw_refiners, first_photos
 

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from afactl.errors import UsageError
-from afactl.evaluation.pseudo_labels import evaluate_segmentation, score_pseudo_labels
-from afactl.inference.cams import open_run, open_split
+from afactl.evaluation.pseudo_labels import score_pseudo_labels
+from afactl.evaluation.segmentation import evaluate_segmentation
+from afactl.inference.trained_run import open_run, open_split
 from afactl.pictures.report import write_report
 
 CPU = torch.device("cpu")

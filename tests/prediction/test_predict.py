@@ -5,7 +5,8 @@ from PIL import Image
 
 from afactl.datasets.images import read_image, read_mask
 from afactl.errors import UsageError
-from afactl.inference.cams import open_run, segment, segment_windows
+from afactl.inference.segmentation import segment, segment_windows
+from afactl.inference.trained_run import open_run
 from afactl.method.refinement.crf import dense_crf
 from afactl.prediction.predict import find_photos, predict
 
@@ -99,7 +100,7 @@ def test_windows_see_a_large_photo_at_its_own_size(run, tmp_path, monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "large.png")
     seen = []
-    monkeypatch.setattr("afactl.inference.cams.segment", lambda model, tile, *rest: seen.append(tile) or segment(model, tile, *rest))
+    monkeypatch.setattr("afactl.inference.segmentation.segment", lambda model, tile, *rest: seen.append(tile) or segment(model, tile, *rest))
     result = predict(run, find_photos([str(tmp_path / "large.png")]), tmp_path / "out", window=64)
     assert len(seen) == 6 and all(tile.shape == (64, 64, 3) for tile in seen)
     assert np.array_equal(seen[0], picture[:64, :64])

@@ -121,7 +121,7 @@ def test_starting_weights(saved, tmp_path):
 
 
 def test_inference_does_without_the_training_state(run_copy):
-    from afactl.inference.cams import open_run
+    from afactl.inference.trained_run import open_run
 
     (run_copy / "checkpoints/last/training.pt").write_bytes(b"spoiled")
     run = open_run(run_copy, torch.device("cpu"))

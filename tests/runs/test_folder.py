@@ -4,7 +4,15 @@ import pytest
 
 from afactl.errors import UsageError
 from afactl.presets import Preset
-from afactl.runs.folder import append_metrics, find_run, new_run, read_manifest, read_metrics, run_preset, write_manifest
+from afactl.runs.folder import (
+    append_metrics,
+    find_run,
+    new_run,
+    read_manifest,
+    read_metrics,
+    run_preset,
+    write_manifest,
+)
 
 
 def test_a_new_run_gets_its_folders_and_preset(tmp_path, monkeypatch):

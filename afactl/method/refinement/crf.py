@@ -21,7 +21,13 @@ import torch
 from torch import Tensor
 
 from afactl.errors import DependencyError, ShapeError
-from afactl.method.refinement.lattice import Lattice, bilateral_features, build_lattice, lattice_filter, position_features
+from afactl.method.refinement.lattice import (
+    Lattice,
+    bilateral_features,
+    build_lattice,
+    lattice_filter,
+    position_features,
+)
 
 # Probabilities are clipped here before the logarithm, so that no class is ruled out for good.
 FLOOR = 1e-5

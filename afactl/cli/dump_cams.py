@@ -1,0 +1,48 @@
+"""`afactl dump-cams`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from afactl.cli.options import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    DumpFormat,
+    DumpFormatOption,
+    OverwriteOption,
+    RunOption,
+    SplitOption,
+    Which,
+    open_chosen_run,
+)
+from afactl.machine.terminal import out, tracker
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("dump-cams", epilog="Example: afactl dump-cams --split train")
+def dump(
+    split: SplitOption = "train",
+    run: RunOption = None,
+    data: DataOption = None,
+    form: DumpFormatOption = DumpFormat.hdf5,
+    overwrite: OverwriteOption = False,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Put CAMs, affinity and attention of a split into RUN/cache/*.h5; finished images are skipped."""
+    from afactl.inference.cams import dump_cams, export_cams
+    from afactl.inference.trained_run import open_split
+
+    trained = open_chosen_run(run, device, checkpoint)
+    found = open_split(trained, split, data, masks=False)
+    path, images, computed = dump_cams(trained, found, overwrite, tracker("CAMs"))
+    out.print(f"{path}: {images} images, {computed} of them made now")
+    if form is DumpFormat.npy:
+        out.print(f"{export_cams(trained, found, tracker('npy'))}: one dictionary per image")

@@ -1,0 +1,75 @@
+"""`afactl eval`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from afactl.cli.options import (
+    Backend,
+    BackendOption,
+    CheckpointOption,
+    CrfOption,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    Palette,
+    PaletteOption,
+    PerClassOption,
+    RunOption,
+    SplitOption,
+    Which,
+    chosen_crf,
+    open_chosen_run,
+)
+from afactl.cli.tables import numbers, print_per_class
+from afactl.machine.terminal import out, percent, table, tracker, write_json
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("eval", epilog="Example: afactl eval --split val --crf --per-class")
+def evaluate(
+    split: SplitOption = "val",
+    crf: CrfOption = False,
+    crf_backend: BackendOption = Backend.torch,
+    run: RunOption = None,
+    data: DataOption = None,
+    per_class: PerClassOption = False,
+    worst: Annotated[int, typer.Option("--worst", metavar="N", min=0, max=100, help="draw the N worst images with truth and segmentation")] = 0,
+    examples: Annotated[int, typer.Option("--examples", metavar="N", min=0, max=100, help="draw N images from worst to best (Fig. 6)")] = 0,
+    palette: PaletteOption = Palette.safe,
+    json_file: JsonOption = None,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score the segmentation: single scale, multi-scale + flip, and + CRF; no image-level truth is used."""
+    from afactl.evaluation.segmentation import evaluate_segmentation
+    from afactl.inference.trained_run import open_split
+
+    backend = chosen_crf(crf, crf_backend)
+    trained = open_chosen_run(run, device, checkpoint)
+    found = open_split(trained, split, data, masks=True)
+    scores, images = evaluate_segmentation(trained, found, backend, tracker("segmentation"))
+    rows = [(score.name, percent(score.miou)) for score in scores]
+    out.print(table(f"segmentation of {split}, mIoU %", ("row", "mIoU"), rows))
+    settings = trained.preset.eval
+    side = f"long side {settings.long_side}" if settings.long_side else "size as stored"
+    out.print(
+        f"split {split}, {len(found.samples)} images; {side}; multi-scale: {numbers(settings.scales)} with flip, fused by maximum; "
+        f"no image-level truth was used; {checkpoint.value} checkpoint, step {trained.iteration}"
+    )
+    if per_class:
+        print_per_class({score.name: score for score in scores}, found.classes)
+    figures = {score.name: score.miou for score in scores}
+    if json_file is not None:
+        write_json(json_file, {"split": split, "images": len(found.samples), "run": str(trained.folder), "step": trained.iteration, "miou": figures})
+    for name, count in (("worst", worst), ("examples", examples)):
+        if count and not out.quiet:
+            from afactl.pictures.figures import draw_ranked
+
+            out.print(f"picture: {draw_ranked(trained, found, images, name, count, palette.value)}")

@@ -1,0 +1,65 @@
+"""`afactl predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from afactl.cli.options import (
+    Backend,
+    BackendOption,
+    CheckpointOption,
+    CrfOption,
+    DeviceOption,
+    Format,
+    FormatOption,
+    Palette,
+    PaletteOption,
+    RunOption,
+    Which,
+    chosen_crf,
+    open_chosen_run,
+)
+from afactl.machine.terminal import error_line, out, tracker
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command(epilog="Example: afactl predict holiday/ --crf --overlay --out masks")
+def predict(
+    photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="files, folders or globs")],
+    run: RunOption = None,
+    out_folder: Annotated[Optional[Path], typer.Option("--out", help="folder for the masks; default: RUN/predictions")] = None,
+    crf: CrfOption = False,
+    crf_backend: BackendOption = Backend.torch,
+    form: FormatOption = Format.png,
+    overlay: Annotated[bool, typer.Option("--overlay", help="also write the photo with its mask over it, contours and class names")] = False,
+    palette: PaletteOption = Palette.safe,
+    window: Annotated[Optional[int], typer.Option("--window", min=64, help="pass photos with a longer side than this at their own size, in overlapping windows of this side")] = None,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Write masks for any photos; no label files are needed."""
+    from afactl.prediction.predict import MAX_PIXELS, find_photos
+    from afactl.prediction.predict import predict as predict_photos
+
+    backend = chosen_crf(crf, crf_backend)
+    found = find_photos(photos)
+    trained = open_chosen_run(run, device, checkpoint)
+    folder = out_folder or trained.folder / "predictions"
+    forms = [form.value, *(["overlay"] if overlay and form is not Format.overlay else [])]
+    result = predict_photos(trained, found, folder, backend, forms, palette.value, window, tracker("predict"))
+    for line in result.failed:
+        error_line(line)
+    kept = f", {result.kept} of them before a stop" if result.kept else ""
+    out.print(f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
+    out.print(f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}")
+    if result.reduced:
+        out.print(f"{result.reduced} large photos: their masks were made with at most {MAX_PIXELS / 1e6:.0f} megapixels and enlarged")
+    if result.failed:
+        raise typer.Exit(1)

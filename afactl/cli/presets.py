@@ -1,0 +1,39 @@
+"""`afactl presets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from afactl.errors import UsageError
+from afactl.machine.terminal import out, table
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command(epilog="Example: afactl presets voc --copy mine.yaml")
+def presets(
+    name: Annotated[Optional[str], typer.Argument(help="print this preset")] = None,
+    copy: Annotated[Optional[Path], typer.Option("--copy", help="write it to this file, to be changed")] = None,
+) -> None:
+    """List the shipped presets, print one, or copy one."""
+    from afactl.presets import find_preset, preset_names, preset_summary
+
+    if name is None:
+        if copy is not None:
+            raise UsageError("--copy: which preset? give its name: afactl presets voc --copy mine.yaml")
+        out.print(table("presets", ("name", "what"), [(one, preset_summary(one)) for one in preset_names()], texts=2))
+        return
+    text = find_preset(name).read_text(encoding="utf-8")
+    if copy is None:
+        out.print(text, markup=False, end="")
+        return
+    if copy.exists():
+        raise UsageError(f"--copy {copy}: the file exists; give a new name")
+    try:
+        copy.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"--copy {copy}: cannot be written ({error.strerror})") from error
+    out.print(f"{copy}: train it with afactl train {copy}")

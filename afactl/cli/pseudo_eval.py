@@ -1,0 +1,90 @@
+"""`afactl pseudo-eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from afactl.cli.options import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    JsonOption,
+    Labels,
+    OverwriteOption,
+    PerClassOption,
+    RunOption,
+    SplitOption,
+    Which,
+    open_chosen_run,
+)
+from afactl.cli.tables import numbers, print_per_class
+from afactl.errors import UsageError
+from afactl.machine.terminal import out, percent, table, tracker, write_json
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("pseudo-eval", epilog="Example: afactl pseudo-eval --split train --per-class --json table3.json")
+def pseudo_eval(
+    split: SplitOption = "train",
+    run: RunOption = None,
+    without_afa: Annotated[Optional[Path], typer.Option("--without-afa", help="a run trained with --set affinity.enabled=false, for the row w/o AFA")] = None,
+    labels: Annotated[Labels, typer.Option("--labels", help="predicted: also rows with the classifier's labels, beside those with the true ones")] = Labels.truth,
+    data: DataOption = None,
+    per_class: PerClassOption = False,
+    json_file: JsonOption = None,
+    overwrite: OverwriteOption = False,
+    checkpoint: CheckpointOption = Which.last,
+    device: DeviceOption = "auto",
+) -> None:
+    """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
+    from afactl.evaluation.metrics import label_f1
+    from afactl.evaluation.pseudo_labels import WITHOUT_AFA, WITHOUT_PROPAGATION, score_pseudo_labels
+    from afactl.inference.cams import with_predicted_labels
+    from afactl.inference.trained_run import open_split
+
+    trained = open_chosen_run(run, device, checkpoint)
+    found = open_split(trained, split, data, masks=True)
+    result = score_pseudo_labels(trained, found, overwrite, tracker("pseudo labels"))
+    scores = dict(result.scores)
+    if without_afa is not None:
+        other = open_chosen_run(without_afa, device, checkpoint)
+        if other.preset.affinity.enabled:
+            raise UsageError(f"--without-afa {without_afa}: trained with the affinity branch; train one with --set affinity.enabled=false")
+        plain = score_pseudo_labels(other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA"))
+        scores = {WITHOUT_AFA: plain.scores[WITHOUT_PROPAGATION], **scores}
+    if labels is Labels.predicted:
+        guessed = with_predicted_labels(trained, found, overwrite, tracker("labels"))
+        more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"))
+        result = result._replace(passes=result.passes + more.passes, labelled=result.labelled + more.labelled)
+        scores |= {f"{name}, predicted labels": pair for name, pair in more.scores.items()}
+    rows = [(name, *(percent(score.miou) for score in pair)) for name, pair in scores.items()]
+    if without_afa is None:
+        rows = [(f"{WITHOUT_AFA}: give --without-afa RUN", "-", "-"), *rows]
+    out.print(table(f"Table 3, pseudo labels of {split}, mIoU %", ("row", "without PAR", "with PAR"), rows))
+    cam, par, affinity = trained.preset.cam, trained.preset.par, trained.preset.affinity
+    out.print(
+        f"split {split}, {result.images} images; CAM at scales {numbers(cam.scales)} with flip; threshold {cam.background} for CAMs, "
+        f"background plane {affinity.background} for propagated ones; PAR {par.iterations} iterations; "
+        f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used"
+        f"{' but in the rows that say otherwise' if labels is Labels.predicted else ''}; "
+        f"{checkpoint.value} checkpoint, step {trained.iteration}"
+    )
+    if labels is Labels.predicted:
+        f1 = label_f1([s.labels for s in found.samples], [s.labels for s in guessed.samples])
+        out.print(f"predicted labels: probability over 1/2, at least the best one; F1 against the truth {100 * f1:.1f} %")
+    if result.passes:
+        out.print(f"{result.passes} images went through the network, {result.images - result.passes} came from the cache")
+    else:
+        out.print(f"no forward pass: all {result.images} images came from the cache ({result.labelled} labelled anew)")
+    if per_class:
+        print_per_class({f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", " + PAR"), pair, strict=True)}, found.classes)
+    figures = {n: {"without_par": p[0].miou, "with_par": p[1].miou} for n, p in scores.items()}
+    if json_file is not None:
+        write_json(json_file, {"split": split, "images": result.images, "run": str(trained.folder), "step": trained.iteration, "miou": figures})

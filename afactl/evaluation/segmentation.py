@@ -1,0 +1,109 @@
+"""Scores of the segmentation: validation during training, and the rows of `eval`."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from afactl.datasets.images import read_image
+from afactl.datasets.samples import Split, Track
+from afactl.datasets.transforms import normalize
+from afactl.errors import DataError
+from afactl.evaluation.metrics import confusion_matrix, mean_iou
+from afactl.evaluation.scores import Score, keep_scores, to_uint8
+from afactl.inference.segmentation import segment
+from afactl.inference.trained_run import TrainedRun, multi_hot, to_tensor
+from afactl.machine import distributed
+from afactl.machine.parallel import ordered_map, processes_for
+from afactl.method.cam import threshold_cam
+from afactl.method.refinement.crf import crf_label
+from afactl.network.model import AFA, evaluation_mode
+from afactl.presets import Preset
+
+# Rows of `eval`; the last one only where the dense CRF is asked for.
+SEGMENTATION_ROWS = ("single scale", "multi-scale + flip", "multi-scale + flip + CRF")
+
+
+@torch.no_grad()
+def validate(
+    model: AFA, split: Split, preset: Preset, device: torch.device, track: Track = iter
+) -> dict[str, float]:
+    """The validation during training: one pass per photo for the segmentation, and the raw CAM.
+
+    Several processes share the photos; each gets the scores of all.
+
+    Returns:
+        "val_seg_miou": segmentation, single scale, without image-level truth.
+        "val_cam_miou": multi-scale CAM at the scoring threshold, with image-level truth.
+    """
+    classes = len(split.classes)
+    seg_counts = cam_counts = np.zeros((classes + 1, classes + 1), np.int64)
+    with evaluation_mode(model):
+        for sample in track(distributed.share(split.samples)):
+            image, truth = read_image(sample.image), split.read_mask(sample)
+            logits = segment(model, image, device, long_side=preset.eval.long_side)
+            seg_counts = seg_counts + confusion_matrix(truth, to_uint8(logits.argmax(0)), classes + 1)
+            passed = model.multi_scale_cam(normalize(to_tensor(image, device)), preset.cam.scales, 1.0)
+            label = multi_hot(sample.labels, classes).to(device)[None]
+            pseudo = threshold_cam(passed.cam, label, preset.cam.background, preset.cam.background)[0]
+            cam_counts = cam_counts + confusion_matrix(truth, to_uint8(pseudo), classes + 1)
+    seg_counts, cam_counts = distributed.total_counts(seg_counts), distributed.total_counts(cam_counts)
+    return {"val_seg_miou": 100 * mean_iou(seg_counts), "val_cam_miou": 100 * mean_iou(cam_counts)}
+
+
+class Segmented(NamedTuple):
+    """What `evaluate_segmentation` found.
+
+    Attributes:
+        scores: the rows of `eval`. images: mIoU in per cent of each image by multi-scale + flip, in
+            the order of the split; NaN where an image has nothing but ignored pixels.
+    """
+
+    scores: list[Score]
+    images: np.ndarray
+
+
+def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None, track: Track = iter) -> Segmented:
+    """The rows of `eval`: single scale; multi-scale + flip; and with `crf`, one of CRF_BACKENDS, also + CRF.
+
+    No image-level truth is used. Several processes share the photos; each gets the scores of all.
+
+    Raises:
+        DataError: the network gives non-finite values for a photo.
+    """
+    preset = run.preset
+    classes = len(split.classes) + 1
+    counts = {name: np.zeros((classes, classes), np.int64) for name in SEGMENTATION_ROWS[: 3 if crf else 2]}
+    truths: deque[np.ndarray] = deque()
+    samples = distributed.share(split.samples)
+    images = np.zeros(len(split.samples))
+    places = iter(distributed.share(range(len(split.samples))))
+
+    def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for sample in track(samples):
+            image, truth = read_image(sample.image), split.read_mask(sample)
+            single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
+            fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
+            if not torch.isfinite(fused).all():
+                raise DataError(f"{sample.image}: the network gives non-finite values (NaN); its weights are broken, train again")
+            for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
+                found = confusion_matrix(truth, to_uint8(logits.max(dim=0).indices), classes)
+                counts[name] += found
+            images[next(places)] = 100 * mean_iou(found)
+            truths.append(truth)
+            yield to_tensor(image, run.device)[0], fused
+
+    if crf is None:
+        deque(scored(), maxlen=0)
+    else:
+        refine = partial(crf_label, backend=crf, settings=preset.crf.model_dump())
+        for label in ordered_map(refine, scored(), processes_for(len(samples), run.device)):
+            counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truths.popleft(), to_uint8(label), classes)
+    scores = [Score(name, distributed.total_counts(found)) for name, found in counts.items()]
+    keep_scores(run, f"segmentation-{split.name}", split, {score.name: score.confusion for score in scores})
+    return Segmented(scores, distributed.total_counts(images))

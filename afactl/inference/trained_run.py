@@ -1,0 +1,90 @@
+"""A run ready for inference, and the splits of its dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from afactl.datasets.registry import check_files, load_split
+from afactl.datasets.samples import Split
+from afactl.errors import CheckpointError, UsageError
+from afactl.network.model import AFA
+from afactl.presets import Preset
+from afactl.runs.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
+from afactl.runs.folder import run_preset
+
+
+class TrainedRun(NamedTuple):
+    """A run ready for inference.
+
+    Attributes:
+        weights: hash of the weights, which caches are tied to.
+        iteration: of the checkpoint.
+        note: what is to be said about the checkpoint, if anything.
+    """
+
+    folder: Path
+    preset: Preset
+    model: AFA
+    architecture: Architecture
+    device: torch.device
+    weights: str
+    iteration: int
+    note: str = ""
+
+
+def open_run(folder: Path, device: torch.device, which: str = "last") -> TrainedRun:
+    """Load a run's network.
+
+    Args:
+        which: "best" or "last" checkpoint.
+
+    Raises:
+        CheckpointError: there is none, or it does not fit.
+    """
+    checkpoint, note = find_checkpoint(folder, which, needed=(WEIGHTS,))
+    model, architecture, iteration = load_model(checkpoint)
+    return TrainedRun(
+        folder, run_preset(folder), model.to(device), architecture, device, weights_hash(checkpoint), iteration, note
+    )
+
+
+def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> Split:
+    """A split of the run's dataset, with its files checked.
+
+    Args:
+        data: where the dataset lies, if not where the run was trained from.
+        masks: the true masks are needed.
+
+    Raises:
+        DataError: no such split, missing files. UsageError: masks are needed and the dataset has none.
+        CheckpointError: the dataset's classes are not those of the network.
+    """
+    root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
+    found = load_split(run.preset.data.name, root, split)
+    if found.classes != run.architecture.classes:
+        raise CheckpointError(
+            f"{run.folder}: trained on the classes {', '.join(run.architecture.classes)}, "
+            f"but the dataset has {', '.join(found.classes)}; give the dataset of the run with --data"
+        )
+    if masks and found.read_mask is None:
+        raise UsageError(f"split {split}: scoring needs true masks and this dataset has none; see masks/ in docs/own-data.md")
+    check_files(found, masks)
+    return found
+
+
+def to_tensor(image: np.ndarray, device: torch.device) -> Tensor:
+    """h x w x 3 uint8 -> 1 x 3 x h x w float in 0..255."""
+    return torch.tensor(image, device=device).permute(2, 0, 1)[None].float()
+
+
+def multi_hot(labels: Iterable[int], classes: int) -> Tensor:
+    """Class indices as a C vector of 0 and 1."""
+    label = torch.zeros(classes)
+    label[list(labels)] = 1
+    return label
