@@ -42,7 +42,9 @@ class Model(Section):
     pooling: Literal["gmp", "gap"] | Annotated[float, Field(gt=0, le=100)] = Field(
         "gmp", description="pooling of the classifier: gmp, gap, or k of top-k per cent (Table 1)"
     )
-    init: str = Field("hf:nvidia/mit-b1", description="starting weights: a file, hf:REPOSITORY, or none; --init sets it")
+    init: str = Field(
+        "hf:nvidia/mit-b1", description="starting weights: a file, hf:REPOSITORY, or none; --init sets it"
+    )
     decoder_width: Count = Field(256, description="channels of the segmentation decoder")
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="stochastic depth of the last block")
 
@@ -69,9 +71,12 @@ class Train(Section):
     log_iters: Count = Field(50, description="steps between lines of metrics.jsonl")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order, views and dropout")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network's products")
-    compile: bool = Field(False, description="torch.compile for the backbone; needs a C++ compiler and a minute or more at the start")
+    compile: bool = Field(
+        False, description="torch.compile for the backbone; needs a C++ compiler and a minute or more at the start"
+    )
     deterministic: bool = Field(
-        False, description="only operations that give the same result every time, on a GPU too (slower); a run on a CPU repeats itself anyway"
+        False,
+        description="only operations that give the same result every time, on a GPU too (slower); a run on a CPU repeats itself anyway",
     )
     workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that read photos; 0 reads in the job itself")
 
@@ -79,7 +84,9 @@ class Train(Section):
 class Cam(Section):
     """Class activation maps and their thresholds (Eq. 4)."""
 
-    scales: tuple[Positive, ...] = Field((1.0, 0.5, 1.5), min_length=1, description="of the multi-scale CAM; 1.0 is one of them")
+    scales: tuple[Positive, ...] = Field(
+        (1.0, 0.5, 1.5), min_length=1, description="of the multi-scale CAM; 1.0 is one of them"
+    )
     beta_low: Share = Field(0.35, description="at most this is background")
     beta_high: Share = Field(0.55, description="above this is an object; between the two is ignored")
     background: Share = Field(0.45, description="the one threshold when CAMs are scored")
@@ -89,7 +96,9 @@ class Cam(Section):
 class Par(Section):
     """Pixel-adaptive refinement (Eq. 8-10)."""
 
-    dilations: tuple[Count, ...] = Field((1, 2, 4, 8, 12, 24), min_length=1, description="distances of the neighbours in pixels")
+    dilations: tuple[Count, ...] = Field(
+        (1, 2, 4, 8, 12, 24), min_length=1, description="distances of the neighbours in pixels"
+    )
     iterations: Annotated[int, Field(ge=0)] = Field(10, description="steps of Eq. 10")
     w1: Positive = Field(0.3, description="smoothness of the colour term")
     w2: Positive = Field(0.3, description="smoothness of the position term")
@@ -103,7 +112,9 @@ class Affinity(Section):
     radius: Annotated[int, Field(ge=0)] = Field(8, description="Chebyshev radius of the window in tokens")
     alpha: Positive = Field(2.0, description="power of the affinity")
     eps: Annotated[float, Field(ge=0)] = Field(0.0, description="added to the row sums; the authors' code adds 0.1")
-    scale: Positive = Field(1.0, description="of cam.scales, the one whose affinity is scored and drawn; training takes the largest")
+    scale: Positive = Field(
+        1.0, description="of cam.scales, the one whose affinity is scored and drawn; training takes the largest"
+    )
     background: Share = Field(0.35, description="background plane when propagated maps are scored")
 
 
@@ -132,8 +143,12 @@ class Optim(Section):
 class Eval(Section):
     """Segmentation at test time."""
 
-    long_side: Annotated[int, Field(ge=32)] | None = Field(512, description="photos are resized so first; null keeps their size")
-    scales: tuple[Positive, ...] = Field((1.0, 0.5, 0.75), min_length=1, description="fused by maximum, each with its mirror image")
+    long_side: Annotated[int, Field(ge=32)] | None = Field(
+        512, description="photos are resized so first; null keeps their size"
+    )
+    scales: tuple[Positive, ...] = Field(
+        (1.0, 0.5, 0.75), min_length=1, description="fused by maximum, each with its mirror image"
+    )
 
 
 class Crf(Section):
@@ -171,11 +186,15 @@ class Preset(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
         if self.cam.beta_low > self.cam.beta_high:
-            raise ValueError(f"cam.beta_low: expected at most beta_high = {self.cam.beta_high}, got {self.cam.beta_low}")
+            raise ValueError(
+                f"cam.beta_low: expected at most beta_high = {self.cam.beta_high}, got {self.cam.beta_low}"
+            )
         if 1.0 not in self.cam.scales:
             raise ValueError(f"cam.scales: expected 1.0 among them, got {list(self.cam.scales)}")
         if self.affinity.scale not in self.cam.scales:
-            raise ValueError(f"affinity.scale: expected one of cam.scales {list(self.cam.scales)}, got {self.affinity.scale}")
+            raise ValueError(
+                f"affinity.scale: expected one of cam.scales {list(self.cam.scales)}, got {self.affinity.scale}"
+            )
         if self.train.scale_range[0] > self.train.scale_range[1]:
             raise ValueError(f"train.scale_range: expected [from, to], got {list(self.train.scale_range)}")
         return self
@@ -194,7 +213,7 @@ class _Loader(yaml.SafeLoader):
 
 def _read_yaml(text: str, source: str) -> Any:
     try:
-        return _numbers(yaml.load(text, Loader=_Loader))  # noqa: S506 - a SafeLoader
+        return _numbers(yaml.load(text, Loader=_Loader))
     except (yaml.YAMLError, ValueError) as error:
         message = getattr(error, "problem", None) or first_line(error)
         raise PresetError(f"{source}: not readable as YAML ({message})") from error
@@ -237,12 +256,16 @@ def find_preset(name_or_file: str) -> Path:
     path = Path(name_or_file)
     if path.is_file():
         return path
-    raise PresetError(f'preset "{name_or_file}": no shipped preset and no file of that name{nearest(name_or_file, preset_names())}')
+    raise PresetError(
+        f'preset "{name_or_file}": no shipped preset and no file of that name{nearest(name_or_file, preset_names())}'
+    )
 
 
 def preset_summary(name: str) -> str:
     """The first comment line after the command in a shipped preset's header."""
-    lines = [line[1:].strip() for line in find_preset(name).read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    lines = [
+        line[1:].strip() for line in find_preset(name).read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    ]
     return lines[1] if len(lines) > 1 else ""
 
 
@@ -269,7 +292,7 @@ def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:
         name, sign, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (sign and dot and key):
-            problems.append(f'--set {override}: expected section.key=value, such as train.max_iters=100')
+            problems.append(f"--set {override}: expected section.key=value, such as train.max_iters=100")
             continue
         tree.setdefault(section, {})[key] = _read_yaml(value, f"--set {override}")
     return _validate(tree, str(path), problems)
@@ -289,7 +312,9 @@ def _validate(tree: Mapping[str, Any], source: str, problems: list[str]) -> Pres
 
 def field_names() -> list[str]:
     """All dotted names that a preset knows, such as `train.max_iters`."""
-    return [f"{section}.{key}" for section, field in Preset.model_fields.items() for key in field.annotation.model_fields]
+    return [
+        f"{section}.{key}" for section, field in Preset.model_fields.items() for key in field.annotation.model_fields
+    ]
 
 
 def _explain(error: Mapping[str, Any]) -> str:
@@ -332,7 +357,9 @@ def _words(annotation: Any) -> str:
 
 def save_preset(preset: Preset, path: Path) -> None:
     """Write a complete YAML file that loads as an equal preset."""
-    path.write_text(yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def differences(before: Preset, after: Preset) -> list[str]:

@@ -14,13 +14,23 @@ if __name__ == "__main__":
     pixels = normalize(picture(375, 500)[None])
     with torch.inference_mode():
         print("MiT-B1, 375 x 500, scales 1, 0.5, 1.5 with flip; the arithmetic alone is 7x")
-        compare("  CAM", lambda: model.backbone(pixels), lambda: model.multi_scale_cam(pixels, (1.0, 0.5, 1.5), 1.0), "multi-scale CAM")
+        compare(
+            "  CAM",
+            lambda: model.backbone(pixels),
+            lambda: model.multi_scale_cam(pixels, (1.0, 0.5, 1.5), 1.0),
+            "multi-scale CAM",
+        )
         fused = model.multi_scale_cam(pixels, (1.0, 0.5, 1.5), 1.0).cam
         total = 0
         for scale in (1.0, 0.5, 1.5):
-            view = torch.nn.functional.interpolate(pixels, size=(int(scale * 375), int(scale * 500)), mode="bilinear", align_corners=False)
+            view = torch.nn.functional.interpolate(
+                pixels, size=(int(scale * 375), int(scale * 500)), mode="bilinear", align_corners=False
+            )
             maps = [model(one).cam for one in (view, view.flip(-1))]  # the whole network, one view at a time
-            maps = [torch.nn.functional.interpolate(one, size=(375, 500), mode="bilinear", align_corners=False) for one in maps]
+            maps = [
+                torch.nn.functional.interpolate(one, size=(375, 500), mode="bilinear", align_corners=False)
+                for one in maps
+            ]
             total = total + torch.relu(torch.maximum(maps[0], maps[1].flip(-1)))
         total = total - total.amin(dim=(2, 3), keepdim=True)
         plain = total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)

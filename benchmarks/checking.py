@@ -21,7 +21,12 @@ if __name__ == "__main__":
     machine()
     root = Path(sys.argv[1])
     splits = load_all(format_of(root), root)
-    paths = [path for split in splits for sample in split.samples for path in (sample.image, *([split.mask_path(sample)] if split.mask_path else []))]
+    paths = [
+        path
+        for split in splits
+        for sample in split.samples
+        for path in (sample.image, *([split.mask_path(sample)] if split.mask_path else []))
+    ]
 
     def decode_all() -> None:
         with ThreadPoolExecutor() as pool:

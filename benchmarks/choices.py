@@ -35,17 +35,27 @@ def labels(run, samples, precision: torch.dtype) -> list[torch.Tensor]:
             found.append(refined_label(image, passed.cam, label, refine, cam.beta_low, cam.beta_high))
             found.append(
                 propagated_label(
-                    image, passed.cam, label, run.model.affinity(passed).float(), passed.grid, refine,
-                    cam.beta_low, cam.beta_high, affinity.radius, affinity.alpha, affinity.eps,
+                    image,
+                    passed.cam,
+                    label,
+                    run.model.affinity(passed).float(),
+                    passed.grid,
+                    refine,
+                    cam.beta_low,
+                    cam.beta_high,
+                    affinity.radius,
+                    affinity.alpha,
+                    affinity.eps,
                 )
-            )  # fmt: skip
+            )
     return found
 
 
 def agreement(one: list[torch.Tensor], other: list[torch.Tensor]) -> str:
     """Pixels with the same label, of refined and of propagated labels."""
     shares = [
-        sum((a == b).sum().item() for a, b in zip(one[start::2], other[start::2], strict=True)) / sum(a.numel() for a in one[start::2])
+        sum((a == b).sum().item() for a, b in zip(one[start::2], other[start::2], strict=True))
+        / sum(a.numel() for a in one[start::2])
         for start in range(2)
     ]
     return f"{100 * shares[0]:.2f} % of pixels of refined labels equal, {100 * shares[1]:.2f} % of propagated ones"
@@ -57,7 +67,9 @@ if __name__ == "__main__":
     positional = [word for word in sys.argv[1:] if not word.startswith("--")]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = open_run(Path(positional[0]), device)
-    split = open_split(run, run.preset.data.val_split, Path(positional[1]) if len(positional) > 1 else None, masks=False)
+    split = open_split(
+        run, run.preset.data.val_split, Path(positional[1]) if len(positional) > 1 else None, masks=False
+    )
     plain = labels(run, split.samples[:80], torch.float32)
     print(f"labels of {len(plain) // 2} photos")
     print(f"  bfloat16: {agreement(plain, labels(run, split.samples[:80], torch.bfloat16))}")

@@ -7,8 +7,18 @@ from afactl.method.refinement.crf import dense_crf, dense_crf_pydensecrf
 
 
 def contest(image: torch.Tensor, scores: torch.Tensor, title: str, drop: float) -> None:
-    equal = (dense_crf(image, scores, drop_below=drop).argmax(0) == dense_crf_pydensecrf(image, scores).argmax(0)).float().mean().item()
-    compare(f"  {title}", lambda: dense_crf(image, scores, drop_below=drop), lambda: dense_crf_pydensecrf(image, scores), "pydensecrf, all classes")
+    equal = (
+        (dense_crf(image, scores, drop_below=drop).argmax(0) == dense_crf_pydensecrf(image, scores).argmax(0))
+        .float()
+        .mean()
+        .item()
+    )
+    compare(
+        f"  {title}",
+        lambda: dense_crf(image, scores, drop_below=drop),
+        lambda: dense_crf_pydensecrf(image, scores),
+        "pydensecrf, all classes",
+    )
     print(f"    {100 * equal:.3f} % of labels equal")
 
 

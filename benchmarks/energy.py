@@ -10,7 +10,9 @@ from afactl.method.losses import energy_loss
 if __name__ == "__main__":
     machine()
     images = torch.stack([picture(256, 256, seed) for seed in range(4)])
-    logits = torch.nn.functional.interpolate(torch.randn(4, 21, 32, 32) * 3, size=(256, 256), mode="bilinear").requires_grad_()
+    logits = torch.nn.functional.interpolate(
+        torch.randn(4, 21, 32, 32) * 3, size=(256, 256), mode="bilinear"
+    ).requires_grad_()
     label = torch.full((4, 256, 256), 255)
 
     def ours() -> None:

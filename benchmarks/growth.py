@@ -52,7 +52,9 @@ def photo(side: int, classes: int) -> dict[str, float]:
     with torch.inference_mode():
         passed = clock("CAM", lambda: model.multi_scale_cam(normalize(image[None]), (1.0, 0.5, 1.5), 1.5))
         cam = passed.cam[0, present]
-        walked = clock("affinity and walk", lambda: propagate(cam, model.affinity(passed)[0], passed.grid, (0.55, 0.35), 8))
+        walked = clock(
+            "affinity and walk", lambda: propagate(cam, model.affinity(passed)[0], passed.grid, (0.55, 0.35), 8)
+        )
         clock("PAR", lambda: refine_planes(image, walked, present, refine))
         planes = background_planes(cam, (0.45,))[0]
         clock("CRF", lambda: dense_crf(image, planes))
@@ -64,7 +66,13 @@ def images(count: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
         generate(data, train=8, val=count, size=64)
-        short = ["train.max_iters=1", "train.cls_warmup_iters=1", "train.aff_warmup_iters=0", "train.batch_size=2", "train.crop_size=64"]
+        short = [
+            "train.max_iters=1",
+            "train.cls_warmup_iters=1",
+            "train.aff_warmup_iters=0",
+            "train.batch_size=2",
+            "train.crop_size=64",
+        ]
         # Validated on the eight pictures of train: the time of val is what is measured below.
         trained = train("demo", data, Path(folder) / "run", overrides=[*short, "data.val_split=train"])
         run = open_run(trained.run, torch.device("cpu"))
@@ -99,7 +107,9 @@ def plot(measured: dict[str, dict[str, list[float]]], path: Path) -> None:
     for column, (axis, curves) in enumerate(measured.items()):
         for name, values in curves.items():
             row = int(name == "peak memory")
-            axes[row, column].loglog(POINTS[axis], values, marker="o", label=f"{name} (exponent {exponent(POINTS[axis], values):.1f})")
+            axes[row, column].loglog(
+                POINTS[axis], values, marker="o", label=f"{name} (exponent {exponent(POINTS[axis], values):.1f})"
+            )
         axes[0, column].set_ylabel("seconds")
         axes[1, column].set_ylabel("peak memory of the process, MiB")
         axes[1, column].set_xlabel(axis)
@@ -123,7 +133,9 @@ if __name__ == "__main__":
     for axis, values in POINTS.items():
         curves = measured.setdefault(axis, {})
         for value in values:
-            done = subprocess.run([sys.executable, __file__, axis, str(value)], capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                [sys.executable, __file__, axis, str(value)], capture_output=True, text=True, check=True
+            )
             for line in done.stdout.splitlines():
                 if "\t" in line:
                     name, number = line.split("\t")
@@ -132,7 +144,9 @@ if __name__ == "__main__":
         for name, numbers in curves.items():
             digits = 0 if name == "peak memory" else 3
             unit = "MiB" if name == "peak memory" else "s"
-            print(f"| {name}, {unit} | {' | '.join(f'{n:.{digits}f}' for n in numbers)} | {exponent(values, numbers):.2f} |")
+            print(
+                f"| {name}, {unit} | {' | '.join(f'{n:.{digits}f}' for n in numbers)} | {exponent(values, numbers):.2f} |"
+            )
         print()
     if len(sys.argv) == 2:
         plot(measured, Path(sys.argv[1]))

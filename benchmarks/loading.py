@@ -51,7 +51,12 @@ if __name__ == "__main__":
     count = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
     job = preset.train
     stream = TrainingStream(split, job.crop_size, job.scale_range, flip=True, masks=False, seed=0, start=0, stop=count)
-    order = np.concatenate([np.random.default_rng((0, 0, epoch)).permutation(len(split.samples)) for epoch in range(1 + count // len(split.samples))])[:count]
+    order = np.concatenate(
+        [
+            np.random.default_rng((0, 0, epoch)).permutation(len(split.samples))
+            for epoch in range(1 + count // len(split.samples))
+        ]
+    )[:count]
     decoding = Decoding([split.samples[i].image for i in order])
     one_by_one = [sum(seconds(lambda: source[i]) for i in range(min(count, 400))) for source in (stream, decoding)]  # noqa: B023
     rounds = [
@@ -62,5 +67,7 @@ if __name__ == "__main__":
         for _ in range(3)
     ]
     ours, alone = (min(column) for column in zip(*rounds, strict=True))
-    print(f"{count} photos, {WORKERS} workers, crop {job.crop_size}: loading takes {ours / alone:.2f}x of decoding alone; {count / ours:.0f} against {count / alone:.0f} photos/s")
+    print(
+        f"{count} photos, {WORKERS} workers, crop {job.crop_size}: loading takes {ours / alone:.2f}x of decoding alone; {count / ours:.0f} against {count / alone:.0f} photos/s"
+    )
     print(f"  in one process, without normalising and handing over: {one_by_one[0] / one_by_one[1]:.2f}x")

@@ -11,7 +11,13 @@ from afactl.method.affinity import neighborhood_mask, random_walk
 if __name__ == "__main__":
     machine()
     torch.manual_seed(0)
-    compare("window mask 32 x 32, radius 8", lambda: neighborhood_mask(32, 32, 8), lambda: textbook.window_mask(32, 32, 8), "double loop", rounds=3)
+    compare(
+        "window mask 32 x 32, radius 8",
+        lambda: neighborhood_mask(32, 32, 8),
+        lambda: textbook.window_mask(32, 32, 8),
+        "double loop",
+        rounds=3,
+    )
     for side in ((48, 48), (94, 125)):
         count = side[0] * side[1]
         affinity, planes = torch.rand(1, count, count), torch.rand(1, 8, count)
@@ -20,11 +26,22 @@ if __name__ == "__main__":
         once = lambda: textbook.propagate(planes, affinity, mask, 2.0)  # noqa: B023, E731
         twice = lambda: [textbook.propagate(half, affinity, mask, 2.0) for half in planes.chunk(2, dim=1)]  # noqa: B023, E731
         difference = (walk().flatten(2) - torch.cat(twice(), dim=1)).abs().max().item()
-        compare(f"propagation {side[0]} x {side[1]}, both thresholds, 4 planes each", walk, twice, "N x N matrices, once per threshold", rounds=5)
+        compare(
+            f"propagation {side[0]} x {side[1]}, both thresholds, 4 planes each",
+            walk,
+            twice,
+            "N x N matrices, once per threshold",
+            rounds=5,
+        )
         compare("  the same", walk, once, "N x N matrices, once for both", rounds=5)
         print(f"  largest difference {difference:.1e}")
     rng = np.random.default_rng(0)
     truth, prediction = rng.integers(0, 21, (2, 375, 500)).astype(np.uint8)
     if not np.array_equal(confusion_matrix(truth, prediction, 21), textbook.confusion_matrix(truth, prediction, 21)):
         raise SystemExit("the confusion matrices differ")
-    compare("confusion matrix 375 x 500, 21 classes", lambda: confusion_matrix(truth, prediction, 21), lambda: textbook.confusion_matrix(truth, prediction, 21), "boolean masks")
+    compare(
+        "confusion matrix 375 x 500, 21 classes",
+        lambda: confusion_matrix(truth, prediction, 21),
+        lambda: textbook.confusion_matrix(truth, prediction, 21),
+        "boolean masks",
+    )

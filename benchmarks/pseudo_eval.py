@@ -44,7 +44,15 @@ if __name__ == "__main__":
     cold, first = seconds(run, split, True)
     share = sum(spent.values()) / cold
     warm, second = seconds(run, split, False)
-    print(f"{len(split.samples)} images, cold: {cold:.1f} s, of which network {spent['cam_record']:.1f} s, refiners and propagation "
-          f"{spent['pseudo_labels_of']:.1f} s: {100 * share:.1f} %")  # fmt: skip
-    same = all((a.confusion == b.confusion).all() for row in first.scores for a, b in zip(first.scores[row], second.scores[row], strict=True))
-    print(f"second time: {warm:.2f} s, 1/{cold / warm:.0f}; forward passes {second.passes}; {'the same table' if same else 'ANOTHER TABLE'}")
+    print(
+        f"{len(split.samples)} images, cold: {cold:.1f} s, of which network {spent['cam_record']:.1f} s, refiners and propagation "
+        f"{spent['pseudo_labels_of']:.1f} s: {100 * share:.1f} %"
+    )
+    same = all(
+        (a.confusion == b.confusion).all()
+        for row in first.scores
+        for a, b in zip(first.scores[row], second.scores[row], strict=True)
+    )
+    print(
+        f"second time: {warm:.2f} s, 1/{cold / warm:.0f}; forward passes {second.passes}; {'the same table' if same else 'ANOTHER TABLE'}"
+    )

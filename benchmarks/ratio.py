@@ -23,7 +23,9 @@ def compare(title: str, ours: Callable[[], object], other: Callable[[], object],
         pairs.append((seconds(ours), seconds(other)))
     mine, theirs = (min(column) for column in zip(*pairs, strict=True))
     median = statistics.median(b / a for a, b in pairs)
-    print(f"{title}: {theirs / mine:.1f}x (median {median:.1f}x); ours {1000 * mine:.1f} ms, {name} {1000 * theirs:.1f} ms")
+    print(
+        f"{title}: {theirs / mine:.1f}x (median {median:.1f}x); ours {1000 * mine:.1f} ms, {name} {1000 * theirs:.1f} ms"
+    )
 
 
 def seconds(job: Callable[[], object]) -> float:
@@ -70,4 +72,6 @@ before = resident("VmRSS")
 {job}
 print(resident("VmHWM") - before)
 """
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1])
+    return float(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[-1]
+    )

@@ -30,7 +30,13 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as out:
         arguments = ["predict", sys.argv[2], "--run", sys.argv[1], "--out", out]
         passes = [
-            float(subprocess.run([sys.executable, "-c", FIRST_PASS, *arguments], capture_output=True, text=True).stdout.split()[-1])
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", FIRST_PASS, *arguments], capture_output=True, text=True
+                ).stdout.split()[-1]
+            )
             for _ in range(3)
         ]
-    print(f"afactl predict: first pass of the network after {min(passes):.2f} to {max(passes):.2f} s, most of it importing torch")
+    print(
+        f"afactl predict: first pass of the network after {min(passes):.2f} to {max(passes):.2f} s, most of it importing torch"
+    )

@@ -40,9 +40,16 @@ if __name__ == "__main__":
         step = partial(training_losses, model, image, label, box, Phase.PROPAGATED, load_preset("voc", changes))
         compare(f"  {title}", plain, lambda: backward(step()), "AFA step")  # noqa: B023
     preset = load_preset("voc", ["loss.reg=0"])
-    compare("  against the textbook step, without the energy loss", lambda: backward(training_losses(model, image, label, box, Phase.PROPAGATED, preset)),
-            lambda: backward(textbook.training_step(model, image, label, box, preset)[0]), "textbook", rounds=1)  # fmt: skip
+    compare(
+        "  against the textbook step, without the energy loss",
+        lambda: backward(training_losses(model, image, label, box, Phase.PROPAGATED, preset)),
+        lambda: backward(textbook.training_step(model, image, label, box, preset)[0]),
+        "textbook",
+        rounds=1,
+    )
     setup = f"import sys; sys.path.insert(0, 'benchmarks'); from step import *; keep_freed_memory(); model, image, label, box = inputs({side})"
     job = "for _ in range(3): backward(training_losses(model, image, label, box, Phase.PROPAGATED, load_preset('voc', []))); model.zero_grad()"
     other = "backward(textbook.training_step(model, image, label, box, load_preset('voc', []))[0])"
-    print(f"  peak memory above the network and the pictures: three steps {peak_memory(setup, job):.0f} MiB, one textbook step {peak_memory(setup, other):.0f} MiB")
+    print(
+        f"  peak memory above the network and the pictures: three steps {peak_memory(setup, job):.0f} MiB, one textbook step {peak_memory(setup, other):.0f} MiB"
+    )

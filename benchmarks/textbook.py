@@ -28,9 +28,14 @@ def shifted_copies(planes: Tensor, dilations: Sequence[int]) -> Tensor:
 
 
 def par(
-    image: Tensor, scores: Tensor, dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
-    iterations: int = 10, w1: float = 0.3, w2: float = 0.3, w3: float = 0.01,
-) -> Tensor:  # fmt: skip
+    image: Tensor,
+    scores: Tensor,
+    dilations: Sequence[int] = (1, 2, 4, 8, 12, 24),
+    iterations: int = 10,
+    w1: float = 0.3,
+    w2: float = 0.3,
+    w3: float = 0.01,
+) -> Tensor:
     """PAR with all 48 shifted copies of every plane at every iteration."""
     scores = F.interpolate(scores, size=image.shape[2:], mode="bilinear", align_corners=True)
     near = shifted_copies(image, dilations)
@@ -65,7 +70,9 @@ def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, classes: int) ->
     return np.stack(rows)
 
 
-def training_step(model: AFA, image: Tensor, label: Tensor, box: Tensor, preset: Preset) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def training_step(
+    model: AFA, image: Tensor, label: Tensor, box: Tensor, preset: Preset
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """One step with propagated labels, without the energy loss: every pass through the whole network.
 
     All maps of all heads exist, flipped images pass one by one, and each threshold is refined and propagated for itself.
@@ -125,7 +132,9 @@ def training_step(model: AFA, image: Tensor, label: Tensor, box: Tensor, preset:
 def affinity_of(model: AFA, attention: Tensor) -> Tensor:
     """B x n x N x N maps of all heads -> B x N x N."""
     symmetric = attention + attention.transpose(2, 3)
-    return torch.sigmoid((symmetric * model.affinity_head.weight.view(1, -1, 1, 1)).sum(dim=1) + model.affinity_head.bias)
+    return torch.sigmoid(
+        (symmetric * model.affinity_head.weight.view(1, -1, 1, 1)).sum(dim=1) + model.affinity_head.bias
+    )
 
 
 def decide(image: Tensor, planes: Tensor, present: Tensor, preset: Preset) -> Tensor:

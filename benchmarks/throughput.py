@@ -105,8 +105,10 @@ if __name__ == "__main__":
         step()
     synchronize(device)
     seconds = (time.perf_counter() - start) / rounds
-    print(f"MiT-B1, batch {batch}, {side}: {batch / seconds:.2f} photos/s, {1000 * seconds:.0f} ms per step; "
-          f"{STEPS} steps would take {STEPS * seconds / 3600:.1f} h")  # fmt: skip
+    print(
+        f"MiT-B1, batch {batch}, {side}: {batch / seconds:.2f} photos/s, {1000 * seconds:.0f} ms per step; "
+        f"{STEPS} steps would take {STEPS * seconds / 3600:.1f} h"
+    )
 
     spent.clear()
     clocked(network, "multi_scale_cam", "CAM", device)

@@ -48,18 +48,31 @@ def presets_page() -> str:
 
 def errors_page() -> str:
     """Every message that a command can end with, by its kind; what is filled in stands in capitals."""
-    kinds = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.AfactlError)}
+    kinds = {
+        name: kind
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.AfactlError)
+    }
     found: dict[str, set[str]] = {name: set() for name in kinds}
     for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds and node.args:
                 if text := _template(node.args[0]):
                     found[node.func.id].add(text)
-    lines = ["<!-- written by docs/build_reference.py -->", "# All errors", "", "Every message is one line. What is filled in stands in capitals.", ""]
+    lines = [
+        "<!-- written by docs/build_reference.py -->",
+        "# All errors",
+        "",
+        "Every message is one line. What is filled in stands in capitals.",
+        "",
+    ]
     for name, kind in kinds.items():
         if found[name]:
             lines += [f"## {name}", "", f"{kind.__doc__.strip().splitlines()[0]} Exit code {kind.exit_code}.", ""]
-            lines += [f"- <code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>" for text in sorted(found[name])] + [""]
+            lines += [
+                f"- <code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>"
+                for text in sorted(found[name])
+            ] + [""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -73,8 +86,14 @@ def _template(node: ast.expr) -> str:
     for part in node.values:
         if isinstance(part, ast.Constant):
             parts.append(str(part.value))
-        elif not (isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "nearest"):  # a hint, not always there
-            names = [one.attr if isinstance(one, ast.Attribute) else one.id for one in ast.walk(part.value) if isinstance(one, ast.Attribute | ast.Name)]
+        elif not (
+            isinstance(part.value, ast.Call) and ast.unparse(part.value.func) == "nearest"
+        ):  # a hint, not always there
+            names = [
+                one.attr if isinstance(one, ast.Attribute) else one.id
+                for one in ast.walk(part.value)
+                if isinstance(one, ast.Attribute | ast.Name)
+            ]
             parts.append(names[0].upper() if names else "...")
     return "".join(parts)
 

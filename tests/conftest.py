@@ -37,10 +37,17 @@ def own_cache(tmp_path_factory):
 
 
 TINY = [
-    "train.max_iters=4", "train.cls_warmup_iters=1", "train.aff_warmup_iters=1", "train.batch_size=2",
-    "train.crop_size=64", "train.log_iters=1", "train.eval_iters=4", "train.checkpoint_iters=2",
-    "model.decoder_width=16", "par.iterations=2",
-]  # fmt: skip
+    "train.max_iters=4",
+    "train.cls_warmup_iters=1",
+    "train.aff_warmup_iters=1",
+    "train.batch_size=2",
+    "train.crop_size=64",
+    "train.log_iters=1",
+    "train.eval_iters=4",
+    "train.checkpoint_iters=2",
+    "model.decoder_width=16",
+    "par.iterations=2",
+]
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +68,7 @@ def tiny_run(tmp_path_factory, tiny_data):
     return run
 
 
-@pytest.fixture()
+@pytest.fixture
 def run_copy(tmp_path, tiny_run):
     """A copy of the tiny run without its caches."""
     copy = tmp_path / "run"

@@ -44,13 +44,21 @@ def only_ours(job, *arguments):
 
 
 @SLOW
-@given(st.sampled_from(["data", "model", "train", "cam", "par", "affinity", "loss", "optim", "eval", "crf"]), st.text(max_size=8) | st.sampled_from(
-    ["name", "scales", "max_iters", "lr", "dilations", "betas", "crop_size", "scale_range", "background"]), VALUES)  # fmt: skip
+@given(
+    st.sampled_from(["data", "model", "train", "cam", "par", "affinity", "loss", "optim", "eval", "crf"]),
+    st.text(max_size=8)
+    | st.sampled_from(
+        ["name", "scales", "max_iters", "lr", "dilations", "betas", "crop_size", "scale_range", "background"]
+    ),
+    VALUES,
+)
 def test_presets_of_any_content(tmp_path, section, key, value):
     import yaml
 
     path = tmp_path / "p.yaml"
-    path.write_text(yaml.safe_dump({section: {key: value}}, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
+    path.write_text(
+        yaml.safe_dump({section: {key: value}}, allow_unicode=True), encoding="utf-8", errors="surrogatepass"
+    )
     only_ours(load_preset, str(path))
 
 
@@ -119,13 +127,22 @@ def test_sixty_mutated_caches(tmp_path):
 
 
 ATTRIBUTE = st.one_of(
-    st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=12), st.integers(-(2**40), 2**40), st.floats(),
-    st.lists(st.integers(0, 9), min_size=1, max_size=3), st.sampled_from(["[1]", "3", "{", '{"a": {"b": 1}}', "null", "cams", "w", "d"]),
-)  # fmt: skip
+    st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0"), max_size=12),
+    st.integers(-(2**40), 2**40),
+    st.floats(),
+    st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    st.sampled_from(["[1]", "3", "{", '{"a": {"b": 1}}', "null", "cams", "w", "d"]),
+)
 
 
 @SLOW
-@given(st.dictionaries(st.sampled_from(["schema", "stage", "settings", "weights", "data", "complete"]), st.none() | ATTRIBUTE, min_size=1))
+@given(
+    st.dictionaries(
+        st.sampled_from(["schema", "stage", "settings", "weights", "data", "complete"]),
+        st.none() | ATTRIBUTE,
+        min_size=1,
+    )
+)
 def test_cache_headers_of_any_content(tmp_path, attributes):
     """None takes the attribute away. What is opened is a cache of these very settings."""
     path, header = tmp_path / "c.h5", CacheHeader("cams", {"a": [1.0]}, "w", "d")
@@ -197,7 +214,11 @@ def test_an_id_that_a_loader_lets_through_is_still_refused(tmp_path, monkeypatch
     from afactl.datasets import registry
     from afactl.datasets.samples import Sample, Split
 
-    monkeypatch.setitem(registry._LOADERS, "voc", lambda root, split: Split(split, voc.CLASSES, (Sample("../../x", root / "x.jpg", ()),), None))
+    monkeypatch.setitem(
+        registry._LOADERS,
+        "voc",
+        lambda root, split: Split(split, voc.CLASSES, (Sample("../../x", root / "x.jpg", ()),), None),
+    )
     with pytest.raises(DataError, match="leaves the folder that results go to"):
         load_split("voc", tmp_path, "train")
 

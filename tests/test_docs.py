@@ -55,7 +55,9 @@ def command_lines(page):
                 yield words[words.index("afactl") + 1 :]
 
 
-CALLS = [pytest.param(page, call, id=f"{page.name}: {shlex.join(call)}") for page in PAGES for call in command_lines(page)]
+CALLS = [
+    pytest.param(page, call, id=f"{page.name}: {shlex.join(call)}") for page in PAGES for call in command_lines(page)
+]
 
 
 def test_the_pages_show_commands():
@@ -78,8 +80,12 @@ def test_the_reference_holds_every_option(name):
     section = page.split(f"## `afactl {name}`")[1].split("\n## ")[0]
     for parameter in COMMANDS[name].params:
         if parameter.param_type_name == "option":
-            assert f"`{max(parameter.opts, key=len)}" in section, f"run python docs/build_reference.py: {parameter.name}"
-            assert not parameter.help or parameter.help in section, f"run python docs/build_reference.py: {parameter.name}"
+            assert f"`{max(parameter.opts, key=len)}" in section, (
+                f"run python docs/build_reference.py: {parameter.name}"
+            )
+            assert not parameter.help or parameter.help in section, (
+                f"run python docs/build_reference.py: {parameter.name}"
+            )
 
 
 def test_the_reference_of_presets_is_current():
@@ -126,7 +132,11 @@ def run_line(call, tiny_data, capsys):
     """A line of a page; a training becomes a tiny one."""
     command = next(call[i + 1] for i, word in enumerate(call) if word == "afactl" or word.endswith(".py"))
     if command == "train" and "--resume" not in call:
-        call = [*call, *(() if "--data" in call else ("--data", str(tiny_data))), *(part for override in TINY for part in ("--set", override))]
+        call = [
+            *call,
+            *(() if "--data" in call else ("--data", str(tiny_data))),
+            *(part for override in TINY for part in ("--set", override)),
+        ]
     if command == "ablate" and "--preset" in call:
         call = [*call, "--data", str(tiny_data), *(part for override in TINY for part in ("--set", override))]
     if call[0] == "afactl":
@@ -152,7 +162,12 @@ def by_name(data, folder):
 
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="the site needs the extra [docs]")
-    site = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", tmp_path], cwd=ROOT, capture_output=True, text=True)
+    site = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert site.returncode == 0, site.stderr
     for page in (ROOT / "docs").glob("*.md"):
         assert (tmp_path / ("index.html" if page.stem == "index" else f"{page.stem}/index.html")).is_file()
@@ -177,7 +192,11 @@ def test_troubleshooting_speaks_of_messages_that_there_are():
     rows = re.findall(r"^\| `(.+?)` ", table, re.MULTILINE)
     assert len(rows) > 14
     for row in rows:
-        pieces = [piece.strip() for piece in re.split(r"\.\.\.|0\.\.C|W x H|runs/|voc|train_aug|checkpoints/last|last\.old|hf:|#", row) if len(piece.strip()) > 6]
+        pieces = [
+            piece.strip()
+            for piece in re.split(r"\.\.\.|0\.\.C|W x H|runs/|voc|train_aug|checkpoints/last|last\.old|hf:|#", row)
+            if len(piece.strip()) > 6
+        ]
         assert pieces and all(piece in source for piece in pieces), row
 
 
@@ -189,7 +208,14 @@ def test_links_between_pages_lead_somewhere():
 
 def test_make_shows_what_it_would_do():
     """The Makefile parses and its demo goes through the first commands."""
-    result = subprocess.run(["make", "--dry-run", "demo", "VENV=/nowhere"], cwd=ROOT, capture_output=True, text=True, check=True, env=os.environ)
+    result = subprocess.run(
+        ["make", "--dry-run", "demo", "VENV=/nowhere"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ,
+    )
     for part in ("train demo", "pseudo-eval --split train", "viz-attn --query 60,50", "--crf", "report"):
         assert part in result.stdout
 
@@ -202,4 +228,8 @@ def test_the_diagram_names_functions_that_exist():
         module, name = text.split(".")
         owner = importlib.import_module(f"afactl.{module}")
         assert hasattr(owner, name) or hasattr(owner.AFA, name), text
-    assert all(hasattr(importlib.import_module("afactl.method.pseudo_labels"), text) for text in texts if text.endswith("_label") and "." not in text)
+    assert all(
+        hasattr(importlib.import_module("afactl.method.pseudo_labels"), text)
+        for text in texts
+        if text.endswith("_label") and "." not in text
+    )

@@ -50,7 +50,9 @@ def call(arguments, log):
 @pytest.fixture(scope="module")
 def server():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["afactl.ablation.measuring", "afactl.prediction.predict", "afactl.cli.main", "matplotlib"])
+    context.set_forkserver_preload(
+        ["afactl.ablation.measuring", "afactl.prediction.predict", "afactl.cli.main", "matplotlib"]
+    )
     # The first process waits until the server has everything loaded.
     first = context.Process(target=time.sleep, args=(0,))
     first.start()
@@ -98,7 +100,9 @@ def test_dump_cams(server, tmp_path, run_copy, data):
     shutil.copytree(run_copy, fresh)
     seconds = run_to_the_end(server, ["dump-cams", "--run", fresh, "--data", data], tmp_path / "a")
     killed = kill_and_call_again(server, ["dump-cams", "--run", run_copy, "--data", data], tmp_path / "b", seconds)
-    assert passes(tmp_path / "a") == IMAGES and IMAGES <= passes(tmp_path / "b") <= IMAGES + killed, "at most one image is redone for each kill"
+    assert passes(tmp_path / "a") == IMAGES and IMAGES <= passes(tmp_path / "b") <= IMAGES + killed, (
+        "at most one image is redone for each kill"
+    )
     one, other = (open_run(folder, torch.device("cpu")) for folder in (fresh, run_copy))
     split = open_split(one, "train", data, masks=False)
     with open_cam_cache(one, split) as expected, open_cam_cache(other, split) as found:
@@ -111,10 +115,19 @@ def test_dump_cams(server, tmp_path, run_copy, data):
 def test_pseudo_eval(server, tmp_path, run_copy, data):
     fresh = tmp_path / "fresh"
     shutil.copytree(run_copy, fresh)
-    seconds = run_to_the_end(server, ["pseudo-eval", "--run", fresh, "--data", data, "--json", tmp_path / "a.json"], tmp_path / "a")
-    killed = kill_and_call_again(server, ["pseudo-eval", "--run", run_copy, "--data", data, "--json", tmp_path / "b.json"], tmp_path / "b", seconds)
+    seconds = run_to_the_end(
+        server, ["pseudo-eval", "--run", fresh, "--data", data, "--json", tmp_path / "a.json"], tmp_path / "a"
+    )
+    killed = kill_and_call_again(
+        server,
+        ["pseudo-eval", "--run", run_copy, "--data", data, "--json", tmp_path / "b.json"],
+        tmp_path / "b",
+        seconds,
+    )
     assert passes(tmp_path / "a") == IMAGES and IMAGES <= passes(tmp_path / "b") <= IMAGES + killed
-    assert json.loads((tmp_path / "a.json").read_text())["miou"] == json.loads((tmp_path / "b.json").read_text())["miou"]
+    assert (
+        json.loads((tmp_path / "a.json").read_text())["miou"] == json.loads((tmp_path / "b.json").read_text())["miou"]
+    )
 
 
 @pytest.mark.parametrize("form", ["png", "cvat"])
@@ -134,11 +147,20 @@ def test_predict(server, tmp_path, tiny_run, data, form):
 def test_ablate(server, tmp_path, run_copy, data):
     fresh = tmp_path / "fresh"
     shutil.copytree(run_copy, fresh)
-    seconds = run_to_the_end(server, ["ablate", "table4", "--run", fresh, "--data", data, "--json", tmp_path / "a.json"], tmp_path / "a")
-    killed = kill_and_call_again(server, ["ablate", "table4", "--run", run_copy, "--data", data, "--json", tmp_path / "b.json"], tmp_path / "b", seconds)
+    seconds = run_to_the_end(
+        server, ["ablate", "table4", "--run", fresh, "--data", data, "--json", tmp_path / "a.json"], tmp_path / "a"
+    )
+    killed = kill_and_call_again(
+        server,
+        ["ablate", "table4", "--run", run_copy, "--data", data, "--json", tmp_path / "b.json"],
+        tmp_path / "b",
+        seconds,
+    )
     # The row at hand is scored again, but from the cache: no image passes the network more than once for each kill.
     assert IMAGES <= passes(tmp_path / "b") <= IMAGES + killed
-    assert json.loads((tmp_path / "a.json").read_text())["rows"] == json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert (
+        json.loads((tmp_path / "a.json").read_text())["rows"] == json.loads((tmp_path / "b.json").read_text())["rows"]
+    )
 
 
 def test_data_prepare_coco(server, tmp_path, shared):
@@ -161,7 +183,9 @@ def test_two_processes_on_one_cache(tmp_path, run_copy, server):
     run = open_run(run_copy, torch.device("cpu"))
     split = open_split(run, "train", None, masks=False)
     with open_cam_cache(run, split):
-        process = server.Process(target=call, args=(["dump-cams", "--run", run_copy, "--split", "train"], tmp_path / "log"))
+        process = server.Process(
+            target=call, args=(["dump-cams", "--run", run_copy, "--split", "train"], tmp_path / "log")
+        )
         process.start()
         process.join(60)
         assert process.exitcode == 1 and passes(tmp_path / "log") == 0

@@ -63,7 +63,11 @@ def imported(path):
     blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
     typing_only = {node for block in blocks for node in ast.walk(block)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node not in typing_only and (node.module or "").split(".")[0] == "afactl":
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node not in typing_only
+            and (node.module or "").split(".")[0] == "afactl"
+        ):
             base = node.module.removeprefix("afactl").lstrip(".")
             for alias in node.names:
                 full = f"{base}.{alias.name}".lstrip(".")
@@ -81,13 +85,17 @@ def test_imports_point_down(path):
 def test_within_a_room_nothing_imports_in_circles():
     # A package's own __init__ may gather its modules.
     graph = {
-        name_of(path): {other for other in imported(path) if not other.startswith(f"{name_of(path)}.")} for path in MODULES
+        name_of(path): {other for other in imported(path) if not other.startswith(f"{name_of(path)}.")}
+        for path in MODULES
     }
     graphlib.TopologicalSorter(graph).prepare()
 
 
 def test_at_the_top_lies_only_what_everything_stands_on():
-    assert len([path for path in MODULES if path.parent == PACKAGE and path.name not in ("__init__.py", "__main__.py")]) <= 6
+    assert (
+        len([path for path in MODULES if path.parent == PACKAGE and path.name not in ("__init__.py", "__main__.py")])
+        <= 6
+    )
     assert not [path for path in MODULES if path.stem in {"utils", "helpers", "common", "misc"}]
 
 

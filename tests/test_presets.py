@@ -25,15 +25,26 @@ def test_the_main_presets_come_first_then_those_of_the_comparisons():
 
 def test_the_comparisons_differ_from_voc_in_what_they_are_named_for():
     voc = load_preset("voc")
-    changed = {name: {line.split(":")[0] for line in differences(voc, load_preset(name))} for name in preset_names() if "voc-" in name}
+    changed = {
+        name: {line.split(":")[0] for line in differences(voc, load_preset(name))}
+        for name in preset_names()
+        if "voc-" in name
+    }
     assert changed == {
         "voc-authors": {"train.batch_size", "train.effective_batch", "affinity.eps"},
         "voc-baseline": {"cam.refiner", "affinity.enabled", "loss.reg"},
         "voc-rrm": {"cam.refiner", "affinity.enabled"},
-        "voc-supervised": {"train.supervision", "train.cls_warmup_iters", "train.aff_warmup_iters", "affinity.enabled", "loss.seg", "loss.reg"},
+        "voc-supervised": {
+            "train.supervision",
+            "train.cls_warmup_iters",
+            "train.aff_warmup_iters",
+            "affinity.enabled",
+            "loss.seg",
+            "loss.reg",
+        },
         "voc-without-afa": {"affinity.enabled", "loss.reg"},
         "voc-without-reg": {"loss.reg"},
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -65,7 +76,15 @@ def test_voc_and_the_defaults_are_the_papers():
 
 def test_overrides_win_and_are_read_as_yaml():
     preset = load_preset(
-        "voc", ["train.max_iters=7", "optim.lr=6e-5", "cam.scales=[1.0, 2]", "eval.long_side=null", "data.root=a=b", "model.pooling=25"]
+        "voc",
+        [
+            "train.max_iters=7",
+            "optim.lr=6e-5",
+            "cam.scales=[1.0, 2]",
+            "eval.long_side=null",
+            "data.root=a=b",
+            "model.pooling=25",
+        ],
     )
     assert preset.train.max_iters == 7 and preset.cam.scales == (1.0, 2.0)
     assert preset.optim.lr == 6e-5 and preset.eval.long_side is None
@@ -85,7 +104,12 @@ def test_exponents_without_a_point_are_numbers_in_files_too(tmp_path):
     st.none() | st.text(st.characters(blacklist_categories=("Cs", "Cc"))),
 )
 def test_saving_and_loading_gives_the_same(tmp_path_factory, steps, rate, dilations, root):
-    tree = {"train": {"max_iters": steps}, "optim": {"lr": rate}, "par": {"dilations": dilations}, "data": {"root": root}}
+    tree = {
+        "train": {"max_iters": steps},
+        "optim": {"lr": rate},
+        "par": {"dilations": dilations},
+        "data": {"root": root},
+    }
     preset = Preset.model_validate(tree)
     path = tmp_path_factory.mktemp("preset") / "saved.yaml"
     save_preset(preset, path)

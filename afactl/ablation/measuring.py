@@ -103,9 +103,14 @@ def ablate(
 
 
 def _train_row(
-    preset_name: str, data: Path | None, out: Path | None, overrides: Sequence[str],
-    device: torch.device, reporter: Reporter, changes: Sequence[str],
-) -> TrainedRun:  # fmt: skip
+    preset_name: str,
+    data: Path | None,
+    out: Path | None,
+    overrides: Sequence[str],
+    device: torch.device,
+    reporter: Reporter,
+    changes: Sequence[str],
+) -> TrainedRun:
     """The finished run of a row: as it lies there, gone on with, or trained anew."""
     root = out or Path("runs") / f"ablate-{Path(preset_name).stem}"
     own = preset_changes(data, None, overrides)
@@ -140,9 +145,17 @@ def _measure(
     figures, reused = [], True
     for name in splits:
         found = open_split(run, name, data, masks=True)
-        settings: dict[str, Any] = {"measure": table.measure, "split": name, "data": data_fingerprint(found), "weights": run.weights}
+        settings: dict[str, Any] = {
+            "measure": table.measure,
+            "split": name,
+            "data": data_fingerprint(found),
+            "weights": run.weights,
+        }
         if table.measure == "segmentation":
-            settings |= {"eval": run.preset.eval.model_dump(mode="json"), "crf": row.crf and run.preset.crf.model_dump(mode="json")}
+            settings |= {
+                "eval": run.preset.eval.model_dump(mode="json"),
+                "crf": row.crf and run.preset.crf.model_dump(mode="json"),
+            }
             job = partial(_segmentation, run, found, row.crf, track)
         else:
             preset = _changed(run.preset, row.changes) if table.measure == "refined" else run.preset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,13 +22,25 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog="Example: afactl ablate table2 --preset demo")
 def ablate(
-    name: Annotated[str, typer.Argument(metavar="TABLE", help="table1, table2, table4, table7, table8, table9, table10 or table11")],
-    preset: Annotated[Optional[str], typer.Option("--preset", metavar="PRESET|FILE", help="base of the rows that are trained")] = None,
-    run: Annotated[Optional[Path], typer.Option("--run", help="whose CAMs tables 4, 8 and 9 refine; default: of --preset, or the newest run")] = None,
+    name: Annotated[
+        str, typer.Argument(metavar="TABLE", help="table1, table2, table4, table7, table8, table9, table10 or table11")
+    ],
+    preset: Annotated[
+        str | None, typer.Option("--preset", metavar="PRESET|FILE", help="base of the rows that are trained")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="whose CAMs tables 4, 8 and 9 refine; default: of --preset, or the newest run"),
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="split of those CAMs")] = "train",
-    data: Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset")] = None,
-    out_folder: Annotated[Optional[Path], typer.Option("--out", help="folder of the trained rows; default: runs/ablate-PRESET")] = None,
-    overrides: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change a value of the base preset; repeatable")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="folder of the dataset")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="folder of the trained rows; default: runs/ablate-PRESET")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="change a value of the base preset; repeatable"),
+    ] = None,
     json_file: JsonOption = None,
     device: DeviceOption = "auto",
 ) -> None:
@@ -37,13 +49,24 @@ def ablate(
     from afactl.machine.devices import choose_device
 
     result = measure(
-        name, preset, data, out_folder, run, split, overrides or [], choose_device(device), training_reporter, tracker("scoring")
+        name,
+        preset,
+        data,
+        out_folder,
+        run,
+        split,
+        overrides or [],
+        choose_device(device),
+        training_reporter,
+        tracker("scoring"),
     )
     columns = [f"{column}{whose}" for column in result.columns for whose in (", here", ", the paper's on VOC")]
     rows = []
     for row in result.rows:
         pairs = zip(row.ours, row.paper, strict=True)
-        rows.append((row.name, *(text for ours, paper in pairs for text in (percent(ours), percent(paper) if paper else "-"))))
+        rows.append(
+            (row.name, *(text for ours, paper in pairs for text in (percent(ours), percent(paper) if paper else "-")))
+        )
     out.print(table(f"{result.title}, mIoU %", ("row", *columns), rows))
     reused = sum(row.reused for row in result.rows)
     out.print(f"{result.where}; {len(rows) - reused} rows measured now, {reused} finished before")

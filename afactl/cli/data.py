@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,12 +15,16 @@ from afactl.machine.terminal import out, table, tracker, write_json
 # So many defects of a kind are printed; --json holds all.
 SHOWN = 10
 
-DatasetArgument = Annotated[str, typer.Argument(metavar="PRESET|DIR", help="a preset, or a folder in one of the formats")]
+DatasetArgument = Annotated[
+    str, typer.Argument(metavar="PRESET|DIR", help="a preset, or a folder in one of the formats")
+]
 DownloadOption = Annotated[Path, typer.Option("--data", help="folder of the downloaded dataset")]
-FolderOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset, where a preset is given")]
+FolderOption = Annotated[Path | None, typer.Option("--data", help="folder of the dataset, where a preset is given")]
 
 app = typer.Typer(help="Look at a dataset before training on it.", rich_markup_mode=None, no_args_is_help=True)
-prepare_app = typer.Typer(help="Make lists, labels and masks of a downloaded dataset.", rich_markup_mode=None, no_args_is_help=True)
+prepare_app = typer.Typer(
+    help="Make lists, labels and masks of a downloaded dataset.", rich_markup_mode=None, no_args_is_help=True
+)
 app.add_typer(prepare_app, name="prepare")
 
 
@@ -38,12 +42,20 @@ class TagSource(str, Enum):
     masks = "masks"
 
 
-@prepare_app.command("voc", epilog="Example: afactl data prepare voc --data VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset")
+@prepare_app.command(
+    "voc", epilog="Example: afactl data prepare voc --data VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset"
+)
 def prepare_voc(
     data: DownloadOption,
-    sbd: Annotated[Optional[Path], typer.Option("--sbd", help="SBD's folder with cls/*.mat, or a folder of its masks as PNG")] = None,
-    labels_from: Annotated[LabelSource, typer.Option("--labels-from", help="image-level labels: from the masks, or from Annotations/*.xml")] = LabelSource.masks,
-    difficult: Annotated[bool, typer.Option("--difficult/--no-difficult", help="whether objects marked difficult count, in XML")] = True,
+    sbd: Annotated[
+        Path | None, typer.Option("--sbd", help="SBD's folder with cls/*.mat, or a folder of its masks as PNG")
+    ] = None,
+    labels_from: Annotated[
+        LabelSource, typer.Option("--labels-from", help="image-level labels: from the masks, or from Annotations/*.xml")
+    ] = LabelSource.masks,
+    difficult: Annotated[
+        bool, typer.Option("--difficult/--no-difficult", help="whether objects marked difficult count, in XML")
+    ] = True,
     json_file: JsonOption = None,
 ) -> None:
     """Write the list train_aug and the labels of PASCAL VOC 2012, and compare masks with XML."""
@@ -55,10 +67,16 @@ def prepare_voc(
     if not done.augmented:
         out.print("no masks of SBD: train on the plain list, --set data.train_split=train, or give --sbd DIR")
     out.print(f"{done.converted} masks of SBD written")
-    out.print(f"labels from {labels_from.value}; {done.compared} photos have a mask and XML, {done.without_xml} have no XML (their labels are the mask's)")
+    out.print(
+        f"labels from {labels_from.value}; {done.compared} photos have a mask and XML, {done.without_xml} have no XML (their labels are the mask's)"
+    )
     out.print(f"{len(done.disagreements)} photos whose mask and XML disagree")
     for one in done.disagreements[:SHOWN]:
-        sides = [f"only in the {place}: {', '.join(names)}" for place, names in (("mask", one.only_in_mask), ("XML", one.only_in_xml)) if names]
+        sides = [
+            f"only in the {place}: {', '.join(names)}"
+            for place, names in (("mask", one.only_in_mask), ("XML", one.only_in_xml))
+            if names
+        ]
         out.print(f"  {one.image_id}: {'; '.join(sides)}", markup=False)
     if len(done.disagreements) > SHOWN:
         out.print(f"  and {len(done.disagreements) - SHOWN} more; --json FILE lists all")
@@ -69,7 +87,9 @@ def prepare_voc(
 @prepare_app.command("coco", epilog="Example: afactl data prepare coco --data COCO --year 2014")
 def prepare_coco(
     data: DownloadOption,
-    year: Annotated[int, typer.Option("--year", help="of the release; 2014 is the paper's and the only one here")] = 2014,
+    year: Annotated[
+        int, typer.Option("--year", help="of the release; 2014 is the paper's and the only one here")
+    ] = 2014,
 ) -> None:
     """Draw the masks of MS COCO from its annotations and write its labels; a stopped job goes on."""
     from afactl.datasets import coco, preparing
@@ -78,27 +98,42 @@ def prepare_coco(
         raise UsageError(f"--year: expected {coco.YEAR}, the release that the paper uses, got {year}")
     splits = coco.splits(data)
     if not splits:
-        raise DataError(f"--data {data}: expected {coco.annotations_path(Path(), 'train')} or the one of val in it, found neither")
+        raise DataError(
+            f"--data {data}: expected {coco.annotations_path(Path(), 'train')} or the one of val in it, found neither"
+        )
     done = [preparing.prepare_coco(data, split, tracker(f"masks of {split}")) for split in splits]
-    rows = [(one.split, str(one.photos), str(preparing.KNOWN_COCO[one.split]), str(one.empty), str(one.drawn)) for one in done]
-    out.print(table("photos by split", ("split", "here", "in the full dataset", "all background", "masks drawn now"), rows))
+    rows = [
+        (one.split, str(one.photos), str(preparing.KNOWN_COCO[one.split]), str(one.empty), str(one.drawn))
+        for one in done
+    ]
+    out.print(
+        table("photos by split", ("split", "here", "in the full dataset", "all background", "masks drawn now"), rows)
+    )
     for one in done:
         out.print(f"masks: {one.folder}", markup=False)
 
 
 @prepare_app.command("folder", epilog="Example: afactl data prepare folder --data mydata --val 0.1")
 def prepare_folder(
-    data: Annotated[Path, typer.Option("--data", help="folder of own photos, tagged in any of the forms of docs/own-data.md")],
-    val: Annotated[float, typer.Option("--val", min=0.0, max=0.9, help="share of the training photos to set aside for validation")] = 0.0,
+    data: Annotated[
+        Path, typer.Option("--data", help="folder of own photos, tagged in any of the forms of docs/own-data.md")
+    ],
+    val: Annotated[
+        float, typer.Option("--val", min=0.0, max=0.9, help="share of the training photos to set aside for validation")
+    ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
-    labels_from: Annotated[TagSource, typer.Option("--labels-from", help="the tags that are there, or the masks in masks/")] = TagSource.tags,
+    labels_from: Annotated[
+        TagSource, typer.Option("--labels-from", help="the tags that are there, or the masks in masks/")
+    ] = TagSource.tags,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="write a labels.csv that is there anew")] = False,
 ) -> None:
     """Write labels.csv of own photos, with a validation split if asked; optional, all forms of tags can be trained on as they are."""
     from afactl.datasets import preparing
     from afactl.datasets.registry import dataset_folder
 
-    done = preparing.prepare_folder(dataset_folder("folder", data), val, seed, labels_from is TagSource.masks, overwrite, tracker("masks"))
+    done = preparing.prepare_folder(
+        dataset_folder("folder", data), val, seed, labels_from is TagSource.masks, overwrite, tracker("masks")
+    )
     rows = [(name, *(str(counts[name]) for counts in done.splits.values())) for name in done.classes]
     rows.append(("all photos", *(str(done.photos[split]) for split in done.splits)))
     out.print(table("photos per class", ("class", *done.splits), rows))
@@ -123,10 +158,21 @@ def check(
     train = train if train in names else names[0]
     report = check_splits(splits, train, tracker("reading"))
     rows = [
-        (one.name, str(one.images), *(" / ".join(map(str, sides)) for sides in (one.widths, one.heights)), "yes" if one.masked else "no")
+        (
+            one.name,
+            str(one.images),
+            *(" / ".join(map(str, sides)) for sides in (one.widths, one.heights)),
+            "yes" if one.masked else "no",
+        )
         for one in report.splits
     ]
-    out.print(table("splits (sides in pixels: smallest / median / largest)", ("split", "images", "width", "height", "masks"), rows))
+    out.print(
+        table(
+            "splits (sides in pixels: smallest / median / largest)",
+            ("split", "images", "width", "height", "masks"),
+            rows,
+        )
+    )
     order = sorted(range(len(report.classes)), key=lambda number: -report.splits[0].classes[number])
     classes = [(report.classes[number], *(str(one.classes[number]) for one in report.splits)) for number in order]
     out.print(table("photos per class", ("class", *names), classes))
@@ -142,7 +188,11 @@ def check(
         if len(found) > SHOWN:
             out.print(f"  and {len(found) - SHOWN} more; --json FILE lists all")
     if json_file is not None:
-        figures = {"splits": [one._asdict() for one in report.splits], "classes": report.classes, "defects": [one._asdict() for one in report.defects]}
+        figures = {
+            "splits": [one._asdict() for one in report.splits],
+            "classes": report.classes,
+            "defects": [one._asdict() for one in report.defects],
+        }
         write_json(json_file, figures)
     out.print(f"{len(report.defects)} defects" if report.defects else "no defects")
     if report.defects:

@@ -37,7 +37,11 @@ class Finding(NamedTuple):
 
 REQUIRED = ("numpy", "h5py", "PIL", "pydantic", "safetensors", "matplotlib", "huggingface_hub", "filelock", "jinja2")
 OPTIONAL = (
-    ("pydensecrf.densecrf", "pydensecrf2", "for --crf-backend pydensecrf: pip install 'afactl[crf]' (needs a C++ compiler)"),
+    (
+        "pydensecrf.densecrf",
+        "pydensecrf2",
+        "for --crf-backend pydensecrf: pip install 'afactl[crf]' (needs a C++ compiler)",
+    ),
     ("pycocotools.mask", "pycocotools", "for COCO masks: pip install 'afactl[coco]'"),
     ("ijson", "ijson", "for COCO annotations: pip install 'afactl[coco]'"),
     ("scipy.io", "scipy", "for SBD's .mat files: pip install 'afactl[sbd]'"),
@@ -46,7 +50,11 @@ OPTIONAL = (
 
 def examine() -> list[Finding]:
     """Everything worth knowing before a job or in a bug report."""
-    findings = [Finding("afactl", __version__), Finding("python", f"{platform.python_version()} on {platform.platform()}"), *_torch()]
+    findings = [
+        Finding("afactl", __version__),
+        Finding("python", f"{platform.python_version()} on {platform.platform()}"),
+        *_torch(),
+    ]
     for module in REQUIRED:
         findings.append(_package(module, module, f"pip install {module}", broken=True))
     for module, distribution, advice in OPTIONAL:
@@ -64,16 +72,20 @@ def examine() -> list[Finding]:
 
 def _shared_memory(free: float) -> Finding:
     """Workers hand their photos over through it; containers often get 64 MB."""
-    advice = "" if free > 0.5 else "too little for workers: start the container with --shm-size=2g, or --set train.workers=0"
+    advice = (
+        "" if free > 0.5 else "too little for workers: start the container with --shm-size=2g, or --set train.workers=0"
+    )
     return Finding("shared memory", f"{free:.1f} GB free", advice)
 
 
 def _torch() -> list[Finding]:
     try:
         import torch
-    except Exception as error:  # noqa: BLE001 - a broken installation raises anything
+    except Exception as error:
         return [Finding("torch", f"cannot be imported: {error}", "pip install --force-reinstall torch", broken=True)]
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    devices = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return [
         Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
         Finding("CUDA", ", ".join(devices) or "none usable; jobs run on the CPU"),
@@ -89,16 +101,18 @@ def _torchvision(torch_version: str) -> list[Finding]:
         return []
     try:
         importlib.import_module("torchvision")
-    except Exception as error:  # noqa: BLE001 - such as: operator torchvision::nms does not exist
+    except Exception as error:
         advice = "built for another torch; install both from one place: pip install --force-reinstall torch torchvision"
-        return [Finding("torchvision", f"{version} does not go with torch {torch_version} ({first_line(error)})", advice)]
+        return [
+            Finding("torchvision", f"{version} does not go with torch {torch_version} ({first_line(error)})", advice)
+        ]
     return [Finding("torchvision", version)]
 
 
 def _package(module: str, distribution: str, advice: str, broken: bool) -> Finding:
     try:
         importlib.import_module(module)
-    except Exception as error:  # noqa: BLE001 - a broken extension module raises anything
+    except Exception as error:
         return Finding(distribution, f"missing ({error})", advice, broken)
     names = _distributions().get(module.partition(".")[0], [distribution])
     return Finding(distribution, importlib.metadata.version(names[0]))
@@ -117,7 +131,9 @@ def _folder(what: str, folder: Path) -> Finding:
     free = shutil.disk_usage(existing).free / 1e9
     if not os.access(existing, os.W_OK):
         return Finding(what, f"{folder}, not writable", "give another folder (AFACTL_CACHE, --out)")
-    return Finding(what, f"{folder}, {free:.1f} GB free", "" if free > 2 else "less than 2 GB free: make room before a long job")
+    return Finding(
+        what, f"{folder}, {free:.1f} GB free", "" if free > 2 else "less than 2 GB free: make room before a long job"
+    )
 
 
 @app.command(epilog="Example: afactl doctor")

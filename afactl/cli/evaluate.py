@@ -40,8 +40,15 @@ def evaluate(
     run: RunOption = None,
     data: DataOption = None,
     per_class: PerClassOption = False,
-    worst: Annotated[int, typer.Option("--worst", metavar="N", min=0, max=100, help="draw the N worst images with truth and segmentation")] = 0,
-    examples: Annotated[int, typer.Option("--examples", metavar="N", min=0, max=100, help="draw N images from worst to best (Fig. 6)")] = 0,
+    worst: Annotated[
+        int,
+        typer.Option(
+            "--worst", metavar="N", min=0, max=100, help="draw the N worst images with truth and segmentation"
+        ),
+    ] = 0,
+    examples: Annotated[
+        int, typer.Option("--examples", metavar="N", min=0, max=100, help="draw N images from worst to best (Fig. 6)")
+    ] = 0,
     palette: PaletteOption = Palette.safe,
     json_file: JsonOption = None,
     checkpoint: CheckpointOption = Which.last,
@@ -67,7 +74,16 @@ def evaluate(
         print_per_class({score.name: score for score in scores}, found.classes)
     figures = {score.name: score.miou for score in scores}
     if json_file is not None:
-        write_json(json_file, {"split": split, "images": len(found.samples), "run": str(trained.folder), "step": trained.iteration, "miou": figures})
+        write_json(
+            json_file,
+            {
+                "split": split,
+                "images": len(found.samples),
+                "run": str(trained.folder),
+                "step": trained.iteration,
+                "miou": figures,
+            },
+        )
     for name, count in (("worst", worst), ("examples", examples)):
         if count and not out.quiet:
             from afactl.pictures.figures import draw_ranked

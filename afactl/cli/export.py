@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -16,8 +16,14 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command(epilog="Example: afactl export --run runs/voc --out voc.safetensors")
 def export(
     run: RunOption = None,
-    out_file: Annotated[Optional[Path], typer.Option("--out", help="file to write; default: in the run's folder")] = None,
-    form: Annotated[WeightsFormat, typer.Option("--format", help="safetensors: for --init and other tools; authors: .pth under the names of the authors' code")] = WeightsFormat.safetensors,
+    out_file: Annotated[Path | None, typer.Option("--out", help="file to write; default: in the run's folder")] = None,
+    form: Annotated[
+        WeightsFormat,
+        typer.Option(
+            "--format",
+            help="safetensors: for --init and other tools; authors: .pth under the names of the authors' code",
+        ),
+    ] = WeightsFormat.safetensors,
     checkpoint: CheckpointOption = Which.last,
 ) -> None:
     """Write the weights alone, to be passed on or to start another training from."""
@@ -31,4 +37,7 @@ def export(
     export_weights(found.folder, target, form.value)
     start = run_preset(folder).model.init
     origin = "random weights" if start == "none" else f"{start}, whose licence holds for these too"
-    out.print(f"weights: {target} ({target.stat().st_size / 1e6:.1f} MB), {found.folder.name} checkpoint; trained from {origin}", markup=False)
+    out.print(
+        f"weights: {target} ({target.stat().st_size / 1e6:.1f} MB), {found.folder.name} checkpoint; trained from {origin}",
+        markup=False,
+    )

@@ -76,7 +76,9 @@ def _processes(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return contextlib.nullcontext()
     if arguments[:1] and arguments[0] not in SHARED:
-        raise UsageError(f"afactl {arguments[0]}: runs in one process; only {', '.join(SHARED)} can share their work under torchrun")
+        raise UsageError(
+            f"afactl {arguments[0]}: runs in one process; only {', '.join(SHARED)} can share their work under torchrun"
+        )
     # DistributedDataParallel would wonder at every phase that uses all parameters.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from afactl.machine.distributed import joined
@@ -119,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
             traceback.print_exc()
         error_line(f"{error.filename or 'the system says'}: {error.strerror or error}; mend that, then call again")
         code = 1
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a bug is told in one line too
+    except Exception as error:
         if verbose:
             raise
         error_line(f"unexpected {type(error).__name__}: {error} (this is a bug; --verbose shows where)")

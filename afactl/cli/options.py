@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -68,18 +68,32 @@ class WeightsFormat(str, Enum):
     authors = "authors"
 
 
-RunOption = Annotated[Optional[Path], typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")]
-DataOption = Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset; default: where the run was trained from")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="folder of the dataset; default: where the run was trained from")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
-JsonOption = Annotated[Optional[Path], typer.Option("--json", help="also write the figures to this file")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="make the caches anew")]
-PaletteOption = Annotated[Palette, typer.Option("--palette", help="colours of pictures: safe for all eyes, or VOC's own")]
+PaletteOption = Annotated[
+    Palette, typer.Option("--palette", help="colours of pictures: safe for all eyes, or VOC's own")
+]
 PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print IoU per class")]
 SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
 CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF")]
-BackendOption = Annotated[Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")]
-FormatOption = Annotated[Format, typer.Option("--format", help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat, label-studio: one file for all")]
+BackendOption = Annotated[
+    Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")
+]
+FormatOption = Annotated[
+    Format,
+    typer.Option(
+        "--format",
+        help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat, label-studio: one file for all",
+    ),
+]
 DumpFormatOption = Annotated[DumpFormat, typer.Option("--format", help="npy: also one IRN-style dictionary per image")]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,13 +34,24 @@ app = typer.Typer(rich_markup_mode=None)
 def predict(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="files, folders or globs")],
     run: RunOption = None,
-    out_folder: Annotated[Optional[Path], typer.Option("--out", help="folder for the masks; default: RUN/predictions")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", help="folder for the masks; default: RUN/predictions")
+    ] = None,
     crf: CrfOption = False,
     crf_backend: BackendOption = Backend.torch,
     form: FormatOption = Format.png,
-    overlay: Annotated[bool, typer.Option("--overlay", help="also write the photo with its mask over it, contours and class names")] = False,
+    overlay: Annotated[
+        bool, typer.Option("--overlay", help="also write the photo with its mask over it, contours and class names")
+    ] = False,
     palette: PaletteOption = Palette.safe,
-    window: Annotated[Optional[int], typer.Option("--window", min=64, help="pass photos with a longer side than this at their own size, in overlapping windows of this side")] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window",
+            min=64,
+            help="pass photos with a longer side than this at their own size, in overlapping windows of this side",
+        ),
+    ] = None,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
@@ -57,9 +68,15 @@ def predict(
     for line in result.failed:
         error_line(line)
     kept = f", {result.kept} of them before a stop" if result.kept else ""
-    out.print(f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)")
-    out.print(f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}")
+    out.print(
+        f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)"
+    )
+    out.print(
+        f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}"
+    )
     if result.reduced:
-        out.print(f"{result.reduced} large photos: their masks were made with at most {MAX_PIXELS / 1e6:.0f} megapixels and enlarged")
+        out.print(
+            f"{result.reduced} large photos: their masks were made with at most {MAX_PIXELS / 1e6:.0f} megapixels and enlarged"
+        )
     if result.failed:
         raise typer.Exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,8 +15,8 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog="Example: afactl presets voc --copy mine.yaml")
 def presets(
-    name: Annotated[Optional[str], typer.Argument(help="print this preset")] = None,
-    copy: Annotated[Optional[Path], typer.Option("--copy", help="write it to this file, to be changed")] = None,
+    name: Annotated[str | None, typer.Argument(help="print this preset")] = None,
+    copy: Annotated[Path | None, typer.Option("--copy", help="write it to this file, to be changed")] = None,
 ) -> None:
     """List the shipped presets, print one, or copy one."""
     from afactl.presets import find_preset, preset_names, preset_summary

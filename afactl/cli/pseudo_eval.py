@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,8 +34,16 @@ app = typer.Typer(rich_markup_mode=None)
 def pseudo_eval(
     split: SplitOption = "train",
     run: RunOption = None,
-    without_afa: Annotated[Optional[Path], typer.Option("--without-afa", help="a run trained with --set affinity.enabled=false, for the row w/o AFA")] = None,
-    labels: Annotated[Labels, typer.Option("--labels", help="predicted: also rows with the classifier's labels, beside those with the true ones")] = Labels.truth,
+    without_afa: Annotated[
+        Path | None,
+        typer.Option("--without-afa", help="a run trained with --set affinity.enabled=false, for the row w/o AFA"),
+    ] = None,
+    labels: Annotated[
+        Labels,
+        typer.Option(
+            "--labels", help="predicted: also rows with the classifier's labels, beside those with the true ones"
+        ),
+    ] = Labels.truth,
     data: DataOption = None,
     per_class: PerClassOption = False,
     json_file: JsonOption = None,
@@ -56,8 +64,12 @@ def pseudo_eval(
     if without_afa is not None:
         other = open_chosen_run(without_afa, device, checkpoint)
         if other.preset.affinity.enabled:
-            raise UsageError(f"--without-afa {without_afa}: trained with the affinity branch; train one with --set affinity.enabled=false")
-        plain = score_pseudo_labels(other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA"))
+            raise UsageError(
+                f"--without-afa {without_afa}: trained with the affinity branch; train one with --set affinity.enabled=false"
+            )
+        plain = score_pseudo_labels(
+            other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA")
+        )
         scores = {WITHOUT_AFA: plain.scores[WITHOUT_PROPAGATION], **scores}
     if labels is Labels.predicted:
         guessed = with_predicted_labels(trained, found, overwrite, tracker("labels"))
@@ -78,13 +90,29 @@ def pseudo_eval(
     )
     if labels is Labels.predicted:
         f1 = label_f1([s.labels for s in found.samples], [s.labels for s in guessed.samples])
-        out.print(f"predicted labels: probability over 1/2, at least the best one; F1 against the truth {100 * f1:.1f} %")
+        out.print(
+            f"predicted labels: probability over 1/2, at least the best one; F1 against the truth {100 * f1:.1f} %"
+        )
     if result.passes:
-        out.print(f"{result.passes} images went through the network, {result.images - result.passes} came from the cache")
+        out.print(
+            f"{result.passes} images went through the network, {result.images - result.passes} came from the cache"
+        )
     else:
         out.print(f"no forward pass: all {result.images} images came from the cache ({result.labelled} labelled anew)")
     if per_class:
-        print_per_class({f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", " + PAR"), pair, strict=True)}, found.classes)
+        print_per_class(
+            {f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", " + PAR"), pair, strict=True)},
+            found.classes,
+        )
     figures = {n: {"without_par": p[0].miou, "with_par": p[1].miou} for n, p in scores.items()}
     if json_file is not None:
-        write_json(json_file, {"split": split, "images": result.images, "run": str(trained.folder), "step": trained.iteration, "miou": figures})
+        write_json(
+            json_file,
+            {
+                "split": split,
+                "images": result.images,
+                "run": str(trained.folder),
+                "step": trained.iteration,
+                "miou": figures,
+            },
+        )

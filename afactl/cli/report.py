@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -23,10 +23,16 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("report", epilog="Example: afactl report --run runs/voc --without-afa runs/plain")
 def report(
-    run: Annotated[Optional[Path], typer.Argument(metavar="[RUN]", help="run folder; default: $AFACTL_RUN, or the newest under runs/")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="run folder; default: $AFACTL_RUN, or the newest under runs/"),
+    ] = None,
     run_option: RunOption = None,
-    out_file: Annotated[Optional[Path], typer.Option("--out", help="file to write; default: RUN/report.html")] = None,
-    without_afa: Annotated[Optional[Path], typer.Option("--without-afa", metavar="RUN", help="a judged run without AFA, for the first row of Table 3")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="file to write; default: RUN/report.html")] = None,
+    without_afa: Annotated[
+        Path | None,
+        typer.Option("--without-afa", metavar="RUN", help="a judged run without AFA, for the first row of Table 3"),
+    ] = None,
     photos: Annotated[int, typer.Option("--photos", min=0, max=100, help="how many photos are shown")] = 6,
     data: DataOption = None,
     checkpoint: CheckpointOption = Which.last,

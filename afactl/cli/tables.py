@@ -23,5 +23,3 @@ def print_per_class(scores: dict[str, Score], classes: tuple[str, ...]) -> None:
     rows = [(name, *(percent(iou[i]) for iou in ious)) for i, name in enumerate(("background", *classes))]
     rows.append(("mIoU", *(percent(score.miou) for score in scores.values())))
     out.print(table("IoU % per class (a dash: not in the truth)", ("class", *scores), rows))
-
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,21 +21,32 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog="Example: afactl train voc --data VOCdevkit/VOC2012 --init mit_b1.pth --set train.max_iters=20000")
 def train(
-    preset: Annotated[Optional[str], typer.Argument(metavar="PRESET|FILE", help="a shipped preset (afactl presets) or a YAML file")] = None,
-    data: Annotated[Optional[Path], typer.Option("--data", help="folder of the dataset")] = None,
-    out_folder: Annotated[Optional[Path], typer.Option("--out", help="run folder; default: runs/PRESET-DATE-TIME")] = None,
-    init: Annotated[Optional[str], typer.Option("--init", help="starting weights: a file, hf:REPOSITORY, or none")] = None,
+    preset: Annotated[
+        str | None, typer.Argument(metavar="PRESET|FILE", help="a shipped preset (afactl presets) or a YAML file")
+    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="folder of the dataset")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="run folder; default: runs/PRESET-DATE-TIME")] = None,
+    init: Annotated[str | None, typer.Option("--init", help="starting weights: a file, hf:REPOSITORY, or none")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run --out, or the newest one")] = False,
-    allow_changes: Annotated[bool, typer.Option("--allow-changes", help="with --resume: go on with the values given now where they differ")] = False,
-    overrides: Annotated[Optional[list[str]], typer.Option("--set", metavar="KEY=VALUE", help="change a value, such as train.max_iters=100; repeatable")] = None,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="also write curves and pictures for TensorBoard into RUN/tensorboard")] = False,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="with --resume: go on with the values given now where they differ")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="change a value, such as train.max_iters=100; repeatable"),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="also write curves and pictures for TensorBoard into RUN/tensorboard")
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train from image-level labels; writes a run folder."""
     from afactl.training.job import train as train_preset
 
     with training_reporter() as report:
-        result = train_preset(preset, data, out_folder, init, resume, overrides or [], device, report, allow_changes, tensorboard)
+        result = train_preset(
+            preset, data, out_folder, init, resume, overrides or [], device, report, allow_changes, tensorboard
+        )
     if result.validation:
         names = {"val_seg_miou": "segmentation", "val_cam_miou": "CAM, image-level truth used"}
         rows = [(names[name], percent(value)) for name, value in result.validation.items()]

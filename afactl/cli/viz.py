@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -21,10 +21,15 @@ from afactl.cli.options import (
 from afactl.errors import UsageError
 from afactl.machine.terminal import out
 
-OutOption = Annotated[Optional[Path], typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")
+]
 
 
-PhotoArgument = Annotated[Optional[Path], typer.Argument(help="a photo; default: the first of the validation split, or of training where there is none")]
+PhotoArgument = Annotated[
+    Path | None,
+    typer.Argument(help="a photo; default: the first of the validation split, or of training where there is none"),
+]
 
 
 app = typer.Typer(rich_markup_mode=None)
@@ -33,10 +38,18 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
 def viz_attn(
     image: PhotoArgument = None,
-    query: Annotated[Optional[list[str]], typer.Option("--query", metavar="X,Y", help="pixel of the photo as stored; repeatable; default: its centre")] = None,
-    layer: Annotated[Optional[int], typer.Option("--layer", help="attention of this one of the last blocks, from 1, in place of the mean")] = None,
-    head: Annotated[Optional[int], typer.Option("--head", help="attention of this head of --layer, from 1")] = None,
-    compare: Annotated[Optional[Path], typer.Option("--compare", metavar="RUN", help="a run without AFA, drawn beside it")] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Option("--query", metavar="X,Y", help="pixel of the photo as stored; repeatable; default: its centre"),
+    ] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option("--layer", help="attention of this one of the last blocks, from 1, in place of the mean"),
+    ] = None,
+    head: Annotated[int | None, typer.Option("--head", help="attention of this head of --layer, from 1")] = None,
+    compare: Annotated[
+        Path | None, typer.Option("--compare", metavar="RUN", help="a run without AFA, drawn beside it")
+    ] = None,
     run: RunOption = None,
     data: DataOption = None,
     out_file: OutOption = None,
@@ -76,8 +89,14 @@ def viz_heads(
 
 @app.command("viz-cams", epilog="Example: afactl viz-cams --without-afa runs/plain")
 def viz_cams(
-    images: Annotated[Optional[list[Path]], typer.Argument(help="photos, a row each; default: the first three of the validation split, or of training")] = None,
-    without_afa: Annotated[Optional[Path], typer.Option("--without-afa", metavar="RUN", help="a run without AFA, whose CAM stands beside ours")] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(help="photos, a row each; default: the first three of the validation split, or of training"),
+    ] = None,
+    without_afa: Annotated[
+        Path | None,
+        typer.Option("--without-afa", metavar="RUN", help="a run without AFA, whose CAM stands beside ours"),
+    ] = None,
     run: RunOption = None,
     data: DataOption = None,
     out_file: OutOption = None,
@@ -98,7 +117,7 @@ def viz_cams(
 @app.command("viz-par", epilog="Example: afactl viz-par photo.jpg --gif par.gif")
 def viz_par(
     image: PhotoArgument = None,
-    gif: Annotated[Optional[Path], typer.Option("--gif", help="also write the way of the labels as an animation")] = None,
+    gif: Annotated[Path | None, typer.Option("--gif", help="also write the way of the labels as an animation")] = None,
     run: RunOption = None,
     data: DataOption = None,
     out_file: OutOption = None,

@@ -53,8 +53,6 @@ class Report(NamedTuple):
     defects: list[Defect]
 
 
-
-
 def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Report:
     """Decode every photo and mask of the splits.
 
@@ -74,7 +72,9 @@ def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Re
     for number, name in enumerate(classes if taught else ()):
         elsewhere = [one.name for one in facts if one.classes[number]]
         if elsewhere and not taught[number]:
-            defects.append(Defect("class without training photos", name, f"occurs in {', '.join(elsewhere)} but never in {train}"))
+            defects.append(
+                Defect("class without training photos", name, f"occurs in {', '.join(elsewhere)} but never in {train}")
+            )
     return Report(classes, facts, defects)
 
 
@@ -102,10 +102,14 @@ def _check_split(split: Split, seen: dict[bytes, str], track: Track) -> tuple[Sp
     heights, widths = zip(*sizes, strict=True) if sizes else ((0,), (0,))
     counts = Counter(label for sample in split.samples for label in sample.labels)
     return SplitFacts(
-        split.name, len(split.samples), _spread(heights), _spread(widths),
+        split.name,
+        len(split.samples),
+        _spread(heights),
+        _spread(widths),
         tuple(counts[number] for number in range(len(split.classes))),
-        dict(sorted(Counter(len(sample.labels) for sample in split.samples).items())), split.read_mask is not None,
-    ), defects  # fmt: skip
+        dict(sorted(Counter(len(sample.labels) for sample in split.samples).items())),
+        split.read_mask is not None,
+    ), defects
 
 
 def _spread(values: Sequence[int]) -> tuple[int, int, int]:
@@ -130,7 +134,9 @@ def _read(split: Split, sample: Sample) -> _Read:
         drawn = set(values_of(mask))
         named = {label + 1 for label in sample.labels}
         if drawn != named:
-            pairs = [(value, "in the mask") for value in drawn - named] + [(value, "among the labels") for value in named - drawn]
+            pairs = [(value, "in the mask") for value in drawn - named] + [
+                (value, "among the labels") for value in named - drawn
+            ]
             only = [f"{split.classes[value - 1]} is only {place}" for value, place in sorted(pairs)]
             defects.append(Defect("labels contradict the mask", str(sample.image), "; ".join(only)))
     return _Read(size, digest, defects)

@@ -103,7 +103,9 @@ def prepared_paths(root: Path, split: str) -> tuple[Path, Path]:
     """
     path = annotations_path(root, split)
     if not path.is_file():
-        raise DataError(f"{path}: expected COCO annotations there; give --data with train{YEAR}/, val{YEAR}/ and annotations/")
+        raise DataError(
+            f"{path}: expected COCO annotations there; give --data with train{YEAR}/, val{YEAR}/ and annotations/"
+        )
     digest = hashlib.sha256(str(path.stat().st_size).encode())
     with open(path, "rb") as file:
         digest.update(file.read(2**20))
@@ -145,7 +147,9 @@ def read_part(path: Path, part: int, parts: int) -> Instances:
             found = Region(one["category_id"], float(one["area"]), bool(one.get("iscrowd")), shape)
             regions[one["image_id"]].append(found)
     if not categories or not photos:
-        raise DataError(f"{path}: expected lists of images, annotations and categories, found no {'images' if categories else 'categories'}")
+        raise DataError(
+            f"{path}: expected lists of images, annotations and categories, found no {'images' if categories else 'categories'}"
+        )
     index = {number: i for i, (number, _) in enumerate(categories)}
     unknown = {one.category for photo in photos for one in photo.regions} - index.keys()
     if unknown:
@@ -163,8 +167,11 @@ def _items(path: Path, file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise DependencyError("COCO annotations need ijson: pip install 'afactl[coco]'") from error
     file.seek(0)
-    needed = {"categories": ("id", "name"), "annotations": ("image_id", "category_id", "segmentation", "area"),
-              "images": ("id", "file_name", "height", "width")}[name]  # fmt: skip
+    needed = {
+        "categories": ("id", "name"),
+        "annotations": ("image_id", "category_id", "segmentation", "area"),
+        "images": ("id", "file_name", "height", "width"),
+    }[name]
     try:
         for one in ijson.items(file, f"{name}.item", use_float=True):
             missing = [key for key in needed if not isinstance(one, dict) or key not in one]

@@ -136,11 +136,30 @@ def _polygon(kind: int) -> list[list[tuple[float, float]]]:
         return [[(float(np.sin(t)), float(-np.cos(t))) for t in np.arange(3) * 2 * np.pi / 3]]
     if name == "star":
         radii = [1.0, 0.5] * 5
-        return [[(float(r * np.sin(t)), float(-r * np.cos(t))) for r, t in zip(radii, np.arange(10) * np.pi / 5, strict=True)]]
+        return [
+            [
+                (float(r * np.sin(t)), float(-r * np.cos(t)))
+                for r, t in zip(radii, np.arange(10) * np.pi / 5, strict=True)
+            ]
+        ]
     if name == "ring":
         return [circle, [(0.42 * x, 0.42 * y) for x, y in circle]]
-    return [[(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm),
-             (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)]]  # fmt: skip
+    return [
+        [
+            (-arm, -1),
+            (arm, -1),
+            (arm, -arm),
+            (1, -arm),
+            (1, arm),
+            (arm, arm),
+            (arm, 1),
+            (-arm, 1),
+            (-arm, arm),
+            (-1, arm),
+            (-1, -arm),
+            (-arm, -arm),
+        ]
+    ]
 
 
 def _free_place(
@@ -264,10 +283,14 @@ def generate(folder: Path, *, train: int = TRAIN, val: int = VAL, size: int = SI
             if _recipe(folder) != recipe:
                 _replace(folder, recipe)
     except Timeout as error:
-        raise DataError(f"{folder}: another process has been generating it for ten minutes; stop that one first") from error
+        raise DataError(
+            f"{folder}: another process has been generating it for ten minutes; stop that one first"
+        ) from error
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{folder}: the demo data cannot be written there ({reason}); set AFACTL_CACHE to a folder that can") from error
+        raise DataError(
+            f"{folder}: the demo data cannot be written there ({reason}); set AFACTL_CACHE to a folder that can"
+        ) from error
     return folder
 
 
@@ -281,7 +304,9 @@ def _recipe(folder: Path) -> dict[str, int] | None:
 
 def _replace(folder: Path, recipe: dict[str, int]) -> None:
     if folder.exists() and any(folder.iterdir()) and _recipe(folder) is None:
-        raise DataError(f"{folder}: expected an empty folder or generated demo data, found other files; set AFACTL_CACHE to another folder")
+        raise DataError(
+            f"{folder}: expected an empty folder or generated demo data, found other files; set AFACTL_CACHE to another folder"
+        )
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     rows = []

@@ -34,14 +34,18 @@ def load(root: Path, split: str) -> Split:
         # Masks are named by the ids, and some file systems do not tell a.png from A.png.
         first = seen.setdefault(image_id.casefold(), row)
         if first is not row:
-            raise DataError(f"{row.where}: {row.image} is listed twice (first: {first.where}); names must differ in more than case")
+            raise DataError(
+                f"{row.where}: {row.image} is listed twice (first: {first.where}); names must differ in more than case"
+            )
         unknown = [name for name in row.names if name not in index]
         if unknown:
             raise DataError(f'{row.where}: class "{unknown[0]}" is not in classes.txt{nearest(unknown[0], classes)}')
         if row.split == split:
             samples.append(Sample(image_id, root / row.image, tuple(sorted({index[name] for name in row.names}))))
     if not samples:
-        raise DataError(f'{root}: split "{split}" is empty; splits there: {", ".join(sorted({row.split for row in rows}))}')
+        raise DataError(
+            f'{root}: split "{split}" is empty; splits there: {", ".join(sorted({row.split for row in rows}))}'
+        )
 
     def mask_path(sample: Sample) -> Path:
         return mask_of(root, sample.image_id)
@@ -69,10 +73,13 @@ def image_ids(images: Sequence[str]) -> list[str]:
     for image in images:
         path = PurePosixPath(image)
         stem = path.with_name(path.stem)
-        stems.append(str(stem.relative_to(stem.parts[0])) if stem.parts[0] in PHOTOS and len(stem.parts) > 1 else str(stem))
+        stems.append(
+            str(stem.relative_to(stem.parts[0])) if stem.parts[0] in PHOTOS and len(stem.parts) > 1 else str(stem)
+        )
     times = Counter(stem.casefold() for stem in stems)
     return [
-        stem + PurePosixPath(image).suffix if times[stem.casefold()] > 1 else stem for stem, image in zip(stems, images, strict=True)
+        stem + PurePosixPath(image).suffix if times[stem.casefold()] > 1 else stem
+        for stem, image in zip(stems, images, strict=True)
     ]
 
 

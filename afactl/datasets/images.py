@@ -135,7 +135,9 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     elif image.mode in ("P", "L", "1"):
         mask = np.array(image.convert("L") if image.mode == "1" else image)
     else:
-        raise DataError(f"{path}: expected an indexed, grey or colour-coded mask, got mode {image.mode}; save class numbers as PNG")
+        raise DataError(
+            f"{path}: expected an indexed, grey or colour-coded mask, got mode {image.mode}; save class numbers as PNG"
+        )
     counts = np.array(Image.fromarray(mask).histogram())
     wrong = np.flatnonzero(counts[classes + 1 : IGNORE]) + classes + 1
     if len(wrong):
@@ -162,7 +164,9 @@ def _indices_of(path: Path, colors: np.ndarray) -> np.ndarray:
     found = order[np.searchsorted(known, codes, sorter=order).clip(max=255)]
     strange = codes[known[found] != codes]
     if len(strange):
-        raise UnknownValueError(f"{path}: colour #{strange[0]:06x} is none of VOC's; save class numbers as an indexed PNG, or use VOC's colours")
+        raise UnknownValueError(
+            f"{path}: colour #{strange[0]:06x} is none of VOC's; save class numbers as an indexed PNG, or use VOC's colours"
+        )
     return found.astype(np.uint8)[place].reshape(colors.shape[:2])
 
 

@@ -83,7 +83,9 @@ def prepare_voc(
     if augmented:
         found = {path.stem for path in target.glob("*.png")} | set(official["train"])
         listed[voc.AUGMENTED] = sorted(found - held_out)
-        _write_text(root / "ImageSets" / "Segmentation" / f"{voc.AUGMENTED}.txt", "\n".join(listed[voc.AUGMENTED]) + "\n")
+        _write_text(
+            root / "ImageSets" / "Segmentation" / f"{voc.AUGMENTED}.txt", "\n".join(listed[voc.AUGMENTED]) + "\n"
+        )
 
     masks = voc.mask_files(root)
     ids = sorted({image_id for ids in listed.values() for image_id in ids if image_id in masks})
@@ -98,7 +100,9 @@ def prepare_voc(
         in_xml = {name for name, hard in read_xml(xml)[1] if difficult or not hard} & set(voc.CLASSES)
         labels[image_id] = sorted(in_xml)
         if in_mask != in_xml:
-            disagreements.append(Disagreement(image_id, tuple(sorted(in_mask - in_xml)), tuple(sorted(in_xml - in_mask))))
+            disagreements.append(
+                Disagreement(image_id, tuple(sorted(in_mask - in_xml)), tuple(sorted(in_xml - in_mask)))
+            )
     chosen = root / voc.LABELS
     if from_xml:
         _write_text(chosen, json.dumps(labels, indent=0))
@@ -125,10 +129,12 @@ def _read_sbd(path: Path) -> np.ndarray:
         raise DependencyError("SBD's .mat files need scipy: pip install 'afactl[sbd]'") from error
     try:
         mask = np.asarray(loadmat(path, squeeze_me=True, struct_as_record=False)["GTcls"].Segmentation)
-    except Exception as error:  # noqa: BLE001 - scipy raises whatever the broken bytes lead to
+    except Exception as error:
         raise DataError(f"{path}: cannot be read as a mask of SBD ({error}); copy it again") from error
     if mask.ndim != 2 or mask.min() < 0 or mask.max() > len(voc.CLASSES):
-        raise DataError(f"{path}: expected class numbers 0..{len(voc.CLASSES)} by pixel, got {mask.shape} up to {mask.max()}")
+        raise DataError(
+            f"{path}: expected class numbers 0..{len(voc.CLASSES)} by pixel, got {mask.shape} up to {mask.max()}"
+        )
     return mask.astype(np.uint8)
 
 
@@ -167,7 +173,9 @@ def prepare_coco(root: Path, split: str, track: Track = iter) -> PreparedCoco:
             return 1
 
         with ThreadPoolExecutor() as pool:
-            drawn += sum(done for done, _ in zip(pool.map(draw, instances.photos), track(instances.photos), strict=True))
+            drawn += sum(
+                done for done, _ in zip(pool.map(draw, instances.photos), track(instances.photos), strict=True)
+            )
         photos += [(photo.name, instances.labels(photo)) for photo in instances.photos]
         empty += sum(not photo.regions for photo in instances.photos)
     # Last: with the table there, the masks are there.
@@ -245,7 +253,9 @@ def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
     """The photos that have a mask, with the classes in it, and how many have none."""
     names = folder.read_classes(root)
     if names is None:
-        raise DataError(f"{root / 'classes.txt'}: expected the names of the mask values 1, 2, ..., one per line, found no such file")
+        raise DataError(
+            f"{root / 'classes.txt'}: expected the names of the mask values 1, 2, ..., one per line, found no such file"
+        )
     rows = photos_without_labels(root)
     masks = [folder.mask_of(root, image_id) for image_id in folder.image_ids([row.image for row in rows])]
     made = []
@@ -253,7 +263,9 @@ def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
         if mask.is_file():
             made.append(row._replace(names=tuple(names[value - 1] for value in values_of(read_mask(mask, len(names))))))
     if not made:
-        raise DataError(f"{root / 'masks'}: expected masks at the photos' paths (images/a.jpg -> masks/a.png), found none of {len(rows)}")
+        raise DataError(
+            f"{root / 'masks'}: expected masks at the photos' paths (images/a.jpg -> masks/a.png), found none of {len(rows)}"
+        )
     return made, len(rows) - len(made)
 
 

@@ -61,7 +61,9 @@ def load_split(name: str, root: Path | None, split: str) -> Split:
         # Masks and arrays are written under their ids.
         path = PurePosixPath(sample.image_id)
         if path.is_absolute() or ".." in path.parts or "\0" in sample.image_id:
-            raise DataError(f"--data {root}: the image id {sample.image_id!r} leaves the folder that results go to; rename it")
+            raise DataError(
+                f"--data {root}: the image id {sample.image_id!r} leaves the folder that results go to; rename it"
+            )
     return found
 
 

@@ -86,7 +86,9 @@ def write_csv(table: Path, rows: Sequence[Row]) -> None:
         writer.writerow(("image", "split", "labels"))
         for row in rows:
             if any("|" in name or name != name.strip() for name in row.names):
-                raise DataError(f"{row.where}: class names in labels.csv hold no | and no blanks at their ends, got {', '.join(row.names)}")
+                raise DataError(
+                    f"{row.where}: class names in labels.csv hold no | and no blanks at their ends, got {', '.join(row.names)}"
+                )
             writer.writerow((row.image, row.split, "|".join(row.names)))
 
 
@@ -159,10 +161,14 @@ def _coco(table: Path) -> list[Row]:
             found.setdefault(one["image_id"], []).append(names[one["category_id"]])
         photos = [(one["file_name"], found.get(one["id"], [])) for one in entries["images"]]
     except (KeyError, TypeError) as error:
-        raise DataError(f"{table}: expected COCO's lists images, annotations and categories; missing or unknown: {error}") from error
+        raise DataError(
+            f"{table}: expected COCO's lists images, annotations and categories; missing or unknown: {error}"
+        ) from error
     folder = "images/" if (table.parent / "images").is_dir() else ""
     below = [(image if image.startswith(folder) else folder + image, labels) for image, labels in photos]
-    return [Row(f'{table}, "{image}"', image, _place(image)[0], tuple(dict.fromkeys(labels))) for image, labels in below]
+    return [
+        Row(f'{table}, "{image}"', image, _place(image)[0], tuple(dict.fromkeys(labels))) for image, labels in below
+    ]
 
 
 def _xml(folder: Path) -> list[Row]:
@@ -188,7 +194,10 @@ def read_xml(path: Path) -> tuple[str, list[tuple[str, bool]]]:
     image = (tree.findtext("filename") or "").strip()
     if not image:
         raise DataError(f"{path}: expected a VOC annotation with a filename, found none")
-    objects = [((one.findtext("name") or "").strip(), (one.findtext("difficult") or "0").strip() == "1") for one in tree.iter("object")]
+    objects = [
+        ((one.findtext("name") or "").strip(), (one.findtext("difficult") or "0").strip() == "1")
+        for one in tree.iter("object")
+    ]
     return image, [found for found in objects if found[0]]
 
 
@@ -202,7 +211,9 @@ def _parse(table: Path) -> Any:
 def _text(path: Path) -> str:
     size = path.stat().st_size
     if size > MAX_BYTES:
-        raise DataError(f"{path}: {size / 2**20:.0f} MiB, more than the {MAX_BYTES // 2**20} that a table of labels may have; split the dataset")
+        raise DataError(
+            f"{path}: {size / 2**20:.0f} MiB, more than the {MAX_BYTES // 2**20} that a table of labels may have; split the dataset"
+        )
     try:
         # utf-8-sig: spreadsheets write a byte order mark.
         return path.read_text(encoding="utf-8-sig")
@@ -211,5 +222,8 @@ def _text(path: Path) -> str:
 
 
 _READERS: dict[str, Callable[[Path], list[Row]]] = {
-    "labels.csv": _csv, "labels.json": _json, "annotations.json": _coco, "Annotations": _xml,
-}  # fmt: skip
+    "labels.csv": _csv,
+    "labels.json": _json,
+    "annotations.json": _coco,
+    "Annotations": _xml,
+}

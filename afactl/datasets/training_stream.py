@@ -58,7 +58,7 @@ class TrainingStream(Dataset):
         return self.split.samples[self._order[place]]
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        """"image" 3 x s x s uint8, "label" C float32, "box" 4 int64 (y0, y1, x0, x1), "image_id"."""
+        """ "image" 3 x s x s uint8, "label" C float32, "box" 4 int64 (y0, y1, x0, x1), "image_id"."""
         if not 0 <= item < len(self):
             # Plain iteration over a sequence ends by this error.
             raise IndexError(f"item {item}: the stream has {len(self)}")

@@ -103,7 +103,10 @@ def mask_view(mask: np.ndarray, window: Window) -> Tensor:
 def _view(planes: Tensor, window: Window, mode: str, padding: int) -> Tensor:
     top, bottom, left, right = window.part
     shown = F.interpolate(
-        planes[None, :, top:bottom, left:right], size=(window.rows, window.columns), mode=mode, antialias=mode == "bilinear"
+        planes[None, :, top:bottom, left:right],
+        size=(window.rows, window.columns),
+        mode=mode,
+        antialias=mode == "bilinear",
     )[0]
     if window.mirrored:
         shown = shown.flip(-1)

@@ -20,10 +20,27 @@ from afactl.datasets.samples import Sample, Split
 from afactl.errors import DataError, nearest
 
 CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
-    "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
-    "train", "tvmonitor",
-)  # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 LISTS = ("train", "val", "trainval")
 AUGMENTED = "train_aug"
 AUGMENTED_FOLDER = "SegmentationClassAug"
@@ -45,7 +62,9 @@ def load(root: Path, split: str) -> Split:
     ids = _augmented(root) if split == AUGMENTED else read_list(root, split)
     missing = [image_id for image_id in ids if image_id not in masks]
     if missing:
-        raise DataError(f"{root}: {len(missing)} of {len(ids)} masks of split {split} are missing (first: {missing[0]})")
+        raise DataError(
+            f"{root}: {len(missing)} of {len(ids)} masks of split {split} are missing (first: {missing[0]})"
+        )
     paths = [masks[image_id] for image_id in ids]
     labels = labels_from_masks(paths, len(CLASSES))
     chosen = _chosen_labels(root)
@@ -77,7 +96,9 @@ def splits(root: Path) -> list[str]:
 def _check_layout(root: Path) -> None:
     if (root / "JPEGImages").is_dir() and (root / "ImageSets" / "Segmentation").is_dir():
         return
-    below = [p.parent for p in (root / "VOC2012", root / "VOCdevkit" / "VOC2012") for p in [p / "JPEGImages"] if p.is_dir()]
+    below = [
+        p.parent for p in (root / "VOC2012", root / "VOCdevkit" / "VOC2012") for p in [p / "JPEGImages"] if p.is_dir()
+    ]
     hint = f"; give --data {below[0]}" if below else "; give the VOC2012 folder of VOCdevkit"
     raise DataError(f"--data {root}: expected JPEGImages/ and ImageSets/Segmentation/ in it{hint}")
 
@@ -85,7 +106,9 @@ def _check_layout(root: Path) -> None:
 def mask_files(root: Path) -> dict[str, Path]:
     """The mask of each image id that has one."""
     # SBD corrects nothing in the official masks, so the official one comes first where both exist.
-    return {mask.stem: mask for folder in (AUGMENTED_FOLDER, "SegmentationClass") for mask in (root / folder).glob("*.png")}
+    return {
+        mask.stem: mask for folder in (AUGMENTED_FOLDER, "SegmentationClass") for mask in (root / folder).glob("*.png")
+    }
 
 
 def _chosen_labels(root: Path) -> dict[str, tuple[int, ...]]:
@@ -96,7 +119,9 @@ def _chosen_labels(root: Path) -> dict[str, tuple[int, ...]]:
         table = json.loads(path.read_text(encoding="utf-8"))
         return {image_id: tuple(sorted(CLASSES.index(name) for name in names)) for image_id, names in table.items()}
     except (ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{path}: expected image ids with class names ({error}); write it anew with afactl data prepare voc") from error
+        raise DataError(
+            f"{path}: expected image ids with class names ({error}); write it anew with afactl data prepare voc"
+        ) from error
 
 
 def read_list(root: Path, split: str) -> list[str]:

@@ -133,9 +133,11 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
             pseudo, truth = labels.read(sample.image_id)["labels"], split.read_mask(sample)
             for row, par in names:
                 counts[row, par] += confusion_matrix(truth, pseudo[row, par], classes)
-    scores = {
-        name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(TABLE3_ROWS)
+    scores = {name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(TABLE3_ROWS)}
+    rows = {
+        f"{name}{with_par}": score.confusion
+        for name, pair in scores.items()
+        for with_par, score in zip(("", " + PAR"), pair, strict=True)
     }
-    rows = {f"{name}{with_par}": score.confusion for name, pair in scores.items() for with_par, score in zip(("", " + PAR"), pair, strict=True)}
     keep_scores(run, f"pseudo-{split.name}", split, rows)
     return Table3(scores, len(split.samples), passes, labelled)

@@ -30,9 +30,7 @@ SEGMENTATION_ROWS = ("single scale", "multi-scale + flip", "multi-scale + flip +
 
 
 @torch.no_grad()
-def validate(
-    model: AFA, split: Split, preset: Preset, device: torch.device, track: Track = iter
-) -> dict[str, float]:
+def validate(model: AFA, split: Split, preset: Preset, device: torch.device, track: Track = iter) -> dict[str, float]:
     """The validation during training: one pass per photo for the segmentation, and the raw CAM.
 
     Several processes share the photos; each gets the scores of all.
@@ -90,7 +88,9 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
             single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
             fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
             if not torch.isfinite(fused).all():
-                raise DataError(f"{sample.image}: the network gives non-finite values (NaN); its weights are broken, train again")
+                raise DataError(
+                    f"{sample.image}: the network gives non-finite values (NaN); its weights are broken, train again"
+                )
             for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
                 found = confusion_matrix(truth, to_uint8(logits.max(dim=0).indices), classes)
                 counts[name] += found

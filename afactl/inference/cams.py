@@ -74,9 +74,7 @@ def likely_labels(run: TrainedRun, image: np.ndarray) -> list[int]:
     return found or [int(logits.argmax())]
 
 
-def with_predicted_labels(
-    run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter
-) -> Split:
+def with_predicted_labels(run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter) -> Split:
     """The split with the labels that the classifier finds in place of the true ones, by way of the run's cache."""
     header = CacheHeader("predicted-labels", {}, run.weights, data_fingerprint(split))
     samples = []
@@ -144,9 +142,7 @@ def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray |
     return record, True
 
 
-def dump_cams(
-    run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter
-) -> tuple[Path, int, int]:
+def dump_cams(run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter) -> tuple[Path, int, int]:
     """Put the CAMs, affinity and attention of a split into the run's cache; finished images are skipped.
 
     Several processes share the images: each writes a file of its own, which rank 0 takes into the cache when
@@ -216,7 +212,13 @@ def export_cams(run: TrainedRun, split: Split, track: Track = iter) -> Path:
             record = read_record(cache, sample.image_id)
             cam = torch.from_numpy(record.cam).float()
             quarter = tuple(math.ceil(side / 4) for side in cam.shape[1:])
-            small = F.interpolate(cam[None], size=quarter, mode="bilinear", align_corners=False)[0] if len(cam) else cam.new_zeros(0, *quarter)
+            small = (
+                F.interpolate(cam[None], size=quarter, mode="bilinear", align_corners=False)[0]
+                if len(cam)
+                else cam.new_zeros(0, *quarter)
+            )
             with whole_file(target) as fresh, open(fresh, "wb") as file:
-                np.save(file, {"keys": record.classes, "cam": small.numpy(), "high_res": cam.numpy()}, allow_pickle=True)
+                np.save(
+                    file, {"keys": record.classes, "cam": small.numpy(), "high_res": cam.numpy()}, allow_pickle=True
+                )
     return folder

@@ -73,7 +73,9 @@ def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> S
             f"but the dataset has {', '.join(found.classes)}; give the dataset of the run with --data"
         )
     if masks and found.read_mask is None:
-        raise UsageError(f"split {split}: scoring needs true masks and this dataset has none; see masks/ in docs/own-data.md")
+        raise UsageError(
+            f"split {split}: scoring needs true masks and this dataset has none; see masks/ in docs/own-data.md"
+        )
     check_files(found, masks)
     return found
 

@@ -37,7 +37,9 @@ def require_compiler() -> None:
         DependencyError: neither $CXX nor g++ nor clang++ is there.
     """
     if not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")):
-        raise DependencyError("train.compile=true needs a C++ compiler (g++, clang++ or $CXX), found none; install one, or set it to false")
+        raise DependencyError(
+            "train.compile=true needs a C++ compiler (g++, clang++ or $CXX), found none; install one, or set it to false"
+        )
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

@@ -57,7 +57,9 @@ def joined() -> Iterator[None]:
     except RuntimeError as error:
         # What gloo and NCCL say when the other end of a connection is gone.
         if isinstance(error, dist.DistError) or "onnection" in str(error):
-            raise AfactlError(f"rank {rank()}: stopped, since another process has ended; its message tells why") from error
+            raise AfactlError(
+                f"rank {rank()}: stopped, since another process has ended; its message tells why"
+            ) from error
         raise
     # After an error this might wait for processes that are gone.
     dist.destroy_process_group()

@@ -39,9 +39,14 @@ class RateColumn(ProgressColumn):
 def progress_bar() -> Progress:
     """A bar with rate and expected end, on the standard error."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn(),
-        console=log, transient=True,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        RateColumn(),
+        TimeRemainingColumn(),
+        console=log,
+        transient=True,
+    )
 
 
 def tracker(description: str) -> Callable[[Sequence[Item]], Iterator[Item]]:
@@ -58,7 +63,9 @@ def tracker(description: str) -> Callable[[Sequence[Item]], Iterator[Item]]:
             # Every ten seconds, and the first time once the job proves to be long.
             if now - shown > (LINE_SECONDS if shown != start else QUIET_SECONDS) and done:
                 shown, rate = now, done / (now - start)
-                log.print(f"{description}: {done} of {len(items)}, {rate:.1f}/s, {(len(items) - done) / rate:.0f} s left")
+                log.print(
+                    f"{description}: {done} of {len(items)}, {rate:.1f}/s, {(len(items) - done) / rate:.0f} s left"
+                )
             yield item
 
     return track

@@ -87,7 +87,9 @@ def neighborhood_mask(height: int, width: int, radius: int, device: torch.device
         ShapeError: an empty grid or a negative radius.
     """
     if height < 1 or width < 1 or radius < 0:
-        raise ShapeError(f"neighborhood: expected a grid of 1 x 1 or more and r >= 0, got {height} x {width}, r = {radius}")
+        raise ShapeError(
+            f"neighborhood: expected a grid of 1 x 1 or more and r >= 0, got {height} x {width}, r = {radius}"
+        )
     rows = _band(height, radius, device)
     columns = _band(width, radius, device)
     return (rows[:, None, :, None] & columns[None, :, None, :]).reshape(height * width, height * width)
@@ -145,9 +147,7 @@ def transition_matrix(
     return weights / _nonzero(weights.sum(dim=-1, keepdim=True) + eps)
 
 
-def random_walk(
-    planes: Tensor, affinity: Tensor, radius: int, alpha: float = 2.0, eps: float = 0.0
-) -> Tensor:
+def random_walk(planes: Tensor, affinity: Tensor, radius: int, alpha: float = 2.0, eps: float = 0.0) -> Tensor:
     """M_aff = T vec(M) (Eq. 7), one step, without building the N x N matrix T.
 
     A tile of target tokens reaches no further than the tile grown by the radius, so each tile
@@ -193,7 +193,9 @@ class _Tile(NamedTuple):
 def _tiles(length: int, size: int, radius: int) -> list[_Tile]:
     """One axis cut into tiles, and how far each reaches with the radius."""
     return [
-        _Tile(slice(start, min(length, start + size)), slice(max(0, start - radius), min(length, start + size + radius)))
+        _Tile(
+            slice(start, min(length, start + size)), slice(max(0, start - radius), min(length, start + size + radius))
+        )
         for start in range(0, length, size)
     ]
 

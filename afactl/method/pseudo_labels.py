@@ -91,9 +91,7 @@ def cut_cam(cam: Tensor, classes: Tensor, threshold: float) -> Tensor:
     return ((classes[index] + 1) * (value > threshold)).to(torch.uint8)
 
 
-def refine_cam(
-    image: Tensor, cam: Tensor, classes: Tensor, thresholds: Sequence[float], refine: Refiner
-) -> Tensor:
+def refine_cam(image: Tensor, cam: Tensor, classes: Tensor, thresholds: Sequence[float], refine: Refiner) -> Tensor:
     """One image's CAM -> softmax with background -> PAR -> argmax, once per threshold.
 
     Args:

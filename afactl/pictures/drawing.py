@@ -54,7 +54,9 @@ def query_token(query: tuple[int, int], size: tuple[int, int], grid: tuple[int, 
     """
     (x, y), (height, width) = query, size
     if not (0 <= x < width and 0 <= y < height):
-        raise UsageError(f"--query {x},{y}: outside the photo, which is {width} x {height} pixels (x < {width}, y < {height})")
+        raise UsageError(
+            f"--query {x},{y}: outside the photo, which is {width} x {height} pixels (x < {width}, y < {height})"
+        )
     return (y * grid[0] // height) * grid[1] + x * grid[1] // width
 
 
@@ -106,7 +108,9 @@ def _contour(mask: np.ndarray, width: int) -> np.ndarray:
     edge = np.zeros(mask.shape, bool)
     for axis in (0, 1):
         for step in range(1, width + 1):
-            differs = np.take(mask, range(step, mask.shape[axis]), axis) != np.take(mask, range(mask.shape[axis] - step), axis)
+            differs = np.take(mask, range(step, mask.shape[axis]), axis) != np.take(
+                mask, range(mask.shape[axis] - step), axis
+            )
             for start in (0, step):
                 index = [slice(None), slice(None)]
                 index[axis] = slice(start, start + differs.shape[axis])
@@ -128,7 +132,9 @@ def _with_names(picture: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -
         # A name near the border is moved inside.
         x += max(0, 1 - box[0]) - max(0, box[2] + 1 - drawn.width)
         y += max(0, 1 - box[1]) - max(0, box[3] + 1 - drawn.height)
-        draw.text((x, y), name, font=font, anchor="mm", fill="white", stroke_width=max(1, size // 9), stroke_fill="black")
+        draw.text(
+            (x, y), name, font=font, anchor="mm", fill="white", stroke_width=max(1, size // 9), stroke_fill="black"
+        )
     return np.array(drawn)
 
 
@@ -276,7 +282,15 @@ def curve_chart(title: str, series: Mapping[str, Sequence[tuple[int, float]]], b
     for number, (name, points) in enumerate(series.items()):
         steps, values = zip(*points, strict=True)
         marker = "o" if len(points) < 25 else None
-        axis.plot(steps, values, styles[number % 4], color=safe_palette()[[5, 6, 3, 7, 1][number % 5]] / 255, marker=marker, markersize=3, label=name)
+        axis.plot(
+            steps,
+            values,
+            styles[number % 4],
+            color=safe_palette()[[5, 6, 3, 7, 1][number % 5]] / 255,
+            marker=marker,
+            markersize=3,
+            label=name,
+        )
     last = max(point[0] for points in series.values() for point in points)
     for name, step in borders.items():
         if step <= last:
@@ -304,7 +318,15 @@ def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Figure:
     if len(names) <= 25:
         for row, column in np.argwhere(shares >= 1):
             light = shares[row, column] > 55
-            axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", fontsize=7, color="black" if light else "white")
+            axis.text(
+                column,
+                row,
+                f"{shares[row, column]:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="black" if light else "white",
+            )
     axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
     axis.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
     axis.set(xlabel="predicted", ylabel="truth")

@@ -170,7 +170,12 @@ def draw_attention(
         other = look_at(compared, path, data, overwrite)
         theirs = other.record.attention if chosen is None else _attention(compared, look.image, chosen)
         columns.insert(1, (f"{title}, {WITHOUT_AFA}", Tokens(theirs.astype(np.float32), other.record.grid)))
-        columns.append((f"{WITHOUT_AFA} + PAR", pseudo_labels_of(other.image, other.record, compared.preset, compared.device)[0, 1]))
+        columns.append(
+            (
+                f"{WITHOUT_AFA} + PAR",
+                pseudo_labels_of(other.image, other.record, compared.preset, compared.device)[0, 1],
+            )
+        )
     columns += [(f"{name} + PAR", by_row[name]) for name in (WITHOUT_PROPAGATION, WITH_AFFINITY)]
     figure = panel([(look.image, query, columns) for query in queries], run.architecture.classes, PALETTES[palette]())
     return Drawn(_save(figure, out or run.folder / "figures" / f"attention-{look.name}.png"), look.source)
@@ -224,9 +229,13 @@ def draw_heads(run: TrainedRun, out: Path | None = None) -> Drawn:
 
 
 def draw_cams(
-    run: TrainedRun, photos: Sequence[Path], data: Path | None = None, out: Path | None = None,
-    palette: str = "safe", without_afa: TrainedRun | None = None,
-) -> Drawn:  # fmt: skip
+    run: TrainedRun,
+    photos: Sequence[Path],
+    data: Path | None = None,
+    out: Path | None = None,
+    palette: str = "safe",
+    without_afa: TrainedRun | None = None,
+) -> Drawn:
     """Fig. 2 and 9: the CAM of a run without AFA, the CAM, and the CAM spread by MHSA and by the learned affinity.
 
     Args:
@@ -261,14 +270,20 @@ def _spread(run: TrainedRun, look: Look, matrix: np.ndarray) -> np.ndarray:
     if len(cam) == 0:
         return np.zeros(size, np.float32)
     settings, weights = run.preset.affinity, torch.from_numpy(matrix).float().to(run.device)
-    planes = propagate(cam, weights, look.record.grid, (settings.background,), settings.radius, settings.alpha, settings.eps)
+    planes = propagate(
+        cam, weights, look.record.grid, (settings.background,), settings.radius, settings.alpha, settings.eps
+    )
     return resize_map(planes[0, 1:].amax(0).cpu().numpy(), size)
 
 
 def draw_refiners(
-    run: TrainedRun, photo: Path | None, data: Path | None = None, out: Path | None = None,
-    palette: str = "safe", animation: Path | None = None,
-) -> Drawn:  # fmt: skip
+    run: TrainedRun,
+    photo: Path | None,
+    data: Path | None = None,
+    out: Path | None = None,
+    palette: str = "safe",
+    animation: Path | None = None,
+) -> Drawn:
     """Fig. 5 and 10: labels of the CAM before and after each refiner, and after more and more iterations of PAR.
 
     Args:
@@ -288,16 +303,24 @@ def draw_refiners(
 
     cut = cut_cam(cam, classes, threshold).cpu().numpy()
     compared: list[tuple[str, Content]] = [
-        ("photo", look.image), ("CAM", foreground(look.record)), ("CAM, cut", cut),
-        ("PAMR", refined("pamr")), ("dense CRF", refined("crf")), ("PAR", refined("par")),
+        ("photo", look.image),
+        ("CAM", foreground(look.record)),
+        ("CAM, cut", cut),
+        ("PAMR", refined("pamr")),
+        ("dense CRF", refined("crf")),
+        ("PAR", refined("par")),
         (TRUTH, look.truth) if look.truth is not None else ("PAR, w/o position", refined("par", w3=0.0)),
-    ]  # fmt: skip
+    ]
     steps = {count: refined("par", iterations=count) if count else cut for count in ITERATIONS}
     moves = [(f"PAR, {count} iteration{'s' * (count != 1)}", label) for count, label in steps.items()]
-    figure = panel([(look.image, None, compared), (look.image, None, moves)], run.architecture.classes, PALETTES[palette]())
+    figure = panel(
+        [(look.image, None, compared), (look.image, None, moves)], run.architecture.classes, PALETTES[palette]()
+    )
     target = _save(figure, out or run.folder / "figures" / f"par-{look.name}.png")
     if animation is not None:
-        labels = [steps[count] if count in steps else refined("par", iterations=count) for count in range(max(ITERATIONS) + 1)]
+        labels = [
+            steps[count] if count in steps else refined("par", iterations=count) for count in range(max(ITERATIONS) + 1)
+        ]
         _save_animation([overlay(look.image, label, PALETTES[palette]()) for label in labels], animation)
     return Drawn(target, look.source)
 
@@ -331,12 +354,17 @@ def draw_examples(
         logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
         mask = logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
         small = reduce_image(image, SHEET_PIXELS)
-        shown = [overlay(small, enlarge_mask(one, small.shape[:2]), colors, classes=split.classes) for one in (split.read_mask(sample), mask)]
+        shown = [
+            overlay(small, enlarge_mask(one, small.shape[:2]), colors, classes=split.classes)
+            for one in (split.read_mask(sample), mask)
+        ]
         cells += [(sample.image_id, small), (TRUTH, shown[0]), (f"mIoU {score:.1f} %", shown[1])]
     return _save(picture_grid(cells, columns=6 if len(samples) > 1 else 3), out)
 
 
-def draw_ranked(run: TrainedRun, split: Split, scores: np.ndarray, which: str, count: int, palette: str = "safe") -> Path:
+def draw_ranked(
+    run: TrainedRun, split: Split, scores: np.ndarray, which: str, count: int, palette: str = "safe"
+) -> Path:
     """Draw some samples into the run's figures folder by their score.
 
     Args:
@@ -344,10 +372,16 @@ def draw_ranked(run: TrainedRun, split: Split, scores: np.ndarray, which: str, c
         which: "worst", or "examples": evenly from the worst to the best.
     """
     order = np.argsort(scores, kind="stable")[: int(np.isfinite(scores).sum())]
-    places = range(min(count, len(order))) if which == "worst" else np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    places = (
+        range(min(count, len(order)))
+        if which == "worst"
+        else np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
+    )
     chosen = [int(order[place]) for place in places]
     target = run.folder / "figures" / f"{which}-{split.name}.png"
-    return draw_examples(run, split, [split.samples[i] for i in chosen], [float(scores[i]) for i in chosen], target, palette)
+    return draw_examples(
+        run, split, [split.samples[i] for i in chosen], [float(scores[i]) for i in chosen], target, palette
+    )
 
 
 def draw_contact_sheet(split: Split, out: Path, count: int = 24, seed: int = 0, palette: str = "safe") -> int:

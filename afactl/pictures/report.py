@@ -65,20 +65,33 @@ def write_report(
     page = _template().render(
         title=f"afactl: {run.folder.resolve().name}",
         subtitle=f"{run.preset.model.backbone}, {len(run.architecture.classes)} classes, step {run.iteration} of {run.preset.train.max_iters}",
-        run=run.folder, curves=_curves(run), table3=table3, looks=looks, no_looks=no_looks,
+        run=run.folder,
+        curves=_curves(run),
+        table3=table3,
+        looks=looks,
+        no_looks=no_looks,
         segmentation=[_segmentation(run, one) for one in segmentation.values()],
         per_class=[_per_class(name, one) for name, one in scores.items()],
-        matrices=[_matrix(one) for one in segmentation.values()], figures=_figures(run),
+        matrices=[_matrix(one) for one in segmentation.values()],
+        figures=_figures(run),
         manifest=[(name, _text(value)) for name, value in read_manifest(run.folder).items()],
         preset=(run.folder / "preset.yaml").read_text(encoding="utf-8"),
-    )  # fmt: skip
+    )
     target = out or run.folder / "report.html"
     try:
         with whole_file(target) as fresh:
             fresh.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--out {target}: cannot be written ({error.strerror or error}); give another file") from error
-    missing = [text for found, text in ((table3, "pseudo labels: afactl pseudo-eval"), (segmentation, "segmentation: afactl eval"), (looks, no_looks)) if not found]
+    missing = [
+        text
+        for found, text in (
+            (table3, "pseudo labels: afactl pseudo-eval"),
+            (segmentation, "segmentation: afactl eval"),
+            (looks, no_looks),
+        )
+        if not found
+    ]
     return Report(target, target.stat().st_size, missing)
 
 
@@ -121,7 +134,10 @@ def _curves(run: TrainedRun) -> list[dict[str, str]]:
     job = run.preset.train
     borders = phase_starts(job.cls_warmup_iters, job.aff_warmup_iters, run.preset.affinity.enabled)
     charts = {
-        "losses": {name: [(line["step"], line[name]) for line in logged if name in line] for name in sorted({n for line in logged for n in line if n.startswith("loss")})},
+        "losses": {
+            name: [(line["step"], line[name]) for line in logged if name in line]
+            for name in sorted({n for line in logged for n in line if n.startswith("loss")})
+        },
         "learning rate": {"backbone": [(line["step"], line["lr"]) for line in logged]},
         "validation, mIoU %": {
             title: [(line["step"], line[name]) for line in lines if name in line]
@@ -129,18 +145,34 @@ def _curves(run: TrainedRun) -> list[dict[str, str]]:
         },
     }
     found = {title: {name: points for name, points in series.items() if points} for title, series in charts.items()}
-    return [{"image": _drawing(curve_chart(title, series, borders)), "caption": title} for title, series in found.items() if series]
+    return [
+        {"image": _drawing(curve_chart(title, series, borders)), "caption": title}
+        for title, series in found.items()
+        if series
+    ]
 
 
 def _note(run: TrainedRun, scores: dict[str, Any]) -> str:
-    return f"; step {scores['step']}" + ("" if scores["weights"] == run.weights else ", other weights than those of this page")
+    return f"; step {scores['step']}" + (
+        "" if scores["weights"] == run.weights else ", other weights than those of this page"
+    )
 
 
 def _table3(run: TrainedRun, scores: dict[str, Any], without_afa: Path | None) -> dict[str, Any]:
-    rows = [(WITHOUT_AFA, WITHOUT_PROPAGATION, read_scores(without_afa).get(f"pseudo-{scores['split']}"))] if without_afa else []
+    rows = (
+        [(WITHOUT_AFA, WITHOUT_PROPAGATION, read_scores(without_afa).get(f"pseudo-{scores['split']}"))]
+        if without_afa
+        else []
+    )
     rows += [(name, name, scores) for name in TABLE3_ROWS]
     figures = [
-        {"name": shown, **{key: _percent(100 * mean_iou(np.array(one["rows"][f"{name}{par}"]))) for key, par in (("without", ""), ("with_par", " + PAR"))}}
+        {
+            "name": shown,
+            **{
+                key: _percent(100 * mean_iou(np.array(one["rows"][f"{name}{par}"])))
+                for key, par in (("without", ""), ("with_par", " + PAR"))
+            },
+        }
         for shown, name, one in rows
         if one is not None
     ]
@@ -155,15 +187,23 @@ def _segmentation(run: TrainedRun, scores: dict[str, Any]) -> dict[str, Any]:
 def _per_class(name: str, scores: dict[str, Any]) -> dict[str, Any]:
     figures = {row: 100 * class_iou(np.array(confusion)) for row, confusion in scores["rows"].items()}
     rows = [
-        {"name": one, "figures": [_percent(values[i]) for values in figures.values()]} for i, one in enumerate(("background", *scores["classes"]))
+        {"name": one, "figures": [_percent(values[i]) for values in figures.values()]}
+        for i, one in enumerate(("background", *scores["classes"]))
     ]
-    return {"title": name.replace("-", " of ", 1).replace("pseudo", "pseudo labels"), "columns": list(figures), "rows": rows}
+    return {
+        "title": name.replace("-", " of ", 1).replace("pseudo", "pseudo labels"),
+        "columns": list(figures),
+        "rows": rows,
+    }
 
 
 def _matrix(scores: dict[str, Any]) -> dict[str, str]:
     name, confusion = list(scores["rows"].items())[min(1, len(scores["rows"]) - 1)]
     caption = f"Confusion matrix of {scores['split']}, {name}: where the pixels of each true class went, in per cent"
-    return {"image": _drawing(confusion_chart(np.array(confusion), ("background", *scores["classes"]))), "caption": caption}
+    return {
+        "image": _drawing(confusion_chart(np.array(confusion), ("background", *scores["classes"]))),
+        "caption": caption,
+    }
 
 
 def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[str, Any]], str]:
@@ -184,9 +224,18 @@ def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[st
         small = reduce_image(look.image, PHOTO_PIXELS)
         cam = np.array(Image.fromarray(foreground(look.record)).resize(small.shape[1::-1]))
         layers = {"photo": small, "CAM": map_over(small, cam)}
-        layers |= {name: overlay(small, enlarge_mask(mask, small.shape[:2]), colors, classes=classes) for name, mask in masks.items()}
+        layers |= {
+            name: overlay(small, enlarge_mask(mask, small.shape[:2]), colors, classes=classes)
+            for name, mask in masks.items()
+        }
         labels = ", ".join(classes[c] for c in look.record.classes) or "none"
-        shown.append({"name": look.name, "labels": labels, "layers": [{"name": name, "image": _picture(image)} for name, image in layers.items()]})
+        shown.append(
+            {
+                "name": look.name,
+                "labels": labels,
+                "layers": [{"name": name, "image": _picture(image)} for name, image in layers.items()],
+            }
+        )
     return shown, ""
 
 

@@ -45,7 +45,7 @@ def labeling_config(classes: Sequence[str], colors: Sequence[Sequence[int]]) -> 
         classes: C names. colors: RGB of the background, then of each class.
     """
     labels = "".join(
-        f"    <Label value={quoteattr(name)} background=\"#{''.join(f'{part:02x}' for part in color)}\"/>\n"
+        f'    <Label value={quoteattr(name)} background="#{"".join(f"{part:02x}" for part in color)}"/>\n'
         for name, color in zip(classes, colors[1:], strict=False)
     )
     return (

@@ -58,18 +58,24 @@ def find_photos(inputs: Sequence[str]) -> list[Photo]:
         else:
             here = [(Path(p), Path(Path(p).name)) for p in sorted(glob.glob(text, recursive=True)) if Path(p).is_file()]
         if not here:
-            raise UsageError(f"{text}: expected a photo, a folder with photos ({', '.join(PHOTO_SUFFIXES)}) or a glob, found none")
+            raise UsageError(
+                f"{text}: expected a photo, a folder with photos ({', '.join(PHOTO_SUFFIXES)}) or a glob, found none"
+            )
         stems = Counter(below.with_suffix("") for _, below in here)
         for one, below in here:
             # a.jpg and a.png side by side become a.jpg.png and a.png.png.
-            mask = below.with_name(below.name + ".png") if stems[below.with_suffix("")] > 1 else below.with_suffix(".png")
+            mask = (
+                below.with_name(below.name + ".png") if stems[below.with_suffix("")] > 1 else below.with_suffix(".png")
+            )
             found.setdefault(one.resolve(), Photo(one, mask))
     photos = list(found.values())
     owners: dict[Path, Path] = {}
     for photo in photos:
         other = owners.setdefault(photo.mask, photo.path)
         if other != photo.path:
-            raise UsageError(f"{other} and {photo.path}: both would write {photo.mask}; predict them into different --out folders")
+            raise UsageError(
+                f"{other} and {photo.path}: both would write {photo.mask}; predict them into different --out folders"
+            )
     return photos
 
 
@@ -121,8 +127,15 @@ def predict(
         require_distinct_names(form, [photo.mask for photo in photos])
     known = {**WRITERS, "overlay": partial(OverlayWriter, palette=palette)}
     writers: list[Writer] = [known[form](out, run.architecture.classes) for form in forms]
-    settings = {"weights": run.weights, "crf": run.preset.crf.model_dump() if crf else None, "backend": crf, "forms": list(forms), "palette": palette,
-                "window": window, "eval": run.preset.eval.model_dump()}  # fmt: skip
+    settings = {
+        "weights": run.weights,
+        "crf": run.preset.crf.model_dump() if crf else None,
+        "backend": crf,
+        "forms": list(forms),
+        "palette": palette,
+        "window": window,
+        "eval": run.preset.eval.model_dump(),
+    }
     with _writing(out):
         record = Unfinished(out, settings, distributed.rank())
     kept = 0
@@ -196,7 +209,11 @@ def _labelled(
     for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):
         photo, size, image, logits = waiting.popleft()
         mask = label.cpu().numpy()
-        yield photo, {"failed": None, "reduced": mask.shape != size}, Labelled(photo.mask, photo.mask.with_name(photo.path.name), size, image, mask, logits)
+        yield (
+            photo,
+            {"failed": None, "reduced": mask.shape != size},
+            Labelled(photo.mask, photo.mask.with_name(photo.path.name), size, image, mask, logits),
+        )
     yield from failed
 
 

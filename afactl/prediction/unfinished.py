@@ -35,12 +35,16 @@ class Unfinished:
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
-            raise UsageError(f"{out}: another job is writing there; wait for it, or give another folder with --out") from error
+            raise UsageError(
+                f"{out}: another job is writing there; wait for it, or give another folder with --out"
+            ) from error
         own = self.folder / f"done-{process}.jsonl"
         self._known = self.lines()
         # Written anew, so that a line which a kill cut off does not spoil the next one.
         with whole_file(own) as fresh:
-            fresh.write_text("".join(json.dumps(line) + "\n" for line in (settings, *_lines(own, settings))), encoding="utf-8")
+            fresh.write_text(
+                "".join(json.dumps(line) + "\n" for line in (settings, *_lines(own, settings))), encoding="utf-8"
+            )
         self._file: TextIO = open(own, "a", encoding="utf-8")
 
     def done(self, item: str, source: Path) -> dict[str, Any] | None:
@@ -92,4 +96,6 @@ def _lines(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
             continue
     if not lines or lines[0] != json.loads(json.dumps(settings)):
         return []
-    return [line for line in lines[1:] if isinstance(line, dict) and line.keys() == {"item", "source", "values", "time"}]
+    return [
+        line for line in lines[1:] if isinstance(line, dict) and line.keys() == {"item", "source", "values", "time"}
+    ]

@@ -148,7 +148,9 @@ class CocoWriter:
             shape = self.encode(np.asfortranarray(full == value, np.uint8))
             score = float(probabilities[value][one.mask == value].mean())
             shape = {"size": list(shape["size"]), "counts": shape["counts"].decode("ascii")}
-            entries.append({"image_id": image_id, "category_id": value, "segmentation": shape, "score": round(score, 4)})
+            entries.append(
+                {"image_id": image_id, "category_id": value, "segmentation": shape, "score": round(score, 4)}
+            )
         with whole_file(self.target(one.path)) as fresh:
             fresh.write_text(",\n".join(map(json.dumps, entries)), encoding="utf-8")
 
@@ -195,12 +197,18 @@ class CvatWriter:
     def close(self, paths: Sequence[Path]) -> Path:
         target = self.out / "masks.zip"
         colors = voc_palette().tolist()
-        lines = [f"{name}:{','.join(map(str, colors[value]))}::" for value, name in enumerate(("background", *self.classes))]
+        lines = [
+            f"{name}:{','.join(map(str, colors[value]))}::" for value, name in enumerate(("background", *self.classes))
+        ]
         with whole_file(target) as fresh, zipfile.ZipFile(fresh, "w") as archive:
             for path in paths:
                 archive.write(self.target(path), f"SegmentationClass/{path.as_posix()}")
-            archive.writestr("ImageSets/Segmentation/default.txt", "".join(f"{path.with_suffix('').as_posix()}\n" for path in paths))
-            archive.writestr("labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(f"{line}\n" for line in lines))
+            archive.writestr(
+                "ImageSets/Segmentation/default.txt", "".join(f"{path.with_suffix('').as_posix()}\n" for path in paths)
+            )
+            archive.writestr(
+                "labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(f"{line}\n" for line in lines)
+            )
         return target
 
 
@@ -218,12 +226,18 @@ class LabelStudioWriter:
         found = []
         for value in np.unique(one.mask[one.mask > 0]).tolist():
             name = self.classes[value - 1]
-            found.append({
-                "type": "brushlabels", "from_name": "tag", "to_name": "image", "image_rotation": 0,
-                "original_width": one.size[1], "original_height": one.size[0],
-                "value": {"format": "rle", "rle": brush_rle(full == value), "brushlabels": [name]},
-                "score": round(float(probabilities[value][one.mask == value].mean()), 4),
-            })  # fmt: skip
+            found.append(
+                {
+                    "type": "brushlabels",
+                    "from_name": "tag",
+                    "to_name": "image",
+                    "image_rotation": 0,
+                    "original_width": one.size[1],
+                    "original_height": one.size[0],
+                    "value": {"format": "rle", "rle": brush_rle(full == value), "brushlabels": [name]},
+                    "score": round(float(probabilities[value][one.mask == value].mean()), 4),
+                }
+            )
         task = {
             "data": {"image": f"/data/local-files/?d={quote(one.photo.as_posix())}"},
             "predictions": [{"model_version": "afactl", "result": found}],
@@ -257,11 +271,17 @@ def require_distinct_names(form: str, paths: Sequence[Path]) -> None:
     """
     (name, times), *_ = Counter(path.name for path in paths).most_common(1)
     if form == "voc-server" and times > 1:
-        raise UsageError(f"--format voc-server: {times} photos are named {Path(name).stem}; predict them into different --out folders")
+        raise UsageError(
+            f"--format voc-server: {times} photos are named {Path(name).stem}; predict them into different --out folders"
+        )
 
 
 WRITERS: dict[str, type[Any]] = {
-    "png": PngWriter, "overlay": OverlayWriter, "probabilities": ProbabilityWriter,
-    "coco-rle": CocoWriter, "voc-server": VocServerWriter, "cvat": CvatWriter,
+    "png": PngWriter,
+    "overlay": OverlayWriter,
+    "probabilities": ProbabilityWriter,
+    "coco-rle": CocoWriter,
+    "voc-server": VocServerWriter,
+    "cvat": CvatWriter,
     "label-studio": LabelStudioWriter,
-}  # fmt: skip
+}

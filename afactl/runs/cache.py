@@ -96,7 +96,9 @@ class Cache:
             return cls(path, *_open_file(path, header, overwrite), lock)
         except DAMAGE as error:
             lock.release()
-            raise CacheError(f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew") from error
+            raise CacheError(
+                f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew"
+            ) from error
         except BaseException:
             lock.release()
             raise
@@ -141,7 +143,9 @@ class Cache:
             del images[name]
         group = images.create_group(name, track_order=True)
         for key, array in arrays.items():
-            packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.nbytes > COMPRESS_BYTES else {}
+            packed = (
+                {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.nbytes > COMPRESS_BYTES else {}
+            )
             group.create_dataset(key, data=array, **packed)
         group.attrs["complete"] = True
         _commit(self.path, self._file, self._disk)  # all of the image reaches the disk, or nothing
@@ -159,7 +163,9 @@ class Cache:
         try:
             return {key: dataset[()] for key, dataset in self._file["images"][name].items()}
         except DAMAGE as error:
-            raise CacheError(f"{self.path}: {image_id} cannot be read ({error}); --overwrite makes the cache anew") from error
+            raise CacheError(
+                f"{self.path}: {image_id} cannot be read ({error}); --overwrite makes the cache anew"
+            ) from error
 
 
 def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> tuple[h5py.File, JournaledFile]:
@@ -204,12 +210,20 @@ def _commit(path: Path, file: h5py.File, disk: JournaledFile) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> CacheError:
-    return CacheError(f"{path}: cannot be written ({error.strerror or error}); what was finished is kept: make room, then call again")
+    return CacheError(
+        f"{path}: cannot be written ({error.strerror or error}); what was finished is kept: make room, then call again"
+    )
 
 
 def _attributes(header: CacheHeader) -> dict[str, Any]:
     settings = json.dumps(header.settings, sort_keys=True)
-    return {"schema": SCHEMA, "stage": header.stage, "settings": settings, "weights": header.weights, "data": header.data}
+    return {
+        "schema": SCHEMA,
+        "stage": header.stage,
+        "settings": settings,
+        "weights": header.weights,
+        "data": header.data,
+    }
 
 
 def _differences(file: h5py.File, header: CacheHeader) -> list[str]:

@@ -73,7 +73,11 @@ def save_checkpoint(
             os.rename(folder, former)
         os.rename(fresh, folder)
         _sync(folder.parent)
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have kinds of their own for a full disk
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # torch and safetensors have kinds of their own for a full disk
         shutil.rmtree(fresh, ignore_errors=True)  # a half-written one would keep it full
         raise CheckpointError(
             f"{folder}: the checkpoint of step {iteration} cannot be written ({first_line(error)}); the former one is kept: "
@@ -125,7 +129,9 @@ def find_checkpoint(run: Path, which: str = "last", needed: Sequence[str] = (WEI
         if folder.is_dir() and not name.endswith(".new"):  # .new without its checksums was being written
             damaged.append(f"checkpoints/{name}")
     if damaged:
-        raise CheckpointError(f"{run}: {', '.join(damaged)} damaged or unfinished (checksum); train again, or restore a copy")
+        raise CheckpointError(
+            f"{run}: {', '.join(damaged)} damaged or unfinished (checksum); train again, or restore a copy"
+        )
     raise CheckpointError(f"{run}: no checkpoint yet; train first: afactl train PRESET --out {run}")
 
 
@@ -155,7 +161,9 @@ def load_model(folder: Path) -> tuple[AFA, Architecture, int]:
         architecture = Architecture(**fields)
         iteration = int(metadata["iteration"])
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected weights saved by afactl train, found no description of the network") from error
+        raise CheckpointError(
+            f"{path}: expected weights saved by afactl train, found no description of the network"
+        ) from error
     model = architecture.build()
     load_state(model, state, str(path))
     return model.eval(), architecture, iteration

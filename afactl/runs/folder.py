@@ -40,7 +40,9 @@ def new_run(preset: Preset, name: str, out: Path | None) -> Path:
     run = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     if run.is_dir() and any(run.iterdir()):
         what = "a run" if (run / "preset.yaml").exists() else "other files"
-        raise UsageError(f"--out {run}: the folder holds {what} already; give an empty one, or --resume to go on with a run")
+        raise UsageError(
+            f"--out {run}: the folder holds {what} already; give an empty one, or --resume to go on with a run"
+        )
     try:
         for part in ("checkpoints", "cache", "figures"):
             (run / part).mkdir(parents=True, exist_ok=True)
@@ -69,9 +71,14 @@ def find_run(run: Path | None, root: Path = Path("runs")) -> tuple[Path, str]:
         found = [preset.parent for preset in root.glob("*/preset.yaml")]
         if not found:
             raise UsageError(f"no run under {root}/; train one first (afactl train demo) or give --run RUN")
-        chosen, how = max(found, key=lambda folder: (folder / "preset.yaml").stat().st_mtime), f"the newest under {root}"
+        chosen, how = (
+            max(found, key=lambda folder: (folder / "preset.yaml").stat().st_mtime),
+            f"the newest under {root}",
+        )
     if not (chosen / "preset.yaml").is_file():
-        raise UsageError(f"--run {chosen}: expected a run folder with a preset.yaml; train one with afactl train PRESET")
+        raise UsageError(
+            f"--run {chosen}: expected a run folder with a preset.yaml; train one with afactl train PRESET"
+        )
     return chosen, how
 
 
@@ -168,5 +175,7 @@ def _git_revision() -> str | None:
     source = Path(__file__).resolve().parents[2]
     if not (source / ".git").exists():
         return None
-    result = subprocess.run(["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        ["git", "-C", str(source), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
     return result.stdout.strip() or None

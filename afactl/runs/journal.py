@@ -106,7 +106,10 @@ class JournaledFile:
         """
         if not self._pending:
             return
-        parts = [_HEAD.pack(offset, _TRUNCATE) if data is None else _HEAD.pack(offset, len(data)) + data for offset, data in self._pending]
+        parts = [
+            _HEAD.pack(offset, _TRUNCATE) if data is None else _HEAD.pack(offset, len(data)) + data
+            for offset, data in self._pending
+        ]
         body = b"".join(parts)
         # Whole or not at all: a journal that an earlier commit could not apply must not be lost to a full disk.
         with whole_file(self._journal) as fresh:

@@ -138,7 +138,9 @@ def train(
             raise UsageError(f"train: expected a preset, one of {', '.join(preset_names())}, or a YAML file")
         preset = load_preset(preset_name, changes)
         job = Job(preset, Path(), device, report)
-        report(Event("note", 0, preset.train.max_iters, {"text": f"weights: {initialize(job.model, preset.model.init)}"}))
+        report(
+            Event("note", 0, preset.train.max_iters, {"text": f"weights: {initialize(job.model, preset.model.init)}"})
+        )
         if distributed.rank() == 0:
             job.run = new_run(preset, Path(preset_name).stem, out)
             job.describe()
@@ -170,7 +172,9 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
     data = load_split(preset.data.name, root, preset.data.train_split)
     masks = preset.train.supervision == "masks"
     if masks and data.read_mask is None:
-        raise DataError(f"{preset.data.train_split}: train.supervision=masks needs true masks, and this dataset has none")
+        raise DataError(
+            f"{preset.data.train_split}: train.supervision=masks needs true masks, and this dataset has none"
+        )
     check_files(data, masks=masks)
     if is_missing(preset.data.name, root, preset.data.val_split):
         return data, None
@@ -252,9 +256,15 @@ class Job:
         """Write the manifest."""
         job = self.preset.train
         write_manifest(
-            self.run, seed=job.seed, device=str(self.device), effective_batch=self.shares.photos, processes=distributed.size(),
-            data_fingerprint=data_fingerprint(self.data), classes=list(self.data.classes), images=len(self.data.samples),
-        )  # fmt: skip
+            self.run,
+            seed=job.seed,
+            device=str(self.device),
+            effective_batch=self.shares.photos,
+            processes=distributed.size(),
+            data_fingerprint=data_fingerprint(self.data),
+            classes=list(self.data.classes),
+            images=len(self.data.samples),
+        )
 
     def run_steps(self) -> dict[str, float] | None:
         """The loop; gives the last validation.
@@ -265,7 +275,11 @@ class Job:
         loader = DataLoader(self.stream, shares.batch, num_workers=job.workers, pin_memory=self.device.type == "cuda")
         if shares.photos > shares.batch:
             processes = f"{shares.processes} processes x " if shares.processes > 1 else ""
-            self.tell("note", self.start, text=f"effective batch {shares.photos}: {processes}{shares.batches} x {shares.batch} photos per step")
+            self.tell(
+                "note",
+                self.start,
+                text=f"effective batch {shares.photos}: {processes}{shares.batches} x {shares.batch} photos per step",
+            )
         done, validation = self.start, None
         clock, logged = time.perf_counter(), done
         self.model.train()
@@ -305,9 +319,16 @@ class Job:
         """The views of this process from the next step to the last."""
         job, shares = self.preset.train, self.shares
         return TrainingStream(
-            self.data, job.crop_size, job.scale_range, flip=True, masks=job.supervision == "masks", seed=job.seed,
-            start=self.start * shares.photos + distributed.rank(), stop=job.max_iters * shares.photos, step=shares.processes,
-        )  # fmt: skip
+            self.data,
+            job.crop_size,
+            job.scale_range,
+            flip=True,
+            masks=job.supervision == "masks",
+            seed=job.seed,
+            start=self.start * shares.photos + distributed.rank(),
+            stop=job.max_iters * shares.photos,
+            step=shares.processes,
+        )
 
     def one_step(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         """Forward and backward of every batch, then the update; gives what is logged, the means over them.
@@ -344,7 +365,9 @@ class Job:
 
     def losses(self, batch: dict[str, Any], phase: Phase) -> dict[str, torch.Tensor]:
         """The loss terms of one batch."""
-        tensors = {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"}
+        tensors = {
+            name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"
+        }
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.train.precision == "bfloat16"):
             return self.step_losses(tensors, phase)
 

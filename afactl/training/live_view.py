@@ -57,7 +57,9 @@ class TrainingView:
             self.smooth[name] = before + NEWEST * (values[name] - before)
         if self.last is not None:
             taken = now - self.last
-            self.step_seconds = taken if self.step_seconds is None else self.step_seconds + NEWEST * (taken - self.step_seconds)
+            self.step_seconds = (
+                taken if self.step_seconds is None else self.step_seconds + NEWEST * (taken - self.step_seconds)
+            )
             self.facts["left"] = duration((event.total - event.step) * self.step_seconds)
         self.last = now
         self.facts["learning rate"] = f"{values['lr']:.2e}"
@@ -98,13 +100,17 @@ def training_reporter(console: Console = log) -> Iterator[Callable[[Event], None
             elif event.kind == "checkpoint":
                 saved["run"] = event.values["run"]
             elif event.kind == "validation":
-                console.print(f"step {event.step}: " + ", ".join(f"{name} {value:.1f}" for name, value in event.values.items()))
+                console.print(
+                    f"step {event.step}: " + ", ".join(f"{name} {value:.1f}" for name, value in event.values.items())
+                )
             elif view is None and event.kind == "validating" and time.monotonic() - shown > LINE_SECONDS:
                 console.print(f"step {event.step}: validation, {event.values['done']} of {event.values['of']}")
                 shown = time.monotonic()
             elif view is None and "images_per_second" in event.values:  # a logged step
                 logged = {name: value for name, value in event.values.items() if name != "memory"}
-                console.print(f"step {event.step} of {event.total}: " + ", ".join(_value(*item) for item in logged.items()))
+                console.print(
+                    f"step {event.step} of {event.total}: " + ", ".join(_value(*item) for item in logged.items())
+                )
                 shown = time.monotonic()
 
         try:

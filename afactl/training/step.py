@@ -55,9 +55,19 @@ def training_losses(
     if phase is Phase.PROPAGATED:
         with torch.no_grad():
             target = propagated_label(
-                image, passed.cam, label, model.affinity(passed).float(), passed.grid, refine,
-                cam.beta_low, cam.beta_high, affinity.radius, affinity.alpha, affinity.eps, box,
-            )  # fmt: skip
+                image,
+                passed.cam,
+                label,
+                model.affinity(passed).float(),
+                passed.grid,
+                refine,
+                cam.beta_low,
+                cam.beta_high,
+                affinity.radius,
+                affinity.alpha,
+                affinity.eps,
+                box,
+            )
     del passed
 
     encoded = model.backbone(pixels)
@@ -117,8 +127,10 @@ def build_optimizer(model: AFA, preset: Preset) -> torch.optim.AdamW:
     heads = [p for p in model.parameters() if id(p) not in own]
     return torch.optim.AdamW(
         [{"params": backbone, "factor": 1.0}, {"params": heads, "factor": optim.head_lr_factor}],
-        lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay,
-    )  # fmt: skip
+        lr=optim.lr,
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, preset: Preset) -> float:

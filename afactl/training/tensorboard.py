@@ -60,7 +60,9 @@ class TensorBoardLog:
                 shown = {
                     "CAM": map_over(image, record.cam.astype(np.float32).max(axis=0, initial=0.0)),
                     "attention": map_over(image, attention / max(float(attention.max()), 1e-12)),
-                    "pseudo label": overlay(image, pseudo_labels_of(image, record, run.preset, run.device)[-1, 1], colors),
+                    "pseudo label": overlay(
+                        image, pseudo_labels_of(image, record, run.preset, run.device)[-1, 1], colors
+                    ),
                     "segmentation": overlay(image, logits.max(dim=0).indices.to(torch.uint8).cpu().numpy(), colors),
                 }
                 for name, picture in shown.items():

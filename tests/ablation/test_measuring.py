@@ -30,7 +30,12 @@ def test_every_row_of_every_table_is_a_valid_preset(name):
         preset = load_preset("voc", [change.format(max_iters=20000) for change in row.changes])
         assert len(row.paper) == len(TABLES[name].splits)
         assert row.refiner is None or preset.refiner_settings(row.refiner)
-        assert not [field for change in row.changes for _, field, _, _ in string.Formatter().parse(change) if field not in (None, "max_iters")]
+        assert not [
+            field
+            for change in row.changes
+            for _, field, _, _ in string.Formatter().parse(change)
+            if field not in (None, "max_iters")
+        ]
 
 
 def test_the_papers_figures():
@@ -51,7 +56,9 @@ def test_refiners_are_compared_on_cached_cams_and_kept(run_copy, monkeypatch):
     assert len({row.ours for row in result.rows}) == 5
     monkeypatch.setattr("afactl.ablation.measuring.score_refined_cams", not_again)
     again = ablate("table4", None, run=run_copy, split="val", device=CPU)
-    assert all(row.reused for row in again.rows) and [row.ours for row in again.rows] == [row.ours for row in result.rows]
+    assert all(row.reused for row in again.rows) and [row.ours for row in again.rows] == [
+        row.ours for row in result.rows
+    ]
 
 
 def test_tables_share_the_rows_they_have_in_common(run_copy):

@@ -6,7 +6,17 @@ from afactl.cli.doctor import examine
 
 def test_everything_needed_is_reported():
     found = {finding.what: finding for finding in examine()}
-    assert {"afactl", "python", "torch", "CUDA", "numpy", "pydensecrf2", "pycocotools", "C++ compiler", "cache folder"} <= set(found)
+    assert {
+        "afactl",
+        "python",
+        "torch",
+        "CUDA",
+        "numpy",
+        "pydensecrf2",
+        "pycocotools",
+        "C++ compiler",
+        "cache folder",
+    } <= set(found)
     assert not found["torch"].broken and not found["numpy"].advice
 
 
@@ -40,7 +50,9 @@ def test_a_torchvision_for_another_torch_is_told(monkeypatch):
         return original(name)
 
     versions = importlib.metadata.version
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.20.1+cu121" if name == "torchvision" else versions(name))
+    monkeypatch.setattr(
+        "importlib.metadata.version", lambda name: "0.20.1+cu121" if name == "torchvision" else versions(name)
+    )
     monkeypatch.setattr("importlib.import_module", broken)
     found = {finding.what: finding for finding in examine()}["torchvision"]
     assert "does not go with torch" in found.found and "nms does not exist" in found.found and "\n" not in found.found

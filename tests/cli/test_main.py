@@ -19,11 +19,31 @@ from afactl.datasets import demo
 from afactl.datasets.images import read_image, read_mask, write_mask
 from tests.conftest import TINY, make_voc
 
-COMMANDS = ["train", "pseudo-eval", "eval", "dump-cams", "ablate", "viz-attn", "viz-heads", "viz-cams", "viz-par", "report", "predict", "presets", "export", "doctor", "data check", "data preview", "data prepare voc", "data prepare coco", "data prepare folder"]
+COMMANDS = [
+    "train",
+    "pseudo-eval",
+    "eval",
+    "dump-cams",
+    "ablate",
+    "viz-attn",
+    "viz-heads",
+    "viz-cams",
+    "viz-par",
+    "report",
+    "predict",
+    "presets",
+    "export",
+    "doctor",
+    "data check",
+    "data preview",
+    "data prepare voc",
+    "data prepare coco",
+    "data prepare folder",
+]
 SETS = [part for override in TINY for part in ("--set", override)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def call(capsys):
     """Runs a command in this process: (exit code, standard output, standard error)."""
 
@@ -68,7 +88,12 @@ def test_alone_it_names_five_commands_that_parse(call):
 
 def test_the_shell_completes_commands_and_options():
     def completed(words):
-        environment = {**os.environ, "_AFACTL_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+        environment = {
+            **os.environ,
+            "_AFACTL_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
         return subprocess.run([sys.executable, "-m", "afactl"], env=environment, capture_output=True, text=True).stdout
 
     assert completed("afactl viz").split() == ["viz-attn", "viz-heads", "viz-cams", "viz-par"]
@@ -103,30 +128,45 @@ def test_train_prints_steps_validation_and_the_run(call, tmp_path, tiny_data):
 def test_train_takes_a_file_and_starting_weights(call, tmp_path, tiny_data, tiny_run):
     call("presets", "demo", "--copy", tmp_path / "mine.yaml")
     weights = tiny_run / "checkpoints/last/weights.safetensors"
-    code, _, err = call("train", tmp_path / "mine.yaml", "--data", tiny_data, "--init", weights, "--out", tmp_path / "run", *SETS)
+    code, _, err = call(
+        "train", tmp_path / "mine.yaml", "--data", tiny_data, "--init", weights, "--out", tmp_path / "run", *SETS
+    )
     assert code == 0 and "all weights from" in err
 
 
 def test_pseudo_eval_prints_table_3_and_reuses_the_caches(call, run_copy, tmp_path):
-    code, out, _ = call("pseudo-eval", "--split", "val", "--run", run_copy, "--json", tmp_path / "t.json", "--per-class")
+    code, out, _ = call(
+        "pseudo-eval", "--split", "val", "--run", run_copy, "--json", tmp_path / "t.json", "--per-class"
+    )
     assert code == 0 and "Table 3, pseudo labels of val" in out and "without PAR" in out and "with PAR" in out
     for row in ("w/o AFA: give --without-afa RUN", "AFA (w/o prop.)", "AFA (prop. with MHSA)", "AFA"):
         assert row in out
-    for fact in ("split val, 4 images", "scales 1, 1.5 with flip", "PAR 2 iterations", "after softmax", "image-level truth was used", "last checkpoint, step 4"):
+    for fact in (
+        "split val, 4 images",
+        "scales 1, 1.5 with flip",
+        "PAR 2 iterations",
+        "after softmax",
+        "image-level truth was used",
+        "last checkpoint, step 4",
+    ):
         assert fact in out, fact
     assert "4 images went through the network" in out and "triangle" in out
     figures = json.loads((tmp_path / "t.json").read_text())
     assert figures["images"] == 4 and set(figures["miou"]["AFA"]) == {"without_par", "with_par"}
     code, again, _ = call("pseudo-eval", "--split", "val", "--run", run_copy)
     assert "no forward pass: all 4 images came from the cache" in again
-    assert [line for line in again.splitlines() if line.startswith("│")] == [line for line in out.splitlines() if line.startswith("│")][:4]
+    assert [line for line in again.splitlines() if line.startswith("│")] == [
+        line for line in out.splitlines() if line.startswith("│")
+    ][:4]
 
 
 def test_pseudo_eval_shows_a_run_without_the_branch(call, run_copy, tmp_path, tiny_data):
     call("train", "demo", "--data", tiny_data, "--out", tmp_path / "plain", *SETS, "--set", "affinity.enabled=false")
     code, out, _ = call("pseudo-eval", "--split", "val", "--run", run_copy, "--without-afa", tmp_path / "plain")
     assert code == 0 and "give --without-afa" not in out and "w/o AFA" in out
-    refused(call("pseudo-eval", "--split", "val", "--run", run_copy, "--without-afa", run_copy), 2, "affinity.enabled=false")
+    refused(
+        call("pseudo-eval", "--split", "val", "--run", run_copy, "--without-afa", run_copy), 2, "affinity.enabled=false"
+    )
 
 
 def test_eval_prints_its_rows(call, run_copy, tmp_path):
@@ -149,7 +189,9 @@ def test_dump_cams_then_nothing_is_left_to_do(call, run_copy):
 
 def test_ablate_prints_our_figures_beside_the_papers(call, run_copy, tmp_path):
     code, out, _ = call("ablate", "table4", "--run", run_copy, "--split", "val", "--json", tmp_path / "a.json")
-    assert code == 0 and "the paper's on VOC" in out and "52.9" in out and "5 rows measured now, 0 finished before" in out
+    assert (
+        code == 0 and "the paper's on VOC" in out and "52.9" in out and "5 rows measured now, 0 finished before" in out
+    )
     assert "0 rows measured now, 5 finished before" in call("ablate", "table4", "--run", run_copy, "--split", "val")[1]
     assert [row["paper"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]][0] == [48.2]
     refused(call("ablate", "table3"), 2, "expected one of table1, table2")
@@ -205,10 +247,27 @@ def test_presets_are_listed_printed_and_copied(call, tmp_path):
 
 def test_export_writes_weights_that_start_another_training(call, run_copy, tmp_path, tiny_data):
     code, out, _ = call("export", "--run", run_copy)
-    assert code == 0 and f"weights: {run_copy / 'weights.safetensors'} (" in out and "trained from random weights" in out
-    assert call("export", "--run", run_copy, "--format", "authors", "--out", tmp_path / "deep" / "w.pth", "--checkpoint", "best")[0] == 0
+    assert (
+        code == 0 and f"weights: {run_copy / 'weights.safetensors'} (" in out and "trained from random weights" in out
+    )
+    assert (
+        call(
+            "export",
+            "--run",
+            run_copy,
+            "--format",
+            "authors",
+            "--out",
+            tmp_path / "deep" / "w.pth",
+            "--checkpoint",
+            "best",
+        )[0]
+        == 0
+    )
     for weights in (run_copy / "weights.safetensors", tmp_path / "deep" / "w.pth"):
-        code, _, err = call("train", "demo", "--data", tiny_data, "--init", weights, "--out", tmp_path / weights.stem, *SETS)
+        code, _, err = call(
+            "train", "demo", "--data", tiny_data, "--init", weights, "--out", tmp_path / weights.stem, *SETS
+        )
         assert code == 0 and "all weights from" in err
     assert "w.pth, whose licence holds for these too" in call("export", "--run", tmp_path / "w")[1]
     refused(call("export", "--run", tmp_path), 2, "expected a run folder")
@@ -237,8 +296,15 @@ def test_data_prepare_folder_writes_the_table(call, tiny_data, tmp_path):
     code, out, _ = call("data", "prepare", "folder", "--data", data, "--labels-from", "masks", "--overwrite")
     assert code == 0 and "all photos" in out and f"labels: {data / 'labels.csv'}" in out
     (data / "masks/val/0000.png").unlink()
-    assert "1 photos have no mask" in call("data", "prepare", "folder", "--data", data, "--labels-from", "masks", "--overwrite")[1]
-    refused(call("data", "prepare", "folder", "--data", data, "--overwrite", "--val", "0.2"), 2, "belong to a split val already")
+    assert (
+        "1 photos have no mask"
+        in call("data", "prepare", "folder", "--data", data, "--labels-from", "masks", "--overwrite")[1]
+    )
+    refused(
+        call("data", "prepare", "folder", "--data", data, "--overwrite", "--val", "0.2"),
+        2,
+        "belong to a split val already",
+    )
     refused(call("data", "prepare", "folder", "--data", tmp_path / "no"), 1, "expected a folder, found nothing")
 
 
@@ -280,10 +346,19 @@ def test_usage_errors_are_one_line_with_code_2(call, run_copy, tiny_data, tmp_pa
     refused(call("eval", "--spilt", "val"), 2, "--spilt")
     refused(call("train"), 2, "expected a preset, one of animals, coco, demo, voc")
     refused(call("train", "dmo"), 2, 'did you mean "demo"')
-    refused(call("train", "demo", "--set", "train.max_iter=3", "--set", "optim.lr=x"), 2, 'did you mean "train.max_iters"', "expected a number")
+    refused(
+        call("train", "demo", "--set", "train.max_iter=3", "--set", "optim.lr=x"),
+        2,
+        'did you mean "train.max_iters"',
+        "expected a number",
+    )
     refused(call("train", "demo", "--data", tiny_data, "--out", run_copy), 2, "holds a run already", "--resume")
     refused(call("pseudo-eval", "--run", tmp_path / "no"), 2, "expected a run folder")
-    refused(call("viz-attn", tiny_data / "images/val/0000.png", "--query", "64,3", "--run", run_copy), 2, "which is 64 x 64 pixels")
+    refused(
+        call("viz-attn", tiny_data / "images/val/0000.png", "--query", "64,3", "--run", run_copy),
+        2,
+        "which is 64 x 64 pixels",
+    )
     refused(call("viz-attn", "--query", "3", "--run", run_copy), 2, "expected X,Y")
     refused(call("predict", tmp_path / "none", "--run", run_copy), 2, "expected a photo")
     refused(call("eval", "--run", run_copy, "--json", tmp_path / "no" / "x.json"), 2, "--json", "cannot be written")
@@ -300,14 +375,27 @@ def test_failed_jobs_are_one_line_with_code_1(call, run_copy, tiny_data, tmp_pat
     refused(call("train", "demo", "--data", tmp_path / "no"), 1, "expected a folder, found nothing")
     (run_copy / "checkpoints" / "last" / "weights.safetensors").write_bytes(b"x")
     code, _, err = call("eval", "--run", run_copy)
-    assert code == 0 and "checkpoints/last is damaged or unfinished (checksum); using last.old" in err.replace("\n", " ")
+    assert code == 0 and "checkpoints/last is damaged or unfinished (checksum); using last.old" in err.replace(
+        "\n", " "
+    )
     shutil.rmtree(run_copy / "checkpoints" / "last.old")
     refused(call("eval", "--run", run_copy), 1, "checkpoints/last damaged or unfinished (checksum)")
 
 
 def test_weights_of_another_architecture_are_told(call, run_copy, tiny_data, tmp_path):
     weights = run_copy / "checkpoints/last/weights.safetensors"
-    result = call("train", "demo", "--data", tiny_data, "--init", weights, "--out", tmp_path / "r", "--set", "model.backbone=mit_b0")
+    result = call(
+        "train",
+        "demo",
+        "--data",
+        tiny_data,
+        "--init",
+        weights,
+        "--out",
+        tmp_path / "r",
+        "--set",
+        "model.backbone=mit_b0",
+    )
     refused(result, 1, "weights of another architecture")
     assert not (tmp_path / "r").exists()
 
@@ -315,7 +403,12 @@ def test_weights_of_another_architecture_are_told(call, run_copy, tiny_data, tmp
 def test_a_mask_with_a_value_that_is_no_class_is_named(call, run_copy, tiny_data, tmp_path):
     shutil.copytree(tiny_data, tmp_path / "data")
     write_mask(tmp_path / "data/masks/val/0002.png", np.full((64, 64), 9, np.uint8))
-    refused(call("eval", "--run", run_copy, "--data", tmp_path / "data"), 1, "0002.png", "expected mask values 0..6 or 255, got 9")
+    refused(
+        call("eval", "--run", run_copy, "--data", tmp_path / "data"),
+        1,
+        "0002.png",
+        "expected mask values 0..6 or 255, got 9",
+    )
 
 
 def test_a_cache_of_other_weights_is_told_and_made_anew_on_request(call, run_copy, tiny_data, tmp_path):
@@ -348,6 +441,7 @@ def test_a_bug_is_told_in_one_line_and_shown_with_verbose(call, run_copy, monkey
 
 def test_a_full_disk_is_no_bug(call, run_copy, monkeypatch):
     """Met where no command expects it: while the scores are kept."""
+
     def full(*arguments):
         raise OSError(28, "No space left on device", "scores/segmentation-val.json")
 
@@ -359,8 +453,29 @@ def test_a_full_disk_is_no_bug(call, run_copy, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path, tiny_data, number):
-    sets = [*SETS, "--set", "train.max_iters=400", "--set", "train.cls_warmup_iters=400", "--set", "train.checkpoint_iters=400", "--set", "train.eval_iters=400"]
-    command = [sys.executable, "-m", "afactl", "train", "demo", "--data", str(tiny_data), "--out", str(tmp_path / "run"), *sets]
+    sets = [
+        *SETS,
+        "--set",
+        "train.max_iters=400",
+        "--set",
+        "train.cls_warmup_iters=400",
+        "--set",
+        "train.checkpoint_iters=400",
+        "--set",
+        "train.eval_iters=400",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "afactl",
+        "train",
+        "demo",
+        "--data",
+        str(tiny_data),
+        "--out",
+        str(tmp_path / "run"),
+        *sets,
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
     while not metrics.exists() and time.monotonic() < deadline:

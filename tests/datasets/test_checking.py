@@ -10,7 +10,7 @@ from afactl.datasets.registry import format_of, load_all
 from afactl.errors import DataError
 
 
-@pytest.fixture()
+@pytest.fixture
 def data(tmp_path):
     """Enough pictures that every class is trained."""
     return demo.generate(tmp_path / "data", train=24, val=4, size=64)
@@ -35,7 +35,9 @@ def test_a_sound_dataset_has_no_defects_and_its_facts(data):
 
 def test_every_kind_of_defect_is_found_and_named(data):
     shutil.copy(data / "images/train/0000.png", data / "images/train/0001.png")
-    assert {"photo twice", "labels contradict the mask"} >= set(kinds(data)) and "0000.png" in kinds(data)["photo twice"].detail
+    assert {"photo twice", "labels contradict the mask"} >= set(kinds(data)) and "0000.png" in kinds(data)[
+        "photo twice"
+    ].detail
     (data / "images/train/0002.png").write_bytes((data / "images/train/0002.png").read_bytes()[:500])
     write_mask(data / "masks/train/0003.png", np.full((64, 64), 77, np.uint8))
     mask = read_mask(data / "masks/val/0000.png", 6)
@@ -43,7 +45,9 @@ def test_every_kind_of_defect_is_found_and_named(data):
     other = np.where(read_mask(data / "masks/val/0001.png", 6) > 0, 0, 0).astype(np.uint8)
     write_mask(data / "masks/val/0001.png", other)
     found = kinds(data)
-    assert "0002.png" in found["photo cannot be read"].where and found["photo cannot be read"].detail.startswith("truncated")
+    assert "0002.png" in found["photo cannot be read"].where and found["photo cannot be read"].detail.startswith(
+        "truncated"
+    )
     assert "got 77" in found["mask with unknown values"].detail
     (data / "masks/train/0004.png").write_bytes(b"cut off")
     assert kinds(data)["mask cannot be read"].detail.startswith("no image format")

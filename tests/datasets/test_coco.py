@@ -19,7 +19,7 @@ def annotation(category, x, y, width, height, image=1, crowd=0):
     return {"image_id": image, "category_id": category, "segmentation": shape, "area": width * height, "iscrowd": crowd}
 
 
-@pytest.fixture()
+@pytest.fixture
 def root(tmp_path):
     table = {
         "images": [
@@ -27,7 +27,11 @@ def root(tmp_path):
             {"id": 1, "file_name": "a.jpg", "height": 10, "width": 10},
         ],
         "categories": [{"id": 18, "name": "dog"}, {"id": 3, "name": "car"}],
-        "annotations": [annotation(18, 0, 0, 4, 4), annotation(3, 0, 0, 8, 8), annotation(18, 0, 0, 1, 4, image=2, crowd=1)],
+        "annotations": [
+            annotation(18, 0, 0, 4, 4),
+            annotation(3, 0, 0, 8, 8),
+            annotation(18, 0, 0, 1, 4, image=2, crowd=1),
+        ],
     }
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_val2014.json").write_text(json.dumps(table))

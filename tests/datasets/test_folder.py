@@ -35,11 +35,16 @@ def test_rows_become_samples(tmp_path):
 
 
 def test_photos_that_differ_in_their_suffix_keep_it(tmp_path):
-    split = load(make(tmp_path, ["images/a.png,train,cat", "images/a.jpg,train,cat", "images/A.b.png,train,cat"]), "train")
+    split = load(
+        make(tmp_path, ["images/a.png,train,cat", "images/a.jpg,train,cat", "images/A.b.png,train,cat"]), "train"
+    )
     assert [sample.image_id for sample in split.samples] == ["a.png", "a.jpg", "A.b"]
     write_mask(tmp_path / "masks" / "a.jpg.png", np.full((8, 8), 1, np.uint8))
     split = load(tmp_path, "train")
-    assert split.read_mask(split.samples[1]).all() and split.mask_path(split.samples[0]) == tmp_path / "masks" / "a.png.png"
+    assert (
+        split.read_mask(split.samples[1]).all()
+        and split.mask_path(split.samples[0]) == tmp_path / "masks" / "a.png.png"
+    )
 
 
 def test_without_a_class_list_the_names_are_sorted(tmp_path):
@@ -68,8 +73,14 @@ def test_missing_and_empty_photos_stop_the_job_before_it_starts(tmp_path):
     ("rows", "message"),
     [
         (["images/a.png,train,kat"], r'line 2: class "kat" is not in classes.txt; did you mean "cat"'),
-        (["images/a.png,train,cat", "images/a.png,val,cat"], r"line 3: images/a.png is listed twice \(first: .*line 2\)"),
-        (["images/a.png,train,cat", "images/A.png,val,cat"], "line 3: images/A.png is listed twice .* differ in more than case"),
+        (
+            ["images/a.png,train,cat", "images/a.png,val,cat"],
+            r"line 3: images/a.png is listed twice \(first: .*line 2\)",
+        ),
+        (
+            ["images/a.png,train,cat", "images/A.png,val,cat"],
+            "line 3: images/A.png is listed twice .* differ in more than case",
+        ),
         (["../a.png,train,cat"], "line 2: ../a.png leaves the data folder"),
         (["/etc/a.png,train,cat"], "leaves the data folder"),
         ([",train,cat"], "line 2: expected an image and a split"),
@@ -97,7 +108,9 @@ def test_a_table_that_is_none_is_explained(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
         load(tmp_path, "train")
     (tmp_path / "labels.csv").unlink()
-    with pytest.raises(DataError, match="expected labels.csv, labels.json, annotations.json, Annotations or one folder"):
+    with pytest.raises(
+        DataError, match="expected labels.csv, labels.json, annotations.json, Annotations or one folder"
+    ):
         load(tmp_path, "train")
 
 

@@ -6,7 +6,7 @@ from afactl.datasets.images import image_size, read_image, read_mask, voc_palett
 from afactl.errors import DataError
 
 
-@pytest.fixture()
+@pytest.fixture
 def photo():
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (20, 30, 3)).astype(np.uint8)
@@ -53,7 +53,9 @@ def test_broken_files_are_named(tmp_path, photo):
     with pytest.raises(DataError, match="photo.jpg: expected an image file, found none"):
         read_image(path)
     path.symlink_to("gone.jpg")
-    with pytest.raises(DataError, match="photo.jpg: expected an image file, found a link to gone.jpg, which is not there"):
+    with pytest.raises(
+        DataError, match="photo.jpg: expected an image file, found a link to gone.jpg, which is not there"
+    ):
         read_image(path)
     path.unlink()
     path.write_bytes(b"")

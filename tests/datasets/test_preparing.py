@@ -26,7 +26,7 @@ def xml(root, image_id, **objects):
     (root / "Annotations" / f"{image_id}.xml").write_text(XML.format(name=image_id, objects=parts))
 
 
-@pytest.fixture()
+@pytest.fixture
 def root(tmp_path):
     """VOC with one photo in train and one in val; no SBD."""
     return make_voc(tmp_path / "VOC2012", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 1], "v1": [15, 255]})
@@ -56,7 +56,9 @@ def test_sbd_as_mat(root, tmp_path):
     (tmp_path / "sbd" / "cls").mkdir(parents=True)
     mask = np.array([[0, 20, 3], [0, 3, 3]], np.uint8)
     savemat(tmp_path / "sbd" / "cls" / "s1.mat", {"GTcls": {"Segmentation": mask, "Boundaries": 0}})
-    assert prepare_voc(root, sbd=tmp_path / "sbd").counts["train_aug"] == 2, "train's own photo is in it, with or without SBD"
+    assert prepare_voc(root, sbd=tmp_path / "sbd").counts["train_aug"] == 2, (
+        "train's own photo is in it, with or without SBD"
+    )
     assert np.array_equal(read_mask(root / "SegmentationClassAug" / "s1.png", 20), mask)
     (tmp_path / "sbd" / "cls" / "s2.mat").write_bytes(b"broken")
     with pytest.raises(DataError, match="s2.mat: cannot be read as a mask of SBD"):
@@ -101,10 +103,12 @@ def test_voc_mini(shared, tmp_path):
     assert plain.counts == {"train": 90, "val": 70} and plain.compared <= 49
     done = prepare_voc(copy, sbd=data / "SegmentationClassAug")
     assert done.counts == {"train": 90, "val": 70, "train_aug": 120} and done.converted == 120
-    assert {s.image_id for s in voc.load(copy, "train_aug").samples} == {s.image_id for s in voc.load(data, "train_aug").samples}
+    assert {s.image_id for s in voc.load(copy, "train_aug").samples} == {
+        s.image_id for s in voc.load(data, "train_aug").samples
+    }
 
 
-@pytest.fixture()
+@pytest.fixture
 def coco_mini(shared, tmp_path):
     pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
     data = shared / "data" / "coco-mini"
@@ -137,7 +141,9 @@ def test_large_annotations_are_read_in_parts_with_the_same_result(coco_mini, mon
     sizes = []
     original = coco.read_part
     monkeypatch.setattr(coco, "read_part", lambda *given: sizes.append(len((part := original(*given)).photos)) or part)
-    monkeypatch.setattr(preparing, "AT_ONCE_BYTES", math.ceil(coco.annotations_path(coco_mini, "val").stat().st_size / 7))
+    monkeypatch.setattr(
+        preparing, "AT_ONCE_BYTES", math.ceil(coco.annotations_path(coco_mini, "val").stat().st_size / 7)
+    )
     done = prepare_coco(coco_mini, "val")
     assert (done.photos, done.drawn) == (43, 43) and sizes == [7, 6, 6, 6, 6, 6, 6]
     assert (table.read_text(), {path.name: path.read_bytes() for path in masks.iterdir()}) == expected
@@ -178,7 +184,7 @@ def rows_of(root):
         return [(row["image"], row["split"], row["labels"]) for row in csv.DictReader(file)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def tagged(tmp_path):
     """Ten photos of cats and ten of dogs in class folders, one in a folder whose name holds a comma."""
     for number in range(20):
@@ -191,7 +197,9 @@ def tagged(tmp_path):
 def test_a_table_of_class_folders_holds_what_the_folders_say(tagged):
     before = load_split("folder", tagged, "train")
     done = prepare_folder(tagged)
-    assert done.splits == {"train": {"cat": 10, "dog, small": 10}} and done.photos == {"train": 20} and done.left_out == 0
+    assert (
+        done.splits == {"train": {"cat": 10, "dog, small": 10}} and done.photos == {"train": 20} and done.left_out == 0
+    )
     after = load_split("folder", tagged, "train")
     assert (after.classes, after.samples) == (before.classes, before.samples)
     with pytest.raises(UsageError, match="labels.csv: is there already; --overwrite"):

@@ -33,14 +33,20 @@ def test_csv_without_splits_takes_them_from_the_folders(tmp_path):
 
 def test_one_folder_per_class(tmp_path):
     put(tmp_path, "dog/a.JPG", "dog/deep/b.png", "background/c.webp", "masks/dog/a.png", "loose.jpg", "dog/notes.txt")
-    assert found(tmp_path) == [("background/c.webp", "train", ()), ("dog/a.JPG", "train", ("dog",)), ("dog/deep/b.png", "train", ("dog",))]
+    assert found(tmp_path) == [
+        ("background/c.webp", "train", ()),
+        ("dog/a.JPG", "train", ("dog",)),
+        ("dog/deep/b.png", "train", ("dog",)),
+    ]
 
 
 def test_one_folder_per_class_below_splits(tmp_path):
     put(tmp_path, "images/train/dog/a.jpg", "images/val/cat/b.jpg", "test/cat/c.jpg")
     assert found(tmp_path) == [
-        ("images/train/dog/a.jpg", "train", ("dog",)), ("images/val/cat/b.jpg", "val", ("cat",)), ("test/cat/c.jpg", "test", ("cat",)),
-    ]  # fmt: skip
+        ("images/train/dog/a.jpg", "train", ("dog",)),
+        ("images/val/cat/b.jpg", "val", ("cat",)),
+        ("test/cat/c.jpg", "test", ("cat",)),
+    ]
 
 
 def test_json_of_names(tmp_path):
@@ -52,7 +58,11 @@ def test_json_in_the_style_of_coco(tmp_path):
     put(tmp_path, "images/a.jpg")
     table = {
         "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "images/val/b.jpg"}],
-        "annotations": [{"image_id": 7, "category_id": 3}, {"image_id": 7, "category_id": 3}, {"image_id": 7, "category_id": 1}],
+        "annotations": [
+            {"image_id": 7, "category_id": 3},
+            {"image_id": 7, "category_id": 3},
+            {"image_id": 7, "category_id": 1},
+        ],
         "categories": [{"id": 1, "name": "cat"}, {"id": 3, "name": "dog"}],
     }
     (tmp_path / "annotations.json").write_text(json.dumps(table))
@@ -65,7 +75,11 @@ OBJECT = "<object><name>{name}</name><difficult>{difficult}</difficult><part><na
 
 def test_xml_in_the_style_of_voc(tmp_path):
     put(tmp_path, "JPEGImages/a.jpg", "Annotations/a.xml")
-    objects = OBJECT.format(name="dog", difficult=0) + OBJECT.format(name="cat", difficult=1) + OBJECT.format(name="dog", difficult=0)
+    objects = (
+        OBJECT.format(name="dog", difficult=0)
+        + OBJECT.format(name="cat", difficult=1)
+        + OBJECT.format(name="dog", difficult=0)
+    )
     (tmp_path / "Annotations" / "a.xml").write_text(XML.format(name="a.jpg", objects=objects))
     assert found(tmp_path) == [("JPEGImages/a.jpg", "train", ("dog", "cat"))]
     assert read_xml(tmp_path / "Annotations" / "a.xml") == ("a.jpg", [("dog", False), ("cat", True), ("dog", False)])
@@ -80,7 +94,11 @@ def test_xml_in_the_style_of_voc(tmp_path):
         ("labels.json", '{"a.jpg": "cat"}', 'labels.json: "a.jpg": expected a list of class names, got "cat"'),
         ("labels.json", '{"../a.jpg": ["cat"]}', "leaves the data folder"),
         ("annotations.json", '{"images": []}', "expected COCO's lists .* missing or unknown: 'categories'"),
-        ("annotations.json", '{"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 5}]}', "missing or unknown: 5"),
+        (
+            "annotations.json",
+            '{"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 5}]}',
+            "missing or unknown: 5",
+        ),
         ("Annotations/a.xml", "<annotation>", "cannot be read as XML"),
         ("Annotations/a.xml", "<annotation/>", "expected a VOC annotation with a filename"),
         ("Annotations/a.xml", XML.format(name="../../x.jpg", objects=""), "leaves the data folder"),
@@ -97,7 +115,9 @@ def test_what_is_wrong_is_told_with_its_place(tmp_path, name, content, message):
 def test_a_billion_laughs_are_not_laughed(tmp_path):
     entities = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10 if i else "ha" * 10}">' for i in range(12))
     put(tmp_path, "Annotations/a.xml")
-    (tmp_path / "Annotations" / "a.xml").write_text(f"<!DOCTYPE x [{entities}]><annotation><filename>&l11;</filename></annotation>")
+    (tmp_path / "Annotations" / "a.xml").write_text(
+        f"<!DOCTYPE x [{entities}]><annotation><filename>&l11;</filename></annotation>"
+    )
     with pytest.raises(DataError, match="cannot be read as XML"):
         read_rows(tmp_path)
 

@@ -12,7 +12,7 @@ from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
 
 
-@pytest.fixture()
+@pytest.fixture
 def split(tmp_path):
     samples = []
     for i in range(5):

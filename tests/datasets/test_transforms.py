@@ -35,9 +35,7 @@ def test_a_view_without_rescaling_is_a_plain_crop():
     seen = set()
     for seed in range(40):
         view, box = random_view(image, np.random.default_rng(seed), 16, (1.0, 1.0), flip=False)
-        places = [
-            (y, x) for y in range(25) for x in range(35) if np.array_equal(image[y : y + 16, x : x + 16], view)
-        ]
+        places = [(y, x) for y in range(25) for x in range(35) if np.array_equal(image[y : y + 16, x : x + 16], view)]
         assert len(places) == 1 and box == (0, 16, 0, 16)
         seen.add(places[0])
     assert len(seen) > 30
@@ -50,7 +48,9 @@ def test_a_view_is_its_part_of_the_photo_resized_by_pillow(height, width, seed):
     image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     window = random_window((height, width), rng, 32, (0.5, 2.0))
     top, bottom, left, right = window.part
-    part = Image.fromarray(image[top:bottom, left:right]).resize((window.columns, window.rows), Image.Resampling.BILINEAR)
+    part = Image.fromarray(image[top:bottom, left:right]).resize(
+        (window.columns, window.rows), Image.Resampling.BILINEAR
+    )
     y0, y1, x0, x1 = window.box
     view = image_view(image, window).permute(1, 2, 0).numpy()[y0:y1, x0:x1]
     expected = np.asarray(part)[:, ::-1] if window.mirrored else np.asarray(part)
@@ -90,7 +90,10 @@ def test_a_mask_is_shown_as_its_photo_is(height, width, seed):
     mask = np.zeros((height, width), np.uint8)
     mask[:, width // 2 :] = 1
     window = random_window((height, width), np.random.default_rng(seed), 32, (0.5, 2.0))
-    image, shown = image_view(np.repeat(mask[..., None] * 200, 3, axis=2), window)[0].numpy(), mask_view(mask, window).numpy()
+    image, shown = (
+        image_view(np.repeat(mask[..., None] * 200, 3, axis=2), window)[0].numpy(),
+        mask_view(mask, window).numpy(),
+    )
     y0, y1, x0, x1 = window.box
     inside = np.zeros((32, 32), bool)
     inside[y0:y1, x0:x1] = True

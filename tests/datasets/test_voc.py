@@ -13,7 +13,7 @@ from afactl.errors import DataError
 from tests.conftest import make_voc
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny(tmp_path):
     """Three official photos, two in val, and one of SBD."""
     masks = {"t1": [0, 1], "v1": [15, 255], "v2": [0, 0]}

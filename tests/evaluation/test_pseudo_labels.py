@@ -16,12 +16,12 @@ from tests.conftest import TINY
 CPU = torch.device("cpu")
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(run_copy):
     return open_run(run_copy, CPU)
 
 
-@pytest.fixture()
+@pytest.fixture
 def val(run):
     return open_split(run, "val", None, masks=True)
 
@@ -34,7 +34,9 @@ def square_record(affinity=None):
     cam[0, 16:48, 16:32] = 0.95
     tokens = np.kron(image[::16, ::16, 0] > 100, np.ones((1, 1))).ravel()
     same = (tokens[:, None] == tokens).astype(np.float16)
-    return image, CamRecord(cam, np.array([2]), same if affinity is None else affinity, np.full((16, 16), 1 / 16, np.float16), (4, 4))
+    return image, CamRecord(
+        cam, np.array([2]), same if affinity is None else affinity, np.full((16, 16), 1 / 16, np.float16), (4, 4)
+    )
 
 
 def test_rows_of_a_photo_whose_answer_is_known():
@@ -124,4 +126,6 @@ def test_validation_agrees_with_the_commands(run, val):
     found = validate(run.model, val, load_preset("demo", TINY), CPU)
     assert found["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val).scores[0].miou, abs=1e-6)
     # The cache keeps float16, so a pixel on the threshold may fall to the other side.
-    assert found["val_cam_miou"] == pytest.approx(score_pseudo_labels(run, val).scores["AFA (w/o prop.)"][0].miou, abs=0.5)
+    assert found["val_cam_miou"] == pytest.approx(
+        score_pseudo_labels(run, val).scores["AFA (w/o prop.)"][0].miou, abs=0.5
+    )

@@ -25,12 +25,12 @@ from afactl.runs.cache import Cache
 CPU = torch.device("cpu")
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(run_copy):
     return open_run(run_copy, CPU)
 
 
-@pytest.fixture()
+@pytest.fixture
 def val(run):
     return open_split(run, "val", None, masks=True)
 
@@ -92,7 +92,9 @@ def test_windows_are_weighted_by_the_distance_from_their_edge(run):
 def test_a_photo_that_fits_in_a_window_is_passed_whole(run, size):
     image = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
     whole = segment(run.model, image, CPU, (1.0, 0.75), True)
-    torch.testing.assert_close(segment_windows(run.model, image, CPU, (1.0, 0.75), True, 64, size), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        segment_windows(run.model, image, CPU, (1.0, 0.75), True, 64, size), whole, atol=1e-5, rtol=1e-5
+    )
 
 
 @given(st.integers(1, 400), st.integers(8, 120), st.integers(1, 6))
@@ -112,8 +114,13 @@ def test_windows_cover_a_photo_and_its_grid(side, window, factor):
 
 def test_logits_of_windows_lie_where_their_pixels_are(run, monkeypatch):
     """A network that gives each pixel its own brightness: the picture comes back, at a third of its size too."""
-    image = np.repeat(np.minimum(np.add.outer(np.arange(96), np.arange(150)), 255).astype(np.uint8)[..., None], 3, axis=2)
-    monkeypatch.setattr("afactl.inference.segmentation.segment", lambda model, tile, *rest: torch.from_numpy(tile[..., 0].astype(np.float32))[None])
+    image = np.repeat(
+        np.minimum(np.add.outer(np.arange(96), np.arange(150)), 255).astype(np.uint8)[..., None], 3, axis=2
+    )
+    monkeypatch.setattr(
+        "afactl.inference.segmentation.segment",
+        lambda model, tile, *rest: torch.from_numpy(tile[..., 0].astype(np.float32))[None],
+    )
     found = segment_windows(run.model, image, CPU, (1.0,), False, 40, (96, 150))
     torch.testing.assert_close(found[0], torch.from_numpy(image[..., 0]).float())
     third = segment_windows(run.model, image, CPU, (1.0,), False, 40, (32, 50))
@@ -125,7 +132,9 @@ def test_a_record_is_what_the_network_says(run, val):
     sample = val.samples[0]
     image = read_image(sample.image)
     record = cam_record(run, image, sample.labels)
-    passed = run.model.multi_scale_cam(normalize(to_tensor(image, CPU)), run.preset.cam.scales, run.preset.affinity.scale)
+    passed = run.model.multi_scale_cam(
+        normalize(to_tensor(image, CPU)), run.preset.cam.scales, run.preset.affinity.scale
+    )
     assert record.cam.dtype == record.affinity.dtype == np.float16
     assert record.classes.tolist() == list(sample.labels) and record.grid == passed.grid
     np.testing.assert_allclose(record.cam, passed.cam[0, list(sample.labels)], atol=1e-3)
@@ -210,7 +219,9 @@ def test_cams_are_handed_over_as_irn_dictionaries(run, val):
             found = np.load(folder / f"{sample.image_id}.npy", allow_pickle=True).item()
             record = read_record(cache, sample.image_id)
             assert found["keys"].tolist() == list(sample.labels)
-            assert found["high_res"].dtype == np.float32 and np.array_equal(found["high_res"], record.cam.astype(np.float32))
+            assert found["high_res"].dtype == np.float32 and np.array_equal(
+                found["high_res"], record.cam.astype(np.float32)
+            )
             assert found["cam"].shape == (len(sample.labels), 16, 16)
     export_cams(run, val)
     assert {path: path.stat().st_mtime_ns for path in written} == written, "finished files are left alone"

@@ -41,21 +41,36 @@ def together(folder, size, function, *arguments):
 
 def small_functions():
     rank = dist.get_rank()
-    return {"share": list(share(list(range(7)))), "total": total(torch.tensor([rank, 1])), "counts": total_counts(np.full((2, 2), rank + 1)).tolist(),
-            "first": from_first(["ü", "b"] if rank == 0 else [])}  # fmt: skip
+    return {
+        "share": list(share(list(range(7)))),
+        "total": total(torch.tensor([rank, 1])),
+        "counts": total_counts(np.full((2, 2), rank + 1)).tolist(),
+        "first": from_first(["ü", "b"] if rank == 0 else []),
+    }
 
 
 def test_shares_sums_and_texts(tmp_path):
     found = together(tmp_path / "p", 3, small_functions)
-    assert sorted(item for one in found for item in one["share"]) == list(range(7)), "each item once, though 3 does not divide 7"
+    assert sorted(item for one in found for item in one["share"]) == list(range(7)), (
+        "each item once, though 3 does not divide 7"
+    )
     for one in found:
         assert one["total"].tolist() == [3, 3] and one["counts"] == [[6, 6], [6, 6]] and one["first"] == ["ü", "b"]
     assert share("abc") == "abc" and total(torch.tensor(2)) == 2 and from_first(["a"]) == ["a"], "alone"
 
 
-@pytest.mark.parametrize(("batch", "effective", "processes", "expected"), [
-    (8, 8, 1, (8, 1)), (8, 8, 2, (4, 1)), (2, 8, 2, (2, 2)), (8, None, 2, (8, 1)), (4, 10, 2, (4, 2)), (2, 3, 1, (2, 2)), (8, 3, 4, (1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("batch", "effective", "processes", "expected"),
+    [
+        (8, 8, 1, (8, 1)),
+        (8, 8, 2, (4, 1)),
+        (2, 8, 2, (2, 2)),
+        (8, None, 2, (8, 1)),
+        (4, 10, 2, (4, 2)),
+        (2, 3, 1, (2, 2)),
+        (8, 3, 4, (1, 1)),
+    ],
+)
 def test_the_effective_batch_is_shared_out(batch, effective, processes, expected):
     shares = step_shares(batch, effective, processes)
     assert shares == Shares(*expected, processes) and shares.photos >= (effective or 0)
@@ -67,7 +82,13 @@ def normalised(halves):
     norm = BatchNorm(x.shape[1])
     out = norm(x)
     (out * torch.arange(out[0].numel()).reshape(out.shape[1:]).sin()).sum().backward()
-    return {"out": out.detach(), "grad": x.grad, "mean": norm.running_mean, "var": norm.running_var, "tracked": norm.num_batches_tracked}
+    return {
+        "out": out.detach(),
+        "grad": x.grad,
+        "mean": norm.running_mean,
+        "var": norm.running_var,
+        "tracked": norm.num_batches_tracked,
+    }
 
 
 def test_batch_norm_takes_the_statistics_of_all(tmp_path):
@@ -81,14 +102,27 @@ def test_batch_norm_takes_the_statistics_of_all(tmp_path):
             torch.testing.assert_close(part[name], whole[name], atol=1e-6, rtol=1e-5)
 
 
-FIVE = [*TINY, "train.max_iters=5", "train.cls_warmup_iters=1", "train.aff_warmup_iters=2", "train.effective_batch=4", "model.drop_path=0",
-        "train.eval_iters=5", "loss.reg=0.01"]  # fmt: skip
+FIVE = [
+    *TINY,
+    "train.max_iters=5",
+    "train.cls_warmup_iters=1",
+    "train.aff_warmup_iters=2",
+    "train.effective_batch=4",
+    "model.drop_path=0",
+    "train.eval_iters=5",
+    "loss.reg=0.01",
+]
 
 
 def five_steps(data, run, batch_size):
     """Weights after five steps, one in the first phase and two in each other one."""
     Path(run).mkdir(exist_ok=True)
-    job = Job(load_preset("demo", [*FIVE, f"data.root={data}", f"train.batch_size={batch_size}"]), Path(run), torch.device("cpu"), ignore)
+    job = Job(
+        load_preset("demo", [*FIVE, f"data.root={data}", f"train.batch_size={batch_size}"]),
+        Path(run),
+        torch.device("cpu"),
+        ignore,
+    )
     # Noise is drawn by each process for itself; without it the steps must be the same.
     job.model.decoder.dropout.p = 0.0
     # A bias before a batch norm has no effect and no gradient but rounding, of which AdamW makes whole steps.
@@ -113,7 +147,18 @@ def test_two_processes_take_the_steps_of_one(tmp_path, tiny_data):
 
 
 def torchrun(size, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size), "-m", "--", "afactl", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(size),
+        "-m",
+        "--",
+        "afactl",
+        *map(str, arguments),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
@@ -130,12 +175,32 @@ def test_commands_share_images_and_merge_their_results(tmp_path, run_copy, tiny_
 
     scored = torchrun(3, "eval", "--run", run_copy, "--json", tmp_path / "three.json")
     assert scored.returncode == 0, scored.stderr
-    alone = subprocess.run([sys.executable, "-m", "afactl", "eval", "--run", run_copy, "--json", tmp_path / "one.json"], capture_output=True, text=True)
-    assert alone.returncode == 0 and json.loads((tmp_path / "three.json").read_text()) == json.loads((tmp_path / "one.json").read_text())
+    alone = subprocess.run(
+        [sys.executable, "-m", "afactl", "eval", "--run", run_copy, "--json", tmp_path / "one.json"],
+        capture_output=True,
+        text=True,
+    )
+    assert alone.returncode == 0 and json.loads((tmp_path / "three.json").read_text()) == json.loads(
+        (tmp_path / "one.json").read_text()
+    )
 
-    made = torchrun(3, "predict", tiny_data / "images/val", "--run", run_copy, "--out", tmp_path / "masks", "--format", "voc-server", "--overlay")
+    made = torchrun(
+        3,
+        "predict",
+        tiny_data / "images/val",
+        "--run",
+        run_copy,
+        "--out",
+        tmp_path / "masks",
+        "--format",
+        "voc-server",
+        "--overlay",
+    )
     assert made.returncode == 0 and "4 of 4 photos" in made.stdout, made.stderr
-    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == [*(f"000{i}_overlay.png" for i in range(4)), "results.zip"]
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == [
+        *(f"000{i}_overlay.png" for i in range(4)),
+        "results.zip",
+    ]
 
 
 def test_parts_of_a_killed_dump_are_taken_in(run_copy):
@@ -167,10 +232,26 @@ def test_a_process_that_dies_ends_the_job_with_its_message(tmp_path, tiny_data):
     start = time.monotonic()
     sets = [text for change in TINY for text in ("--set", change)]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), "train", "demo",
-         "--data", str(tiny_data), "--out", str(tmp_path / "run"), *sets],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            str(script),
+            "train",
+            "demo",
+            "--data",
+            str(tiny_data),
+            "--out",
+            str(tmp_path / "run"),
+            *sets,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode != 0 and time.monotonic() - start < 60
     assert "error: rank 1: the disk of rank 1 has gone" in done.stderr
 
@@ -196,10 +277,16 @@ def stopped_in_one(data, run):
 
 def test_a_stop_of_one_process_is_the_stop_of_all(tmp_path, tiny_data):
     (tmp_path / "run").mkdir()
-    assert together(tmp_path / "p", 2, stopped_in_one, str(tiny_data), str(tmp_path / "run")) == [{"steps": 3}, {"steps": 3}]
+    assert together(tmp_path / "p", 2, stopped_in_one, str(tiny_data), str(tmp_path / "run")) == [
+        {"steps": 3},
+        {"steps": 3},
+    ]
     assert load_model(find_checkpoint(tmp_path / "run").folder)[2] == 3, "rank 0 wrote where all stopped"
 
 
 def test_a_command_that_cannot_share_its_work_says_so():
     done = torchrun(2, "ablate", "table2")
-    assert done.returncode != 0 and "afactl ablate: runs in one process; only train, dump-cams, predict, eval" in done.stderr
+    assert (
+        done.returncode != 0
+        and "afactl ablate: runs in one process; only train, dump-cams, predict, eval" in done.stderr
+    )

@@ -54,7 +54,9 @@ def test_parts_of_a_batch_sum_to_the_loss_of_the_whole():
         (affinity_loss, affinity, pairs, [pairs == 1, pairs == 0]),
     ):
         whole = torch.stack([mask.sum() for mask in names]).squeeze()
-        parts = [loss(values[part], truth[part], lambda count, whole=whole: whole) for part in (slice(0, 1), slice(1, 4))]
+        parts = [
+            loss(values[part], truth[part], lambda count, whole=whole: whole) for part in (slice(0, 1), slice(1, 4))
+        ]
         assert sum(parts).item() == pytest.approx(loss(values, truth).item(), abs=1e-6)
         assert parts[0] > 0 and parts[1] > 0
 
@@ -174,9 +176,13 @@ def test_energy_is_computed_at_half_size():
     torch.manual_seed(0)
     image, logits = torch.rand(1, 3, 12, 16) * 255, torch.randn(1, 3, 12, 16)
     label = torch.full((1, 12, 16), 255)
-    small, rows = (torch.nn.functional.interpolate(t, scale_factor=0.5, mode="bilinear") for t in (image, logits.softmax(1)))
+    small, rows = (
+        torch.nn.functional.interpolate(t, scale_factor=0.5, mode="bilinear") for t in (image, logits.softmax(1))
+    )
     expected = energy_loss(small, rows.log(), label[:, ::2, ::2], sigma_xy=50.0, scale=1.0)
-    torch.testing.assert_close(energy_loss(image, logits, label, sigma_xy=100.0, scale=0.5), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        energy_loss(image, logits, label, sigma_xy=100.0, scale=0.5), expected, rtol=1e-5, atol=0
+    )
 
 
 def test_what_lies_outside_counts_nothing():

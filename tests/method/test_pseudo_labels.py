@@ -33,9 +33,18 @@ def test_golden_refined_label(worked):
 def test_golden_segmentation_label(worked):
     values, cam, images = worked
     found = propagated_label(
-        images, cam, values["class_label"], values["affinity"], (8, 10), build_refiner("par"),
-        0.35, 0.55, radius=int(values["radius"]), eps=0.1, box=values["box"],
-    )  # fmt: skip
+        images,
+        cam,
+        values["class_label"],
+        values["affinity"],
+        (8, 10),
+        build_refiner("par"),
+        0.35,
+        0.55,
+        radius=int(values["radius"]),
+        eps=0.1,
+        box=values["box"],
+    )
     assert torch.equal(found, values["seg_label"])
 
 

@@ -16,10 +16,14 @@ GOLDEN = [("mit_b0", "96x128"), ("mit_b1", "125x167")]
 GOLDEN_ROUNDING = {
     "mit_b0": {"feat3_sample": 1.3e-4, "feat4_sample": 1.95e-4, "ms_cam": 1.45e-3, "attn_prev": 1.3e-3},
     "mit_b1": {
-        "feat3_sample": 1.32e-4, "feat4_sample": 9.1e-4, "ms_cam": 6.1e-3,
-        "cam": 9.0e-3, "attn_prev": 5.2e-3, "attn_last": 1.5e-3,
+        "feat3_sample": 1.32e-4,
+        "feat4_sample": 9.1e-4,
+        "ms_cam": 6.1e-3,
+        "cam": 9.0e-3,
+        "attn_prev": 5.2e-3,
+        "attn_last": 1.5e-3,
     },
-}  # fmt: skip
+}
 LOGITS = {"cls", "seg", "cam", "aff_logit", "attn_last", "attn_prev"}
 
 

@@ -81,8 +81,13 @@ def test_maps_are_enlarged_smoothly():
 
 def test_a_panel_has_a_row_per_query_and_a_star_in_each_picture():
     image, matrix = np.zeros((32, 48, 3), np.uint8), np.random.default_rng(0).random((6, 6))
-    columns = [("photo", image), ("map", Tokens(matrix, (2, 3))), ("CAM", np.zeros((32, 48))),
-               ("one", np.ones((32, 48), np.uint8)), ("two", np.full((32, 48), 255, np.uint8))]  # fmt: skip
+    columns = [
+        ("photo", image),
+        ("map", Tokens(matrix, (2, 3))),
+        ("CAM", np.zeros((32, 48))),
+        ("one", np.ones((32, 48), np.uint8)),
+        ("two", np.full((32, 48), 255, np.uint8)),
+    ]
     figure = panel([(image, (1, 2), columns), (image, (40, 30), columns)], ("cat",), VOC)
     pictures = [axis for axis in figure.axes if axis.lines]
     figure.draw_without_rendering()
@@ -95,7 +100,9 @@ def test_a_panel_has_a_row_per_query_and_a_star_in_each_picture():
     assert np.allclose(drawn, resize_map(matrix[5].reshape(2, 3), (32, 48))), "the row of the query's token"
     (bar,) = pictures[6].child_axes
     low, high = drawn.min(), drawn.max()
-    assert [label.get_text() for label in bar.get_xticklabels()] == [f"{low:.2g}", f"{high:.2g}"], "maps tell their range"
+    assert [label.get_text() for label in bar.get_xticklabels()] == [f"{low:.2g}", f"{high:.2g}"], (
+        "maps tell their range"
+    )
 
 
 def test_titles_are_shown_where_they_change():

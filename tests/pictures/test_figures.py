@@ -11,12 +11,12 @@ from afactl.pictures import figures
 from afactl.pictures.figures import draw_attention, draw_cams, draw_heads, draw_ranked, draw_refiners, first_photos
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(run_copy):
     return open_run(run_copy, torch.device("cpu"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def rows(monkeypatch):
     """The rows of every panel that is drawn."""
     seen = []
@@ -80,10 +80,16 @@ def test_a_layer_or_head_in_place_of_the_mean(run, rows):
     for heads in (None, (1, None), (2, None), (2, 3)):
         draw_attention(run, sample.image, [(5, 5)], heads=heads)
     columns = [{title: content for title, content in one[0][2]} for one in rows]
-    mean, first, second = (columns[i][name].values for i, name in enumerate(["MHSA (mean of heads)", "MHSA (layer 1)", "MHSA (layer 2)"]))
+    mean, first, second = (
+        columns[i][name].values for i, name in enumerate(["MHSA (mean of heads)", "MHSA (layer 1)", "MHSA (layer 2)"])
+    )
     np.testing.assert_allclose((first + second) / 2, mean, atol=2e-3)  # the cache keeps halves
     assert not np.allclose(columns[3]["MHSA (layer 2, head 3)"].values, second, atol=1e-4)
-    for heads, message in (((3, None), "--layer: expected 1..2"), ((0, None), "--layer"), ((1, 9), "--head: expected 1..8")):
+    for heads, message in (
+        ((3, None), "--layer: expected 1..2"),
+        ((0, None), "--layer"),
+        ((1, 9), "--head: expected 1..8"),
+    ):
         with pytest.raises(UsageError, match=message):
             draw_attention(run, sample.image, [], heads=heads)
 
@@ -91,8 +97,16 @@ def test_a_layer_or_head_in_place_of_the_mean(run, rows):
 def test_a_run_without_afa_is_drawn_beside(run, rows):
     draw_attention(run, None, [(5, 5)], compared=run)
     titles = [title for title, _ in rows[0][0][2]]
-    assert titles == ["photo and query", "MHSA (mean of heads), w/o AFA", "MHSA (mean of heads)", "learned affinity", "CAM",
-                      "w/o AFA + PAR", "AFA (w/o prop.) + PAR", "AFA + PAR"]  # fmt: skip
+    assert titles == [
+        "photo and query",
+        "MHSA (mean of heads), w/o AFA",
+        "MHSA (mean of heads)",
+        "learned affinity",
+        "CAM",
+        "w/o AFA + PAR",
+        "AFA (w/o prop.) + PAR",
+        "AFA + PAR",
+    ]
 
 
 def test_weights_of_heads(run, monkeypatch):
@@ -111,10 +125,19 @@ def test_cams_side_by_side(run, rows, tmp_path):
     photos = first_photos(run, None, 2)
     drawn = draw_cams(run, photos, out=tmp_path / "cams.pdf", without_afa=run)
     assert drawn.file.read_bytes().startswith(b"%PDF")
-    assert [title for title, _ in rows[0][1][2]] == ["photo", "CAM, w/o AFA", "CAM", "spread by MHSA", "spread by affinity", "truth"]
+    assert [title for title, _ in rows[0][1][2]] == [
+        "photo",
+        "CAM, w/o AFA",
+        "CAM",
+        "spread by MHSA",
+        "spread by affinity",
+        "truth",
+    ]
     for _, _, cells in rows[0]:
         for title, content in cells[2:5]:
-            assert content.shape == (64, 64) and content.dtype == np.float32 and 0 <= content.min() <= content.max() <= 1, title
+            assert (
+                content.shape == (64, 64) and content.dtype == np.float32 and 0 <= content.min() <= content.max() <= 1
+            ), title
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "own.png")
     draw_cams(run, [photos[0], tmp_path / "own.png"], out=tmp_path / "mixed.png")
     assert {len(cells) for _, _, cells in rows[1]} == {4}, "a photo without a mask takes the column away"
@@ -132,7 +155,11 @@ def test_refiners_and_iterations(run, rows, tmp_path):
 def test_images_by_rank(run, monkeypatch):
     split = open_split(run, "val", None, masks=True)
     seen = []
-    monkeypatch.setattr(figures, "draw_examples", lambda run, split, samples, scores, out, palette: seen.append([s.image_id for s in samples]) or out)
+    monkeypatch.setattr(
+        figures,
+        "draw_examples",
+        lambda run, split, samples, scores, out, palette: seen.append([s.image_id for s in samples]) or out,
+    )
     scores, ids = np.array([40.0, np.nan, 10.0, 90.0]), [sample.image_id for sample in split.samples]
     draw_ranked(run, split, scores, "worst", 2)
     draw_ranked(run, split, scores, "examples", 2)

@@ -64,7 +64,15 @@ def test_the_page_holds_what_the_commands_found(judged):
         assert f"<tr><td>{html.escape(name)}</td>{cells}</tr>" in page
     for score in segmentation.scores:
         assert f"<td>{score.name}</td><td>{score.miou:.1f}</td>" in page
-    for text in ("losses", "learning rate", "validation, mIoU %", "one.png", "Confusion matrix of val", "effective_batch", "max_iters: 4"):
+    for text in (
+        "losses",
+        "learning rate",
+        "validation, mIoU %",
+        "one.png",
+        "Confusion matrix of val",
+        "effective_batch",
+        "max_iters: 4",
+    ):
         assert text in page, text
     assert [f'data-name="{name}"' in page for name in ("photo", "CAM", "pseudo label", "segmentation")] == [True] * 4
 
@@ -80,7 +88,11 @@ def test_a_run_that_was_never_judged_says_what_to_do(run_copy, tmp_path):
     run = open_run(run_copy, CPU)
     made = write_report(run, data=tmp_path / "nowhere", out=tmp_path / "deep" / "page.html")
     page = made.file.read_text()
-    assert f"afactl pseudo-eval --split train --run {run_copy}" in page and "afactl eval --split val" in page and "No photos:" in page
+    assert (
+        f"afactl pseudo-eval --split train --run {run_copy}" in page
+        and "afactl eval --split val" in page
+        and "No photos:" in page
+    )
     assert [text.split(":")[0] for text in made.missing] == ["pseudo labels", "segmentation", "No photos"]
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="--out .*cannot be written"):
@@ -97,7 +109,10 @@ def test_scores_of_other_weights_are_marked(judged, tmp_path):
 def test_a_row_without_afa_comes_from_the_other_run(judged, tmp_path):
     write_report(judged[0], out=tmp_path / "page.html", without_afa=judged[0].folder, photos=0)
     first = judged[1].scores["AFA (w/o prop.)"]
-    assert f"<tr><td>w/o AFA</td><td>{first[0].miou:.1f}</td><td>{first[1].miou:.1f}</td></tr>" in (tmp_path / "page.html").read_text()
+    assert (
+        f"<tr><td>w/o AFA</td><td>{first[0].miou:.1f}</td><td>{first[1].miou:.1f}</td></tr>"
+        in (tmp_path / "page.html").read_text()
+    )
 
 
 def test_names_are_escaped(judged, tmp_path):
@@ -117,7 +132,9 @@ def test_names_are_escaped(judged, tmp_path):
     assert "<b>run" not in page and "&lt;script&gt;.png" in page and page.count("<script>") == 1
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="the page is not opened: no Chromium here (Debian: apt-get install chromium)")
+@pytest.mark.skipif(
+    CHROMIUM is None, reason="the page is not opened: no Chromium here (Debian: apt-get install chromium)"
+)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser(judged, tmp_path, width):
     """No error, the slider moves, no sideways scrolling on a phone. The page stands in a frame of that width."""
@@ -126,10 +143,22 @@ def test_in_a_browser(judged, tmp_path, width):
     frame += "<script>f.onload = () => setTimeout(() => { document.title = f.contentDocument.body.dataset.seen }, 200)</script>"
     (tmp_path / "frame.html").write_text(frame)
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--window-size=1400,2100",
-         f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=8000", "--dump-dom", str(tmp_path / "frame.html")],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--enable-logging=stderr",
+            "--window-size=1400,2100",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--virtual-time-budget=8000",
+            "--dump-dom",
+            str(tmp_path / "frame.html"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     title = re.search(r"<title>(.*?)</title>", done.stdout, re.DOTALL)
     assert title, done.stderr[-2000:]
     seen = json.loads(html.unescape(title[1]))

@@ -11,7 +11,7 @@ from afactl.method.refinement.crf import dense_crf
 from afactl.prediction.predict import find_photos, predict
 
 
-@pytest.fixture()
+@pytest.fixture
 def photos(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("a.jpg", "deep/b c.png", "deep/ü.v2.JPG", "note.txt"):
@@ -24,7 +24,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-@pytest.fixture()
+@pytest.fixture
 def run(tiny_run):
     return open_run(tiny_run, torch.device("cpu"))
 
@@ -32,7 +32,10 @@ def run(tiny_run):
 def test_folders_files_and_globs(photos):
     masks = [str(photo.mask) for photo in find_photos([str(photos)])]
     assert masks == ["a.png", "deep/b c.png", "deep/ü.v2.png"]
-    assert [p.mask.name for p in find_photos([str(photos / "a.jpg"), str(photos / "deep" / "*.png")])] == ["a.png", "b c.png"]
+    assert [p.mask.name for p in find_photos([str(photos / "a.jpg"), str(photos / "deep" / "*.png")])] == [
+        "a.png",
+        "b c.png",
+    ]
     assert len(find_photos([str(photos), str(photos / "a.jpg")])) == 3, "each photo once"
 
 
@@ -59,7 +62,9 @@ def test_inputs_without_photos_are_refused(tmp_path, name):
 def test_masks_are_what_eval_would_score(run, photos, tmp_path):
     found = find_photos([str(photos)])
     result = predict(run, found, tmp_path / "out", forms=("png", "overlay"))
-    assert result.failed == [] and [p.relative_to(tmp_path / "out") for p in result.written[:3]] == [p.mask for p in found]
+    assert result.failed == [] and [p.relative_to(tmp_path / "out") for p in result.written[:3]] == [
+        p.mask for p in found
+    ]
     image = read_image(photos / "a.jpg")
     expected = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side).argmax(0)
     assert np.array_equal(read_mask(tmp_path / "out" / "a.png", 6), expected.numpy())
@@ -71,7 +76,9 @@ def test_crf_refines_the_mask(run, photos, tmp_path):
     (written,) = predict(run, found, tmp_path / "crf", crf="torch").written
     image = read_image(photos / "a.jpg")
     logits = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side)
-    expected = dense_crf(torch.from_numpy(image).permute(2, 0, 1), logits.softmax(0), **run.preset.crf.model_dump()).argmax(0)
+    expected = dense_crf(
+        torch.from_numpy(image).permute(2, 0, 1), logits.softmax(0), **run.preset.crf.model_dump()
+    ).argmax(0)
     assert np.array_equal(read_mask(written, 6), expected.numpy())
 
 
@@ -91,7 +98,9 @@ def test_a_window_is_for_photos_that_are_larger(run, photos, tmp_path):
     (below,) = predict(run, found, tmp_path / "below", window=64).written
     assert below.read_bytes() == whole.read_bytes()
     (cut,) = predict(run, found, tmp_path / "cut", window=32, forms=("probabilities",)).written
-    logits = segment_windows(run.model, read_image(photos / "a.jpg"), run.device, run.preset.eval.scales, True, 32, (40, 56))
+    logits = segment_windows(
+        run.model, read_image(photos / "a.jpg"), run.device, run.preset.eval.scales, True, 32, (40, 56)
+    )
     np.testing.assert_array_equal(np.load(cut), logits.softmax(0).half().numpy())
 
 
@@ -100,7 +109,10 @@ def test_windows_see_a_large_photo_at_its_own_size(run, tmp_path, monkeypatch):
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "large.png")
     seen = []
-    monkeypatch.setattr("afactl.inference.segmentation.segment", lambda model, tile, *rest: seen.append(tile) or segment(model, tile, *rest))
+    monkeypatch.setattr(
+        "afactl.inference.segmentation.segment",
+        lambda model, tile, *rest: seen.append(tile) or segment(model, tile, *rest),
+    )
     result = predict(run, find_photos([str(tmp_path / "large.png")]), tmp_path / "out", window=64)
     assert len(seen) == 6 and all(tile.shape == (64, 64, 3) for tile in seen)
     assert np.array_equal(seen[0], picture[:64, :64])
@@ -111,7 +123,10 @@ def test_with_the_crf_the_size_follows_from_the_classes_that_are_there(run, phot
     """All seven classes are probable somewhere for a network with next to no training: 40 x 56 pixels are too many."""
     monkeypatch.setattr("afactl.prediction.predict.MAX_CRF_VALUES", 7 * 600)
     seen = []
-    monkeypatch.setattr("afactl.prediction.predict.crf_label", lambda photo, backend, settings: seen.append(photo) or photo[1].argmax(0).to(torch.uint8))
+    monkeypatch.setattr(
+        "afactl.prediction.predict.crf_label",
+        lambda photo, backend, settings: seen.append(photo) or photo[1].argmax(0).to(torch.uint8),
+    )
     result = predict(run, find_photos([str(photos / "a.jpg")]), tmp_path / "out", crf="torch")
     ((image, logits),) = seen
     assert image.shape[1:] == logits.shape[1:] and 400 < image.shape[1] * image.shape[2] <= 600

@@ -6,7 +6,7 @@ from afactl.errors import UsageError
 from afactl.prediction.unfinished import FOLDER, Unfinished
 
 
-@pytest.fixture()
+@pytest.fixture
 def source(tmp_path):
     path = tmp_path / "photo.jpg"
     path.write_text("pixels")
@@ -41,7 +41,9 @@ def test_other_settings_or_another_photo_count_for_nothing(tmp_path, source):
 def test_two_jobs_do_not_write_into_one_folder(tmp_path, source):
     record = Unfinished(tmp_path, {})
     record.note("a.png", source)
-    with pytest.raises(UsageError, match="another job is writing there; wait for it, or give another folder with --out"):
+    with pytest.raises(
+        UsageError, match="another job is writing there; wait for it, or give another folder with --out"
+    ):
         Unfinished(tmp_path, {})
     assert set(record.lines()) == {"a.png"}, "the first one has lost nothing"
     record.finish()

@@ -22,7 +22,14 @@ def labelled(name="deep/a.png", enlarged=1, seed=0):
     rng = np.random.default_rng(seed)
     logits = torch.from_numpy(rng.normal(size=(3, 6, 8)).astype(np.float32))
     mask = logits.argmax(0).numpy().astype(np.uint8)
-    return Labelled(Path(name), Path(name).with_suffix(".jpg"), (6 * enlarged, 8 * enlarged), rng.integers(0, 256, (6, 8, 3)).astype(np.uint8), mask, logits)
+    return Labelled(
+        Path(name),
+        Path(name).with_suffix(".jpg"),
+        (6 * enlarged, 8 * enlarged),
+        rng.integers(0, 256, (6, 8, 3)).astype(np.uint8),
+        mask,
+        logits,
+    )
 
 
 @pytest.fixture(params=[1, 2])
@@ -63,7 +70,11 @@ def test_coco_reads_its_list_back(tmp_path):
     entries = json.loads(path.read_text())
     assert {entry["image_id"] for entry in entries} == {42, "deep/a"}
     truth = coco.COCO()
-    truth.dataset = {"images": [{"id": 42, "height": 12, "width": 16}, {"id": "deep/a", "height": 6, "width": 8}], "annotations": [], "categories": [{"id": 1}, {"id": 2}]}
+    truth.dataset = {
+        "images": [{"id": 42, "height": 12, "width": 16}, {"id": "deep/a", "height": 6, "width": 8}],
+        "annotations": [],
+        "categories": [{"id": 1}, {"id": 2}],
+    }
     truth.createIndex()
     back = truth.loadRes(str(path))
     for photo, image_id in zip(photos, (42, "deep/a"), strict=True):
@@ -98,17 +109,29 @@ def test_label_studio(tmp_path):
     one, other = labelled("deep/ü b.png", 2), labelled("b.png", seed=1)
     _, path = write("label-studio", tmp_path, one, other)
     tasks = json.loads(path.read_text())
-    assert [task["data"]["image"] for task in tasks] == ["/data/local-files/?d=deep/%C3%BC%20b.jpg", "/data/local-files/?d=b.jpg"]
+    assert [task["data"]["image"] for task in tasks] == [
+        "/data/local-files/?d=deep/%C3%BC%20b.jpg",
+        "/data/local-files/?d=b.jpg",
+    ]
     (prediction,) = tasks[0]["predictions"]
     assert [region["value"]["brushlabels"] for region in prediction["result"]] == [["cat"], ["dog"]]
     for value, region in enumerate(prediction["result"], 1):
         assert (region["original_height"], region["original_width"]) == one.full.shape == (12, 16)
         assert region["value"]["rle"] == brush_rle(one.full == value)
-        assert region["score"] == pytest.approx(float(one.logits.softmax(0)[value][torch.from_numpy(one.mask == value)].mean()), abs=1e-4)
+        assert region["score"] == pytest.approx(
+            float(one.logits.softmax(0)[value][torch.from_numpy(one.mask == value)].mean()), abs=1e-4
+        )
     control, image = (ElementTree.parse(tmp_path / "labeling.xml").find(tag) for tag in ("BrushLabels", "Image"))
     region = prediction["result"][0]
-    assert (control.get("name"), image.get("name"), image.get("value")) == (region["from_name"], region["to_name"], "$image")
-    assert [(label.get("value"), label.get("background")) for label in control] == [("cat", "#800000"), ("dog", "#008000")]
+    assert (control.get("name"), image.get("name"), image.get("value")) == (
+        region["from_name"],
+        region["to_name"],
+        "$image",
+    )
+    assert [(label.get("value"), label.get("background")) for label in control] == [
+        ("cat", "#800000"),
+        ("dog", "#008000"),
+    ]
 
 
 @pytest.mark.parametrize("form", ["voc-server", "cvat", "coco-rle", "label-studio"])

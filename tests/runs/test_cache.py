@@ -166,7 +166,9 @@ def test_a_full_disk_is_told_and_what_was_finished_is_kept(tmp_path, monkeypatch
         cache.append("a", {"x": np.arange(5000)})
         with monkeypatch.context() as patch:
             patch.setattr(*((Path, "write_bytes") if place == "_journal" else (JournaledFile, "_apply")), full)
-            with pytest.raises(CacheError, match=r"No space left on device\); what was finished is kept: make room, then call again"):
+            with pytest.raises(
+                CacheError, match=r"No space left on device\); what was finished is kept: make room, then call again"
+            ):
                 cache.append("b", {"x": np.arange(5000)})
     with Cache.open(path, HEADER) as cache:
         # A whole journal is as good as the file.
@@ -179,17 +181,25 @@ def test_a_disk_that_becomes_full_in_earnest(tmp_path):
     """A limit on the size of files stands for the end of the disk: the system itself refuses."""
     pytest.importorskip("resource", reason="limits are those of Unix")
     limited = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n" + WRITER
-    done = subprocess.run([sys.executable, "-c", limited, str(tmp_path / "c.h5")], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", limited, str(tmp_path / "c.h5")], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1
-    assert [line for line in done.stderr.splitlines() if "Error" in line and not line.startswith(" ")][-1].endswith("make room, then call again")
+    assert [line for line in done.stderr.splitlines() if "Error" in line and not line.startswith(" ")][-1].endswith(
+        "make room, then call again"
+    )
     assert "SystemError" not in done.stderr and "ignored" not in done.stderr
     with Cache.open(tmp_path / "c.h5", HEADER) as cache:
-        assert len(cache) > 3 and all((cache.read(image_id)["cam"] == int(image_id) % 97).all() for image_id in cache.ids())
+        assert len(cache) > 3 and all(
+            (cache.read(image_id)["cam"] == int(image_id) % 97).all() for image_id in cache.ids()
+        )
 
 
 def test_a_journal_that_still_finds_no_room_is_kept(tmp_path, monkeypatch):
     with Cache.open(tmp_path / "c.h5", HEADER) as cache, monkeypatch.context() as patch:
-        patch.setattr(JournaledFile, "_apply", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            JournaledFile, "_apply", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         with pytest.raises(CacheError, match="make room"):
             cache.append("a", {"x": np.arange(5000)})
         cache.close()

@@ -17,7 +17,7 @@ from afactl.runs.checkpoints import (
 ARCHITECTURE = Architecture("mit_demo", ("cat", "dög"), "gmp", 8, 0.1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
     model = ARCHITECTURE.build()
@@ -80,7 +80,10 @@ def test_a_damaged_checkpoint_is_known_and_the_former_one_used(saved, name, dama
         middle = len(content) // 2
         (folder / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     found = find_checkpoint(folder.parent.parent)
-    assert found.folder.name == "last.old" and "checkpoints/last is damaged or unfinished (checksum); using last.old" in found.note
+    assert (
+        found.folder.name == "last.old"
+        and "checkpoints/last is damaged or unfinished (checksum); using last.old" in found.note
+    )
     (folder.with_name("last.old") / name).write_bytes(b"")
     with pytest.raises(CheckpointError, match="checkpoints/last, checkpoints/last.old damaged or unfinished"):
         find_checkpoint(folder.parent.parent)

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from afactl.runs.journal import JournaledFile
 
-CHANGES = st.lists(st.tuples(st.sampled_from(["write", "truncate", "commit"]), st.integers(0, 60), st.binary(max_size=20)), max_size=25)
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["write", "truncate", "commit"]), st.integers(0, 60), st.binary(max_size=20)), max_size=25
+)
 
 
 @settings(max_examples=150, deadline=None)

@@ -25,7 +25,11 @@ def test_a_run_holds_what_the_documentation_says(tiny_run):
     for name in ("preset.yaml", "manifest.json", "metrics.jsonl", "cache", "figures"):
         assert (tiny_run / name).exists(), name
     for which in ("last", "best"):
-        assert {p.name for p in (tiny_run / "checkpoints" / which).iterdir()} == {"weights.safetensors", "training.pt", "checksums.json"}
+        assert {p.name for p in (tiny_run / "checkpoints" / which).iterdir()} == {
+            "weights.safetensors",
+            "training.pt",
+            "checksums.json",
+        }
     manifest = read_manifest(tiny_run)
     assert manifest["effective_batch"] == 2 and manifest["seed"] == 0 and manifest["device"] == "cpu"
     assert manifest["versions"]["torch"] == torch.__version__ and manifest["images"] == 8
@@ -42,7 +46,11 @@ def test_phases_and_their_losses_are_logged(tiny_run):
 def test_full_supervision_trains_and_needs_masks(tmp_path, tiny_data):
     overrides = [*TINY, "train.supervision=masks"]
     train("demo", data=tiny_data, out=tmp_path / "run", overrides=overrides, device_name="cpu")
-    assert all(set(line) >= {"loss_seg"} and "loss_cls" not in line for line in read_metrics(tmp_path / "run") if "phase" in line)
+    assert all(
+        set(line) >= {"loss_seg"} and "loss_cls" not in line
+        for line in read_metrics(tmp_path / "run")
+        if "phase" in line
+    )
     shutil.copytree(tiny_data, tmp_path / "data")
     shutil.rmtree(tmp_path / "data/masks")
     with pytest.raises(DataError, match="needs true masks"):
@@ -51,10 +59,24 @@ def test_full_supervision_trains_and_needs_masks(tmp_path, tiny_data):
 
 def test_small_batches_add_up_to_the_effective_one(tmp_path, tiny_data):
     """In the classification phase the mean over photos is the mean over batches, so the weights agree."""
-    same = [*TINY, "train.max_iters=2", "train.cls_warmup_iters=2", "train.eval_iters=2", "model.drop_path=0", "optim.warmup_iters=0"]
+    same = [
+        *TINY,
+        "train.max_iters=2",
+        "train.cls_warmup_iters=2",
+        "train.eval_iters=2",
+        "model.drop_path=0",
+        "optim.warmup_iters=0",
+    ]
     told = []
     train("demo", data=tiny_data, out=tmp_path / "four", overrides=[*same, "train.batch_size=4"], device_name="cpu")
-    train("demo", data=tiny_data, out=tmp_path / "two", overrides=[*same, "train.batch_size=2", "train.effective_batch=3"], device_name="cpu", report=told.append)
+    train(
+        "demo",
+        data=tiny_data,
+        out=tmp_path / "two",
+        overrides=[*same, "train.batch_size=2", "train.effective_batch=3"],
+        device_name="cpu",
+        report=told.append,
+    )
     assert any("effective batch 4: 2 x 2" in str(event.values.get("text")) for event in told), "rounded up and said so"
     assert read_manifest(tmp_path / "two")["effective_batch"] == 4
     whole, parts = weights_of(tmp_path / "four"), weights_of(tmp_path / "two")
@@ -66,8 +88,14 @@ def test_the_compiled_backbone_takes_the_same_steps(tmp_path, tiny_data, tiny_ru
     """Traced, and run by torch's own operations: building C++ for it takes minutes."""
     traced = []
     original = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: traced.append(self) or original(self, backend="eager", **options))
-    run = train("demo", data=tiny_data, out=tmp_path / "run", overrides=[*TINY, "train.compile=true"], device_name="cpu").run
+    monkeypatch.setattr(
+        torch.nn.Module,
+        "compile",
+        lambda self, **options: traced.append(self) or original(self, backend="eager", **options),
+    )
+    run = train(
+        "demo", data=tiny_data, out=tmp_path / "run", overrides=[*TINY, "train.compile=true"], device_name="cpu"
+    ).run
     assert len(traced) == 1
     for one, other in zip(read_metrics(run), read_metrics(tiny_run), strict=True):
         assert one.keys() == other.keys()
@@ -75,7 +103,14 @@ def test_the_compiled_backbone_takes_the_same_steps(tmp_path, tiny_data, tiny_ru
 
 
 def test_training_learns_the_labels(tmp_path, tiny_data):
-    overrides = [*TINY, "train.max_iters=60", "train.cls_warmup_iters=60", "train.eval_iters=60", "optim.warmup_iters=5", "train.batch_size=4"]
+    overrides = [
+        *TINY,
+        "train.max_iters=60",
+        "train.cls_warmup_iters=60",
+        "train.eval_iters=60",
+        "optim.warmup_iters=5",
+        "train.batch_size=4",
+    ]
     train("demo", data=tiny_data, out=tmp_path / "r", overrides=overrides, device_name="cpu")
     losses = [line["loss_cls"] for line in read_metrics(tmp_path / "r") if "loss_cls" in line]
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
@@ -98,14 +133,35 @@ def test_going_on_gives_the_same_weights_as_going_through(tmp_path, tiny_data, t
 
 def test_kill_9_loses_nothing_but_time(tmp_path, tiny_data):
     """Forty steps straight equal a job that is killed in the middle and resumed, to the last bit."""
-    longer = [*TINY, "train.max_iters=40", "train.eval_iters=15", "train.checkpoint_iters=7", "train.cls_warmup_iters=10", "train.aff_warmup_iters=10"]
+    longer = [
+        *TINY,
+        "train.max_iters=40",
+        "train.eval_iters=15",
+        "train.checkpoint_iters=7",
+        "train.cls_warmup_iters=10",
+        "train.aff_warmup_iters=10",
+    ]
     straight = train("demo", data=tiny_data, out=tmp_path / "straight", overrides=longer, device_name="cpu").run
     killed = tmp_path / "killed"
     sets = [word for change in longer for word in ("--set", change)]
     job = subprocess.Popen(
-        [sys.executable, "-m", "afactl", "train", "demo", "--data", tiny_data, "--out", killed, "--device", "cpu", *sets],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "afactl",
+            "train",
+            "demo",
+            "--data",
+            tiny_data,
+            "--out",
+            killed,
+            "--device",
+            "cpu",
+            *sets,
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     while job.poll() is None and len(read_metrics(killed)) < 20:
         time.sleep(0.01)
     job.kill()
@@ -115,19 +171,31 @@ def test_kill_9_loses_nothing_but_time(tmp_path, tiny_data):
     for which in ("last", "best"):
         one, other = weights_of(straight, which), weights_of(killed, which)
         assert all(torch.equal(one[name], other[name]) for name in one)
-    lines = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(run)] for run in (straight, killed)]
+    lines = [
+        [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(run)]
+        for run in (straight, killed)
+    ]
     assert lines[0] == lines[1]
 
 
 def test_a_resumed_run_takes_changes_only_when_told(run_copy):
     longer = ["train.max_iters=6"]
-    with pytest.raises(UsageError, match=r"train.max_iters: 4 -> 6\); leave them, go on with the new ones by --allow-changes"):
+    with pytest.raises(
+        UsageError, match=r"train.max_iters: 4 -> 6\); leave them, go on with the new ones by --allow-changes"
+    ):
         train(None, out=run_copy, resume=True, overrides=longer, device_name="cpu")
     done = train(None, out=run_copy, resume=True, overrides=longer, device_name="cpu", allow_changes=True)
     assert done.steps == 6 and run_preset(run_copy).train.max_iters == 6
     assert read_manifest(run_copy)["changes"] == [{"step": 4, "values": ["train.max_iters: 4 -> 6"]}]
     with pytest.raises(CheckpointError, match="another architecture"):
-        train(None, out=run_copy, resume=True, overrides=["train.max_iters=8", "model.decoder_width=8"], device_name="cpu", allow_changes=True)
+        train(
+            None,
+            out=run_copy,
+            resume=True,
+            overrides=["train.max_iters=8", "model.decoder_width=8"],
+            device_name="cpu",
+            allow_changes=True,
+        )
     assert run_preset(run_copy).model.decoder_width == 16, "what does not fit changes nothing"
 
 
@@ -141,11 +209,20 @@ def test_deterministic_runs_repeat_themselves(tmp_path, tiny_data, tiny_run):
     """Also with another number of workers; and the switch is taken back by the next job."""
     same = [*TINY, "train.deterministic=true", "loss.reg=0.01"]
     for name, workers in (("one", 0), ("two", 2)):
-        train("demo", data=tiny_data, out=tmp_path / name, overrides=[*same, f"train.workers={workers}"], device_name="cpu")
+        train(
+            "demo",
+            data=tiny_data,
+            out=tmp_path / name,
+            overrides=[*same, f"train.workers={workers}"],
+            device_name="cpu",
+        )
         assert torch.are_deterministic_algorithms_enabled()
     one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     assert all(torch.equal(one[name], two[name]) for name in one)
-    lines = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(tmp_path / name)] for name in ("one", "two")]
+    lines = [
+        [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(tmp_path / name)]
+        for name in ("one", "two")
+    ]
     assert lines[0] == lines[1]
     train("demo", data=tiny_data, out=tmp_path / "three", overrides=TINY, device_name="cpu")
     assert not torch.are_deterministic_algorithms_enabled()
@@ -227,10 +304,20 @@ def test_non_finite_losses_are_skipped_then_stop_the_job(tmp_path, tiny_data):
     preset = load_preset("demo", [*TINY, f"data.root={tiny_data}"])
     told = []
     job = Job(preset, tmp_path, torch.device("cpu"), told.append)
-    batch = next(iter(torch.utils.data.DataLoader([{
-        "image": torch.zeros(3, 64, 64, dtype=torch.uint8), "label": torch.full((6,), float("nan")),
-        "box": torch.tensor([0, 64, 0, 64]), "image_id": "any",
-    }])))  # fmt: skip
+    batch = next(
+        iter(
+            torch.utils.data.DataLoader(
+                [
+                    {
+                        "image": torch.zeros(3, 64, 64, dtype=torch.uint8),
+                        "label": torch.full((6,), float("nan")),
+                        "box": torch.tensor([0, 64, 0, 64]),
+                        "image_id": "any",
+                    }
+                ]
+            )
+        )
+    )
     before = {name: value.clone() for name, value in job.model.named_parameters()}
     shown = [", ".join(job.stream[2 * step + i]["image_id"] for i in range(2)) for step in range(2)]
     for step in range(MAX_SKIPPED - 1):
@@ -240,5 +327,3 @@ def test_non_finite_losses_are_skipped_then_stop_the_job(tmp_path, tiny_data):
         job.one_step(1, iter([batch]))
     assert shown[0] in told[0].values["text"]
     assert ", ".join(json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])["skipped"]) == shown[0]
-
-

@@ -8,7 +8,12 @@ from afactl.training.live_view import NEWEST, TrainingView, training_reporter
 
 
 def step(number, total=100, **values):
-    return Event("step", number, total, {"phase": "refined labels", "loss_cls": 0.5, "loss": 1.0, "lr": 6e-5, "memory": 3 * 2**30, **values})
+    return Event(
+        "step",
+        number,
+        total,
+        {"phase": "refined labels", "loss_cls": 0.5, "loss": 1.0, "lr": 6e-5, "memory": 3 * 2**30, **values},
+    )
 
 
 def shown(view):
@@ -25,7 +30,15 @@ def test_the_view_tells_everything_about_a_training():
     view.update(step(3))
     view.update(Event("validation", 3, 100, {"val_seg_miou": 41.23, "val_cam_miou": 50.0}))
     text = shown(view)
-    for part in ("refined labels", "3/100", "loss 1.000  cls 0.500", "6.00e-05", "12.3", "3.0 GiB", "step 3: segmentation 41.2, CAM 50.0 mIoU %"):
+    for part in (
+        "refined labels",
+        "3/100",
+        "loss 1.000  cls 0.500",
+        "6.00e-05",
+        "12.3",
+        "3.0 GiB",
+        "step 3: segmentation 41.2, CAM 50.0 mIoU %",
+    ):
         assert part in text, part
     assert "3:14" in text, "97 steps of two seconds are left"
     view.update(Event("validating", 3, 100, {"done": 2, "of": 9}))

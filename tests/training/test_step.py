@@ -21,7 +21,7 @@ def batch():
     return image, label, box
 
 
-@pytest.fixture()
+@pytest.fixture
 def model():
     torch.manual_seed(0)
     return AFA("mit_demo", 3, decoder_width=16, drop_path=0.0).train()
@@ -110,13 +110,20 @@ def test_a_step_equals_the_textbook_step(monkeypatch, seed):
     model.decoder.dropout.p = 0.0
     torch.nn.init.normal_(model.affinity_head.weight)
     # Soft pictures, so that PAR and CAM find regions.
-    image = torch.nn.functional.interpolate(torch.rand(2, 3, 9, 9), size=(96, 96), mode="bicubic").clamp(0, 1).mul(255).to(torch.uint8)
+    image = (
+        torch.nn.functional.interpolate(torch.rand(2, 3, 9, 9), size=(96, 96), mode="bicubic")
+        .clamp(0, 1)
+        .mul(255)
+        .to(torch.uint8)
+    )
     label = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 0]])
     box = torch.tensor([[0, 96, 0, 96], [4, 90, 0, 80]])
     seen = []
     for name in ("affinity_label", "segmentation_loss"):
         original = getattr(training_step, name)
-        monkeypatch.setattr(training_step, name, lambda *given, original=original: seen.append(given) or original(*given))
+        monkeypatch.setattr(
+            training_step, name, lambda *given, original=original: seen.append(given) or original(*given)
+        )
     expected, refined, target = textbook.training_step(model, image, label, box, preset)
     losses = training_losses(model, image, label, box, Phase.PROPAGATED, preset)
     assert torch.equal(seen[0][0], refined) and torch.equal(seen[1][1], target)

@@ -31,10 +31,18 @@ def test_curves_and_pictures_of_a_training(tmp_path, tiny_data, tiny_run, events
         expected = [(line["step"], line[name]) for line in lines if name in line]
         assert [(one.step, pytest.approx(one.value, rel=1e-5)) for one in found.Scalars(name)] == expected
     names = found.Tags()["images"]
-    assert len(names) == 4 * 4 and {name.rsplit("/", 1)[1] for name in names} == {"CAM", "attention", "pseudo label", "segmentation"}
+    assert len(names) == 4 * 4 and {name.rsplit("/", 1)[1] for name in names} == {
+        "CAM",
+        "attention",
+        "pseudo label",
+        "segmentation",
+    }
     (image,) = found.Images(names[0])
     assert image.step == 4 and image.width == image.height == 64
-    kept = [[{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(one)] for one in (run, tiny_run)]
+    kept = [
+        [{k: v for k, v in line.items() if k != "images_per_second"} for line in read_metrics(one)]
+        for one in (run, tiny_run)
+    ]
     assert kept[0] == kept[1], "looking changes nothing"
 
 

@@ -113,7 +113,9 @@ def _check(image: Tensor, probabilities: Tensor) -> None:
         raise ShapeError(f"probabilities: expected K x h x w, got {tuple(probabilities.shape)}")
     expected = (3, *probabilities.shape[1:])
     if tuple(image.shape) != expected:
-        raise ShapeError(f"image: expected {expected} for probabilities {tuple(probabilities.shape)}, got {tuple(image.shape)}")
+        raise ShapeError(
+            f"image: expected {expected} for probabilities {tuple(probabilities.shape)}, got {tuple(image.shape)}"
+        )
     if not torch.isfinite(probabilities).all():
         raise ShapeError("probabilities: expected finite values, got NaN or infinity")
 

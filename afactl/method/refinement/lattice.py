@@ -72,7 +72,9 @@ def build_lattice(features: Tensor) -> Lattice:
     sets = features.shape[0] if features.ndim == 3 else 1
     flat = features.detach().reshape(-1, features.shape[-1])
     if flat.abs().max() * features.shape[-1] > LIMIT:
-        raise ShapeError(f"features: expected values up to {LIMIT:g} / d, got {flat.abs().max():g}; use larger standard deviations")
+        raise ShapeError(
+            f"features: expected values up to {LIMIT:g} / d, got {flat.abs().max():g}; use larger standard deviations"
+        )
     nearest, rank, weights = _enclosing_simplex(flat)
     keys, steps = _vertex_keys(nearest, rank, sets)
 
@@ -155,7 +157,9 @@ def _vertex_keys(nearest: Tensor, rank: Tensor, sets: int) -> tuple[Tensor, list
     for span in spans:
         radix.append(radix[-1] * span)
     if radix[-1] * sets >= 2**63:
-        raise ShapeError(f"features: spread over {spans} lattice steps; keys do not fit 63 bits, use larger standard deviations")
+        raise ShapeError(
+            f"features: spread over {spans} lattice steps; keys do not fit 63 bits, use larger standard deviations"
+        )
     base = torch.zeros(count, dtype=torch.int64, device=nearest.device)
     for i in range(d):
         base += (nearest[i] - low[i]) * radix[i]

@@ -46,7 +46,9 @@ def _par(image: Tensor, stacks: Tensor, **settings: object) -> Tensor:
 
 
 def _pamr(image: Tensor, stacks: Tensor, **settings: object) -> Tensor:
-    return pixel_adaptive_mask_refinement(image, stacks.flatten(0, 1)[None], **settings)[0].unflatten(0, stacks.shape[:2])
+    return pixel_adaptive_mask_refinement(image, stacks.flatten(0, 1)[None], **settings)[0].unflatten(
+        0, stacks.shape[:2]
+    )
 
 
 def _crf(image: Tensor, stacks: Tensor, **settings: object) -> Tensor:

@@ -8,4 +8,4 @@ from afactl.network.backbones.registry import Backbone, BackboneOutput, backbone
 __all__ = ["Backbone", "BackboneOutput", "backbone_names", "build_backbone", "register"]
 
 # Importing a module registers its backbones.
-from afactl.network.backbones import mit  # noqa: E402, F401
+from afactl.network.backbones import mit  # noqa: F401

@@ -37,7 +37,7 @@ def slow_mean_field(image, probabilities, iterations, gaussian, gaussian_weight,
     return q.reshape(classes, height, width)
 
 
-@pytest.fixture()
+@pytest.fixture
 def scene():
     rng = np.random.default_rng(0)
     image = np.full((3, 20, 24), 60, np.uint8)
@@ -63,7 +63,14 @@ def test_noise_is_cleared_along_the_edge(scene, backend):
 def test_equals_mean_field_with_the_exact_kernels(scene, backend):
     """The lattice approximates the Gaussian, so the agreement is coarse; a wrong sign or weight is far off."""
     image, probabilities, _ = scene
-    arguments = {"iterations": 5, "gaussian_sxy": 2.0, "gaussian_weight": 1.5, "bilateral_sxy": 8.0, "bilateral_srgb": 40.0, "bilateral_weight": 1.0}
+    arguments = {
+        "iterations": 5,
+        "gaussian_sxy": 2.0,
+        "gaussian_weight": 1.5,
+        "bilateral_sxy": 8.0,
+        "bilateral_srgb": 40.0,
+        "bilateral_weight": 1.0,
+    }
     found = CRF_BACKENDS[backend](image, probabilities, **arguments)
     exact = slow_mean_field(image.numpy(), probabilities.numpy(), *arguments.values())
     assert abs(found.numpy() - exact).mean() < 0.02
@@ -77,7 +84,9 @@ def test_both_backends_give_the_same(shape, classes):
     rng = np.random.default_rng(classes)
     image = torch.from_numpy(rng.integers(0, 256, (3, *shape)).astype(np.uint8))
     probabilities = torch.from_numpy(rng.dirichlet(np.ones(classes), shape).astype(np.float32)).permute(2, 0, 1)
-    torch.testing.assert_close(dense_crf(image, probabilities), dense_crf_pydensecrf(image, probabilities), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        dense_crf(image, probabilities), dense_crf_pydensecrf(image, probabilities), atol=1e-4, rtol=0
+    )
 
 
 def coarse_scores(mask, classes, seed):
@@ -111,7 +120,11 @@ def test_odd_pictures_are_refined_too(backend):
     flat = torch.full((3, 9, 11), 77, dtype=torch.uint8)
     probabilities = torch.rand(3, 9, 11).softmax(0)
     probabilities[2] = 0  # a class that is nowhere
-    for image, scores in ((flat, probabilities), (flat[:, :1], probabilities[:, :1]), (flat[:, :1, :1], probabilities[:, :1, :1])):
+    for image, scores in (
+        (flat, probabilities),
+        (flat[:, :1], probabilities[:, :1]),
+        (flat[:, :1, :1], probabilities[:, :1, :1]),
+    ):
         refined = CRF_BACKENDS[backend](image, scores / scores.sum(0))
         assert torch.isfinite(refined).all() and refined[2].max() < 0.01
 

@@ -76,10 +76,14 @@ def points_of_a_picture():
     y, x = np.mgrid[:30, :36]
     colour = np.where(x > 17, 190, 60)[..., None] + y[..., None] * [1.0, 2.0, -1.0] + rng.normal(0, 6, (30, 36, 3))
     features = np.concatenate([np.stack([x, y], -1) / 12, colour / 20], axis=2).reshape(-1, 5)
-    return torch.from_numpy(features), torch.from_numpy(np.stack([x > 17, y > 14, rng.random(x.shape)], -1).reshape(-1, 3) * 1.0)
+    return torch.from_numpy(features), torch.from_numpy(
+        np.stack([x > 17, y > 14, rng.random(x.shape)], -1).reshape(-1, 3) * 1.0
+    )
 
 
-@pytest.mark.parametrize("points", [random_points(1, 800), random_points(2, 800), random_points(3, 800), points_of_a_picture()])
+@pytest.mark.parametrize(
+    "points", [random_points(1, 800), random_points(2, 800), random_points(3, 800), points_of_a_picture()]
+)
 def test_normalised_values_are_within_5_percent_of_the_gaussian(points):
     features, values = points
     lattice = build_lattice(features.float())
@@ -93,7 +97,9 @@ def test_normalised_values_are_within_5_percent_of_the_gaussian(points):
 
 
 @settings(max_examples=60, deadline=None)
-@given(d=st.integers(1, 6), n=st.integers(1, 30), seed=st.integers(0, 99), spread=st.sampled_from([0.0, 0.1, 3.0, 50.0]))
+@given(
+    d=st.integers(1, 6), n=st.integers(1, 30), seed=st.integers(0, 99), spread=st.sampled_from([0.0, 0.1, 3.0, 50.0])
+)
 def test_points_lie_inside_their_simplex(d, n, seed, spread):
     features, _ = random_points(d, n, seed, spread)
     lattice = build_lattice(features)
@@ -134,7 +140,9 @@ def test_sets_of_a_batch_do_not_see_each_other():
 def test_equal_points_share_their_vertices():
     lattice = build_lattice(torch.ones(50, 4))
     assert lattice.size == 5
-    torch.testing.assert_close(lattice_filter(torch.ones(50, 2), lattice), lattice_filter(torch.ones(50, 2), lattice)[:1].expand(50, 2))
+    torch.testing.assert_close(
+        lattice_filter(torch.ones(50, 2), lattice), lattice_filter(torch.ones(50, 2), lattice)[:1].expand(50, 2)
+    )
 
 
 def test_input_that_does_not_fit_is_refused():

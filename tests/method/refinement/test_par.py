@@ -76,7 +76,11 @@ def test_nothing_is_changed_in_place():
 
 @pytest.mark.parametrize(
     ("image", "scores", "dilations"),
-    [((1, 4, 8, 8), (1, 2, 8, 8), DILATIONS), ((1, 3, 8, 8), (2, 2, 8, 8), DILATIONS), ((1, 3, 8, 8), (1, 2, 8, 8), ())],
+    [
+        ((1, 4, 8, 8), (1, 2, 8, 8), DILATIONS),
+        ((1, 3, 8, 8), (2, 2, 8, 8), DILATIONS),
+        ((1, 3, 8, 8), (1, 2, 8, 8), ()),
+    ],
 )
 def test_refuses_what_does_not_fit(image, scores, dilations):
     with pytest.raises(ShapeError, match="expected"):

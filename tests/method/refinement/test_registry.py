@@ -9,7 +9,7 @@ from afactl.method.refinement.registry import REFINERS, build_refiner
 from afactl.presets import load_preset
 
 
-@pytest.fixture()
+@pytest.fixture
 def stacks():
     """An image and two stacks of three planes at half its size."""
     torch.manual_seed(0)
@@ -29,8 +29,13 @@ def test_the_names_mean_the_functions(stacks):
     image, planes = stacks
     resized = torch.nn.functional.interpolate(planes, size=(12, 16), mode="bilinear", align_corners=True)
     torch.testing.assert_close(build_refiner("none")(image, planes), resized)
-    torch.testing.assert_close(build_refiner("par", iterations=3)(image, planes)[1:], pixel_adaptive_refinement(image, planes[1:], iterations=3))
-    torch.testing.assert_close(build_refiner("pamr")(image, planes)[1:], pixel_adaptive_mask_refinement(image, planes[1:]))
+    torch.testing.assert_close(
+        build_refiner("par", iterations=3)(image, planes)[1:],
+        pixel_adaptive_refinement(image, planes[1:], iterations=3),
+    )
+    torch.testing.assert_close(
+        build_refiner("pamr")(image, planes)[1:], pixel_adaptive_mask_refinement(image, planes[1:])
+    )
     torch.testing.assert_close(build_refiner("crf")(image, planes)[0], dense_crf(image[0], resized[0]))
 
 
