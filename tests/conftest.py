@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afactl.datasets.images import write_mask
+from afactl.datasets.masks import write_mask
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from afactl.datasets import demo
-from afactl.datasets.images import read_mask
+from afactl.datasets.masks import read_mask
 from afactl.inference.cams import cam_cache_path, open_cam_cache
 from afactl.inference.trained_run import open_run, open_split
 from afactl.runs.cache import Cache, CacheHeader

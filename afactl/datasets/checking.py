@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from afactl.datasets.images import decoded_photo, values_of
+from afactl.datasets.images import decoded_photo
+from afactl.datasets.masks import values_of
 from afactl.datasets.samples import Sample, Split, Track
 from afactl.errors import DataError, UnknownValueError
 

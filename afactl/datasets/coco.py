@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from afactl.datasets.images import read_mask
+from afactl.datasets.masks import read_mask
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import DataError, DependencyError, nearest
 from afactl.labels import IGNORE

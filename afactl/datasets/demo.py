@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw, ImageFilter
 
-from afactl.datasets.images import write_mask
+from afactl.datasets.masks import write_mask
 from afactl.errors import DataError
 
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")

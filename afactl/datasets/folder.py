@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from afactl.datasets.images import read_mask
+from afactl.datasets.masks import read_mask
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.tables import PHOTOS, Row, read_rows
 from afactl.errors import DataError, nearest

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from afactl.datasets.images import read_mask, values_of
+from afactl.datasets.masks import read_mask, values_of
 from afactl.files import whole_file
 
 

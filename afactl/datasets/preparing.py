@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from afactl.datasets import coco, folder, voc
-from afactl.datasets.images import read_mask, values_of, write_mask
 from afactl.datasets.mask_labels import labels_from_masks
+from afactl.datasets.masks import read_mask, values_of, write_mask
 from afactl.datasets.samples import Track
 from afactl.datasets.tables import Row, photos_without_labels, read_rows, read_xml, write_csv
 from afactl.errors import DataError, DependencyError, UsageError

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from afactl.datasets.images import read_mask
 from afactl.datasets.mask_labels import labels_from_masks
+from afactl.datasets.masks import read_mask
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import DataError, nearest
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from afactl.datasets.images import enlarge_mask, read_image, reduce_image
+from afactl.datasets.images import read_image, reduce_image
+from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import normalize

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from afactl.datasets.images import enlarge_mask, reduce_image
+from afactl.datasets.images import reduce_image
+from afactl.datasets.masks import enlarge_mask
 from afactl.errors import AfactlError, UsageError
 from afactl.evaluation.metrics import class_iou, mean_iou
 from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of

@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from afactl.datasets.images import enlarge_mask, indexed_png, voc_palette, write_mask
+from afactl.datasets.masks import enlarge_mask, indexed_png, voc_palette, write_mask
 from afactl.errors import DependencyError, UsageError
 from afactl.files import whole_file
 from afactl.pictures.drawing import overlay

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from afactl.cli.main import app, main
 from afactl.datasets import demo
-from afactl.datasets.images import read_image, read_mask, write_mask
+from afactl.datasets.images import read_image
+from afactl.datasets.masks import read_mask, write_mask
 from tests.conftest import TINY, make_voc
 
 COMMANDS = [

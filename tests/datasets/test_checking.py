@@ -5,7 +5,7 @@ import pytest
 
 from afactl.datasets import demo
 from afactl.datasets.checking import check_splits
-from afactl.datasets.images import read_mask, write_mask
+from afactl.datasets.masks import read_mask, write_mask
 from afactl.datasets.registry import format_of, load_all
 from afactl.errors import DataError
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from afactl.datasets.folder import load
-from afactl.datasets.images import write_mask
+from afactl.datasets.masks import write_mask
 from afactl.datasets.registry import check_files, data_fingerprint, load_split
 from afactl.errors import DataError, PresetError, UsageError
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from afactl.datasets import coco, demo, preparing, voc
-from afactl.datasets.images import read_mask, write_mask
+from afactl.datasets.masks import read_mask, write_mask
 from afactl.datasets.preparing import Disagreement, prepare_coco, prepare_folder, prepare_voc, set_aside
 from afactl.datasets.registry import load_split
 from afactl.errors import DataError, UsageError

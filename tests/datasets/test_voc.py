@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afactl.datasets.images import read_image, write_mask
+from afactl.datasets.images import read_image
 from afactl.datasets.mask_labels import labels_from_masks
+from afactl.datasets.masks import write_mask
 from afactl.datasets.registry import check_files
 from afactl.datasets.voc import CLASSES, load
 from afactl.errors import DataError

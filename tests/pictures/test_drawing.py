@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afactl.datasets.images import voc_palette
+from afactl.datasets.masks import voc_palette
 from afactl.errors import UsageError
 from afactl.pictures.drawing import (
     Tokens,

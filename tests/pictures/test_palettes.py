@@ -1,6 +1,6 @@
 import numpy as np
 
-from afactl.datasets.images import voc_palette
+from afactl.datasets.masks import voc_palette
 from afactl.pictures.palettes import PALETTES, as_seen, safe_palette
 
 

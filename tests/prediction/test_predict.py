@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from afactl.datasets.images import read_image, read_mask
+from afactl.datasets.images import read_image
+from afactl.datasets.masks import read_mask
 from afactl.errors import UsageError
 from afactl.inference.segmentation import segment, segment_windows
 from afactl.inference.trained_run import open_run

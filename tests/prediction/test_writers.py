@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from afactl.datasets.images import read_image, read_mask, voc_palette
+from afactl.datasets.images import read_image
+from afactl.datasets.masks import read_mask, voc_palette
 from afactl.errors import DependencyError, UsageError
 from afactl.prediction.label_studio import brush_rle
 from afactl.prediction.writers import VOC_FOLDER, WRITERS, Labelled, require_distinct_names
