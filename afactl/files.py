@@ -3,26 +3,112 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
+import platform
+import re
+import secrets
+import stat
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that was left is known by nothing, and stays
+    fcntl = None  # type: ignore[assignment]
+
+# Folders in which this process has looked for what killed ones left.
+_swept: set[str] = set()
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Inside the block, the name to write under; when it ends well, the file there takes the place of `path`.
 
-    Whatever stops the block leaves the former `path` as it was. Missing folders are made.
+    Whatever stops the block leaves the former `path` as it was. Missing folders are made. Every writer has a name
+    of its own, so that several may write one path: the last one's file stands there, whole. What a killed process
+    left in the folder is removed, once it is certain that no process writes it any more. A device or a pipe is
+    written as it is.
 
     Raises:
         OSError: as the system says it; the half-written file is removed.
     """
+    if is_device(path):
+        yield path
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".part")
+    _sweep(path.parent)
+    fresh, alive = _new_file(path.parent)
     try:
+        os.utime(fresh, ns=(0, 0))  # so that any write is seen
+        untouched = os.stat(fresh).st_mtime_ns
         yield fresh
+        if os.stat(fresh).st_mtime_ns == untouched:
+            raise FileNotFoundError(errno.ENOENT, "nothing was written", str(path))
         os.replace(fresh, path)
     except BaseException:
         with contextlib.suppress(OSError):
             fresh.unlink()
         raise
+    finally:
+        if alive is not None:
+            os.close(alive)
+
+
+def is_device(path: Path) -> bool:
+    """Whether a name stands for a device, a pipe or an open file (/dev/stdout) and not for a file of its own."""
+    folder = os.path.realpath(path.parent)
+    if folder == "/dev" or folder.startswith("/proc/"):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> str:
+    """8 hex digits of the running system: a lock tells whether a process lives to those of the same one only."""
+    try:
+        name = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError:
+        name = platform.node()
+    return hashlib.sha256(name.encode(errors="replace")).hexdigest()[:8]
+
+
+def _new_file(folder: Path) -> tuple[Path, int | None]:
+    """An empty file of a new name, and the handle whose lock tells other processes that its writer lives."""
+    while True:
+        fresh = folder / f".afactl-{_kernel()}-{secrets.token_hex(8)}.part"
+        handle = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        if fcntl is None:
+            os.close(handle)
+            return fresh, None
+        # Without locks nothing that is left can be told from what is being written, and nothing is removed.
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(fresh), os.fstat(handle)):
+                return fresh, handle
+        os.close(handle)  # another process took it for left, before it was locked
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left in a folder, the first time this process writes there."""
+    key = os.path.realpath(folder)
+    if fcntl is None or key in _swept:
+        return
+    _swept.add(key)
+    pattern = re.compile(rf"\.afactl-{_kernel()}-[0-9a-f]{{16}}\.part")
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for name in [entry.path for entry in entries if pattern.fullmatch(entry.name)]:
+            with contextlib.suppress(OSError):
+                handle = os.open(name, os.O_RDWR)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails where its writer lives
+                    os.unlink(name)
+                finally:
+                    os.close(handle)

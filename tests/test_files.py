@@ -1,6 +1,27 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
+from afactl import files
 from afactl.files import whole_file
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def unswept(monkeypatch):
+    """As in a process that has just started."""
+    monkeypatch.setattr(files, "_swept", set())
+
+
+def process(code, *arguments):
+    """Python code in a process of its own, which tells by a line when it has come so far."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def test_a_file_appears_when_it_is_whole_and_with_its_folders(tmp_path):
@@ -18,6 +39,114 @@ def test_an_error_leaves_the_former_file_and_nothing_beside_it(tmp_path):
         fresh.write_text("ha")
         raise KeyboardInterrupt
     assert target.read_text() == "former" and [path.name for path in tmp_path.iterdir()] == ["out.txt"]
-    with pytest.raises(FileNotFoundError), whole_file(target):
-        pass  # nothing was written
-    assert target.read_text() == "former"
+    with pytest.raises(FileNotFoundError, match="nothing was written"), whole_file(target):
+        pass
+    assert target.read_text() == "former" and [path.name for path in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_an_empty_file_is_a_file(tmp_path):
+    with whole_file(tmp_path / "out.txt") as fresh:
+        fresh.write_text("")
+    assert (tmp_path / "out.txt").read_text() == ""
+
+
+def test_a_name_of_the_greatest_length_can_be_written(tmp_path):
+    target = tmp_path / ("a" * 251 + ".txt")
+    with whole_file(target) as fresh:
+        fresh.write_text("whole")
+    assert target.read_text() == "whole"
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from afactl.files import whole_file
+target, letter = Path(sys.argv[1]), sys.argv[2]
+print("ready", flush=True)
+for _ in range(300):
+    with whole_file(target) as fresh:
+        fresh.write_text(letter * 100_000)
+"""
+
+
+def test_two_processes_may_write_one_path(tmp_path):
+    """Neither fails, and whenever one looks, a whole file of one of them is there."""
+    target = tmp_path / "out.txt"
+    both = [process(WRITER, target, letter) for letter in "ab"]
+    seen = set()
+    while any(one.poll() is None for one in both):
+        if target.exists():
+            seen.add(target.read_text())
+    assert [one.wait() for one in both] == [0, 0]
+    assert seen <= {"a" * 100_000, "b" * 100_000} and [path.name for path in tmp_path.iterdir()] == ["out.txt"]
+
+
+KEPT_OPEN = """
+import sys, time
+from pathlib import Path
+from afactl.files import whole_file
+with whole_file(Path(sys.argv[1])) as fresh:
+    fresh.write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    living = process(KEPT_OPEN, tmp_path / "living.txt")
+    assert living.stdout.readline() == "ready\n"
+    (written,) = tmp_path.iterdir()
+    killed = process(KEPT_OPEN, tmp_path / "killed.txt")
+    assert killed.stdout.readline() == "ready\n"
+    killed.kill()
+    killed.wait()
+    foreign = tmp_path / ".afactl-00000000-0123456789abcdef.part"  # of another machine: who knows
+    foreign.write_text("half")
+    assert len(list(tmp_path.iterdir())) == 3
+    with whole_file(tmp_path / "out.txt") as fresh:
+        fresh.write_text("whole")
+    assert sorted(tmp_path.iterdir()) == sorted([foreign, written, tmp_path / "out.txt"])
+    living.send_signal(signal.SIGINT)
+    living.wait()
+    assert sorted(tmp_path.iterdir()) == sorted([foreign, tmp_path / "out.txt"])
+
+
+def test_without_locks_nothing_is_taken_for_left(tmp_path, monkeypatch):
+    left = tmp_path / f".afactl-{files._kernel()}-0123456789abcdef.part"
+    left.write_text("half")
+
+    def none_here(handle, how):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", none_here)
+    with whole_file(tmp_path / "out.txt") as fresh:
+        fresh.write_text("whole")
+    assert left.exists() and (tmp_path / "out.txt").read_text() == "whole"
+
+
+def test_a_pipe_is_written_as_it_is(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE, text=True)
+    with whole_file(pipe) as fresh:
+        fresh.write_text("whole")
+    assert reader.communicate(timeout=10)[0] == "whole" and pipe.is_fifo()
+
+
+def test_a_device_stays_one():
+    with whole_file(Path("/dev/null")) as fresh:
+        fresh.write_text("whole")
+    assert Path("/dev/null").is_char_device()
+    assert all(files.is_device(Path(name)) for name in ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/dev/null"))
+    assert not files.is_device(Path("/dev/shm/out.txt")) and not files.is_device(Path("out.txt"))
+
+
+def test_the_folder_is_searched_once(tmp_path, monkeypatch):
+    """Thousands of masks go into one folder: listing it for each of them would take longer than writing them."""
+    looked = []
+    original = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: looked.append(folder) or original(folder))
+    for number in range(5):
+        with whole_file(tmp_path / f"{number}.txt") as fresh:
+            fresh.write_text("whole")
+    assert len(looked) == 1

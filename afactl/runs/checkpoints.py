@@ -183,7 +183,8 @@ def export_weights(checkpoint: Path, out: Path, form: str) -> None:
     try:
         with whole_file(out) as fresh:
             if form == "authors":
-                torch.save(to_authors(read_state(source)), fresh)
+                with open(fresh, "wb") as file:  # given a name, torch would write it into the file
+                    torch.save(to_authors(read_state(source)), file)
             else:
                 shutil.copyfile(source, fresh)
     except (OSError, RuntimeError) as error:  # torch raises a kind of its own for a full disk

@@ -141,7 +141,7 @@ def test_one_file_for_all_appears_only_when_it_is_whole(tmp_path, form):
     writer = WRITERS[form](tmp_path, CLASSES)
     writer.add(labelled())
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".zip", ".json")]
-    assert writer.close([labelled().path]).is_file() and not list(tmp_path.glob("*.part"))
+    assert writer.close([labelled().path]).is_file() and not list(tmp_path.glob(".afactl-*"))
 
 
 def test_the_server_knows_masks_by_their_name_alone(tmp_path):
