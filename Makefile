@@ -1,11 +1,12 @@
 # make demo: install into .venv and go through the whole chain on generated data.
 # make test: install what the tests need into the same environment and run them.
+# make check: the same for ruff and mypy. make clean: the environment goes, runs stay.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test clean
+.PHONY: demo test check clean
 
 demo: $(VENV)/.installed
 	@rm -rf $(RUN)
@@ -27,6 +28,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest
 
+check: $(VENV)/.checked
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
@@ -36,5 +42,9 @@ $(VENV)/.tested: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable ".[crf,coco,sbd,tensorboard,docs,test]"
 	@touch $@
 
+$(VENV)/.checked: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[check]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -76,7 +76,8 @@ class Train(Section):
     )
     deterministic: bool = Field(
         False,
-        description="only operations that give the same result every time, on a GPU too (slower); a run on a CPU repeats itself anyway",
+        description="only operations that give the same result every time, on a GPU too (slower); "
+        "a run on a CPU repeats itself anyway",
     )
     workers: Annotated[int, Field(ge=0)] = Field(2, description="processes that read photos; 0 reads in the job itself")
 
@@ -178,7 +179,10 @@ class Preset(Section):
     crf: Crf = Crf()
 
     def refiner_settings(self, name: str) -> dict[str, Any]:
-        """The keyword arguments of a refiner, out of the sections `par` and `crf`; one registered by others gets none."""
+        """The keyword arguments of a refiner, out of the sections `par` and `crf`.
+
+        One registered by others gets none.
+        """
         par = self.par.model_dump()
         shared = {key: par[key] for key in ("dilations", "iterations")}
         return {"par": par, "pamr": shared, "crf": self.crf.model_dump()}.get(name, {})
@@ -312,9 +316,12 @@ def _validate(tree: Mapping[str, Any], source: str, problems: list[str]) -> Pres
 
 def field_names() -> list[str]:
     """All dotted names that a preset knows, such as `train.max_iters`."""
-    return [
-        f"{section}.{key}" for section, field in Preset.model_fields.items() for key in field.annotation.model_fields
-    ]
+    return [f"{section}.{key}" for section, kind in _sections().items() for key in kind.model_fields]
+
+
+def _sections() -> dict[str, type[Section]]:
+    kinds = {name: field.annotation for name, field in Preset.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
 
 def _explain(error: Mapping[str, Any]) -> str:
@@ -338,8 +345,7 @@ def _expectation(name: str) -> str:
     section, _, key = name.partition(".")
     if section not in Preset.model_fields or not key:
         return "a section with keys"
-    annotation = Preset.model_fields[section].annotation.model_fields[key].annotation
-    return _words(annotation)
+    return _words(_sections()[section].model_fields[key].annotation)
 
 
 def _words(annotation: Any) -> str:

@@ -145,7 +145,8 @@ if __name__ == "__main__":
             digits = 0 if name == "peak memory" else 3
             unit = "MiB" if name == "peak memory" else "s"
             print(
-                f"| {name}, {unit} | {' | '.join(f'{n:.{digits}f}' for n in numbers)} | {exponent(values, numbers):.2f} |"
+                f"| {name}, {unit} | {' | '.join(f'{n:.{digits}f}' for n in numbers)} "
+                f"| {exponent(values, numbers):.2f} |"
             )
         print()
     if len(sys.argv) == 2:

@@ -68,6 +68,8 @@ if __name__ == "__main__":
     ]
     ours, alone = (min(column) for column in zip(*rounds, strict=True))
     print(
-        f"{count} photos, {WORKERS} workers, crop {job.crop_size}: loading takes {ours / alone:.2f}x of decoding alone; {count / ours:.0f} against {count / alone:.0f} photos/s"
+        f"{count} photos, {WORKERS} workers, crop {job.crop_size}: "
+        f"loading takes {ours / alone:.2f}x of decoding alone; "
+        f"{count / ours:.0f} against {count / alone:.0f} photos/s"
     )
     print(f"  in one process, without normalising and handing over: {one_by_one[0] / one_by_one[1]:.2f}x")

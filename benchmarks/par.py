@@ -20,7 +20,8 @@ if __name__ == "__main__":
     machine()
     contest(375, 500, 5)
     contest(256, 256, 3)
-    setup = "import sys, torch; sys.path.insert(0, 'benchmarks'); import textbook; from afactl.method.refinement.par import pixel_adaptive_refinement as par\n"
+    setup = "import sys, torch; sys.path.insert(0, 'benchmarks'); import textbook\n"
+    setup += "from afactl.method.refinement.par import pixel_adaptive_refinement as par\n"
     setup += "image, scores = torch.rand(1, 3, 375, 500) * 255, torch.rand(1, 5, 375, 500)\n"
     # A first call on a small picture, so that the code itself is in memory before.
     ours, other = (

@@ -68,6 +68,7 @@ if __name__ == "__main__":
             _, status, used = os.wait4(job.pid, 0)
             size = path.stat().st_size / 2**20
             print(
-                f"{photos} photos, {size:.0f} MiB of annotations: peak {used.ru_maxrss / 1024:.0f} MiB, {time.perf_counter() - start:.0f} s, status {status}",
+                f"{photos} photos, {size:.0f} MiB of annotations: peak {used.ru_maxrss / 1024:.0f} MiB, "
+                f"{time.perf_counter() - start:.0f} s, status {status}",
                 flush=True,
             )

@@ -1,4 +1,7 @@
-"""Where the time of a cold `pseudo-eval` goes, and what a second one takes: python benchmarks/pseudo_eval.py RUN DATA [SPLIT]"""
+"""Where the time of a cold `pseudo-eval` goes, and what a second one takes.
+
+Called as python benchmarks/pseudo_eval.py RUN DATA [SPLIT].
+"""
 
 import sys
 import time
@@ -45,8 +48,8 @@ if __name__ == "__main__":
     share = sum(spent.values()) / cold
     warm, second = seconds(run, split, False)
     print(
-        f"{len(split.samples)} images, cold: {cold:.1f} s, of which network {spent['cam_record']:.1f} s, refiners and propagation "
-        f"{spent['pseudo_labels_of']:.1f} s: {100 * share:.1f} %"
+        f"{len(split.samples)} images, cold: {cold:.1f} s, of which network {spent['cam_record']:.1f} s, "
+        f"refiners and propagation {spent['pseudo_labels_of']:.1f} s: {100 * share:.1f} %"
     )
     same = all(
         (a.confusion == b.confusion).all()
@@ -54,5 +57,6 @@ if __name__ == "__main__":
         for a, b in zip(first.scores[row], second.scores[row], strict=True)
     )
     print(
-        f"second time: {warm:.2f} s, 1/{cold / warm:.0f}; forward passes {second.passes}; {'the same table' if same else 'ANOTHER TABLE'}"
+        f"second time: {warm:.2f} s, 1/{cold / warm:.0f}; forward passes {second.passes}; "
+        f"{'the same table' if same else 'ANOTHER TABLE'}"
     )

@@ -24,7 +24,8 @@ def compare(title: str, ours: Callable[[], object], other: Callable[[], object],
     mine, theirs = (min(column) for column in zip(*pairs, strict=True))
     median = statistics.median(b / a for a, b in pairs)
     print(
-        f"{title}: {theirs / mine:.1f}x (median {median:.1f}x); ours {1000 * mine:.1f} ms, {name} {1000 * theirs:.1f} ms"
+        f"{title}: {theirs / mine:.1f}x (median {median:.1f}x); "
+        f"ours {1000 * mine:.1f} ms, {name} {1000 * theirs:.1f} ms"
     )
 
 
@@ -40,7 +41,8 @@ def seconds(job: Callable[[], object]) -> float:
 def machine() -> None:
     """Print where and with what this is measured."""
     processor = platform.processor() or platform.machine()
-    for line in open("/proc/cpuinfo") if sys.platform == "linux" else ():
+    information = Path("/proc/cpuinfo")
+    for line in information.read_text().splitlines() if information.is_file() else ():
         if line.startswith("model name"):
             processor = line.split(":")[1].strip()
             break

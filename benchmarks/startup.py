@@ -38,5 +38,6 @@ if __name__ == "__main__":
             for _ in range(3)
         ]
     print(
-        f"afactl predict: first pass of the network after {min(passes):.2f} to {max(passes):.2f} s, most of it importing torch"
+        f"afactl predict: first pass of the network after {min(passes):.2f} to {max(passes):.2f} s, "
+        "most of it importing torch"
     )

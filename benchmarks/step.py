@@ -47,9 +47,13 @@ if __name__ == "__main__":
         "textbook",
         rounds=1,
     )
-    setup = f"import sys; sys.path.insert(0, 'benchmarks'); from step import *; keep_freed_memory(); model, image, label, box = inputs({side})"
-    job = "for _ in range(3): backward(training_losses(model, image, label, box, Phase.PROPAGATED, load_preset('voc', []))); model.zero_grad()"
+    setup = "import sys; sys.path.insert(0, 'benchmarks'); from step import *; keep_freed_memory()\n"
+    setup += f"model, image, label, box = inputs({side})"
+    job = "for _ in range(3):\n"
+    job += "    losses = training_losses(model, image, label, box, Phase.PROPAGATED, load_preset('voc', []))\n"
+    job += "    backward(losses); model.zero_grad()"
     other = "backward(textbook.training_step(model, image, label, box, load_preset('voc', []))[0])"
     print(
-        f"  peak memory above the network and the pictures: three steps {peak_memory(setup, job):.0f} MiB, one textbook step {peak_memory(setup, other):.0f} MiB"
+        f"  peak memory above the network and the pictures: three steps {peak_memory(setup, job):.0f} MiB, "
+        f"one textbook step {peak_memory(setup, other):.0f} MiB"
     )

@@ -75,7 +75,8 @@ def training_step(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """One step with propagated labels, without the energy loss: every pass through the whole network.
 
-    All maps of all heads exist, flipped images pass one by one, and each threshold is refined and propagated for itself.
+    All maps of all heads exist, flipped images pass one by one, and each threshold is refined and propagated for
+    itself.
 
     Returns:
         (loss terms, refined label, segmentation label).

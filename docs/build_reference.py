@@ -56,9 +56,10 @@ def errors_page() -> str:
     found: dict[str, set[str]] = {name: set() for name in kinds}
     for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds and node.args:
-                if text := _template(node.args[0]):
-                    found[node.func.id].add(text)
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds):
+                continue
+            if node.args and (text := _template(node.args[0])):
+                found[node.func.id].add(text)
     lines = [
         "<!-- written by docs/build_reference.py -->",
         "# All errors",

@@ -39,8 +39,9 @@ def only_ours(job, *arguments):
     try:
         return job(*arguments)
     except AfactlError as error:
-        assert str(error).strip() and "\n" not in str(error), "one line"
-        return None
+        told = str(error)
+    assert told.strip() and "\n" not in told, "one line"
+    return None
 
 
 @SLOW

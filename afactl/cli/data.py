@@ -68,7 +68,8 @@ def prepare_voc(
         out.print("no masks of SBD: train on the plain list, --set data.train_split=train, or give --sbd DIR")
     out.print(f"{done.converted} masks of SBD written")
     out.print(
-        f"labels from {labels_from.value}; {done.compared} photos have a mask and XML, {done.without_xml} have no XML (their labels are the mask's)"
+        f"labels from {labels_from.value}; {done.compared} photos have a mask and XML, "
+        f"{done.without_xml} have no XML (their labels are the mask's)"
     )
     out.print(f"{len(done.disagreements)} photos whose mask and XML disagree")
     for one in done.disagreements[:SHOWN]:
@@ -127,7 +128,10 @@ def prepare_folder(
     ] = TagSource.tags,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="write a labels.csv that is there anew")] = False,
 ) -> None:
-    """Write labels.csv of own photos, with a validation split if asked; optional, all forms of tags can be trained on as they are."""
+    """Write labels.csv of own photos, with a validation split if asked.
+
+    Optional: all forms of tags can be trained on as they are.
+    """
     from afactl.datasets import preparing
     from afactl.datasets.registry import dataset_folder
 

@@ -67,7 +67,8 @@ def evaluate(
     settings = trained.preset.eval
     side = f"long side {settings.long_side}" if settings.long_side else "size as stored"
     out.print(
-        f"split {split}, {len(found.samples)} images; {side}; multi-scale: {numbers(settings.scales)} with flip, fused by maximum; "
+        f"split {split}, {len(found.samples)} images; {side}; "
+        f"multi-scale: {numbers(settings.scales)} with flip, fused by maximum; "
         f"no image-level truth was used; {checkpoint.value} checkpoint, step {trained.iteration}"
     )
     if per_class:

@@ -38,6 +38,7 @@ def export(
     start = run_preset(folder).model.init
     origin = "random weights" if start == "none" else f"{start}, whose licence holds for these too"
     out.print(
-        f"weights: {target} ({target.stat().st_size / 1e6:.1f} MB), {found.folder.name} checkpoint; trained from {origin}",
+        f"weights: {target} ({target.stat().st_size / 1e6:.1f} MB), {found.folder.name} checkpoint; "
+        f"trained from {origin}",
         markup=False,
     )

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import traceback
-from typing import TYPE_CHECKING
+from typing import cast
 
 import typer
 
@@ -30,10 +30,6 @@ from afactl.cli import (
 from afactl.errors import AfactlError, UsageError
 from afactl.machine.allocator import keep_freed_memory
 from afactl.machine.terminal import error_line, keep_quiet, out
-
-if TYPE_CHECKING:
-    pass
-
 
 app = typer.Typer(
     name="afactl",
@@ -89,7 +85,7 @@ def _processes(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
 
 
 # Typer brings its own copy of click's exceptions in newer versions: reach them through its own.
-_ParseError = typer.BadParameter.__mro__[1]
+_ParseError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # all of them have its methods
 
 
 def main(arguments: list[str] | None = None) -> None:

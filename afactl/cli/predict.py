@@ -69,14 +69,16 @@ def predict(
         error_line(line)
     kept = f", {result.kept} of them before a stop" if result.kept else ""
     out.print(
-        f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} (multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)"
+        f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} "
+        f"(multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)"
     )
     out.print(
         f"values: 0 background, {', '.join(f'{i} {name}' for i, name in enumerate(trained.architecture.classes, 1))}"
     )
     if result.reduced:
         out.print(
-            f"{result.reduced} large photos: their masks were made with at most {MAX_PIXELS / 1e6:.0f} megapixels and enlarged"
+            f"{result.reduced} large photos: their masks were made with at most {MAX_PIXELS / 1e6:.0f} megapixels "
+            "and enlarged"
         )
     if result.failed:
         raise typer.Exit(1)

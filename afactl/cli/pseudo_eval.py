@@ -65,7 +65,8 @@ def pseudo_eval(
         other = open_chosen_run(without_afa, device, checkpoint)
         if other.preset.affinity.enabled:
             raise UsageError(
-                f"--without-afa {without_afa}: trained with the affinity branch; train one with --set affinity.enabled=false"
+                f"--without-afa {without_afa}: trained with the affinity branch; "
+                "train one with --set affinity.enabled=false"
             )
         plain = score_pseudo_labels(
             other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA")
@@ -82,8 +83,9 @@ def pseudo_eval(
     out.print(table(f"Table 3, pseudo labels of {split}, mIoU %", ("row", "without PAR", "with PAR"), rows))
     cam, par, affinity = trained.preset.cam, trained.preset.par, trained.preset.affinity
     out.print(
-        f"split {split}, {result.images} images; CAM at scales {numbers(cam.scales)} with flip; threshold {cam.background} for CAMs, "
-        f"background plane {affinity.background} for propagated ones; PAR {par.iterations} iterations; "
+        f"split {split}, {result.images} images; CAM at scales {numbers(cam.scales)} with flip; "
+        f"threshold {cam.background} for CAMs, background plane {affinity.background} for propagated ones; "
+        f"PAR {par.iterations} iterations; "
         f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used"
         f"{' but in the rows that say otherwise' if labels is Labels.predicted else ''}; "
         f"{checkpoint.value} checkpoint, step {trained.iteration}"

@@ -57,22 +57,24 @@ class Report(NamedTuple):
 def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Report:
     """Decode every photo and mask of the splits.
 
-    Defects: a photo or mask that cannot be read; a mask with values that are no class; a mask of another size; labels that contradict the mask; the same photo twice; a class that occurs, but
-    never in the training split.
+    Defects: a photo or mask that cannot be read; a mask with values that are no class; a mask of another size;
+    labels that contradict the mask; the same photo twice; a class that occurs, but never in the training split.
 
     Args:
         train: name of the training split.
     """
-    facts, defects, seen = [], [], {}
+    facts: list[SplitFacts] = []
+    defects: list[Defect] = []
+    seen: dict[bytes, str] = {}
     for split in splits:
         found, wrong = _check_split(split, seen, track)
         facts.append(found)
         defects += wrong
-    taught = next((one.classes for one in facts if one.name == train), None)
+    taught = next((one.classes for one in facts if one.name == train), ())
     classes = splits[0].classes
-    for number, name in enumerate(classes if taught else ()):
+    for number, (name, photos) in enumerate(zip(classes, taught, strict=False)):  # no training split, no such defect
         elsewhere = [one.name for one in facts if one.classes[number]]
-        if elsewhere and not taught[number]:
+        if elsewhere and not photos:
             defects.append(
                 Defect("class without training photos", name, f"occurs in {', '.join(elsewhere)} but never in {train}")
             )

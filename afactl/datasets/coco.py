@@ -51,12 +51,12 @@ class Instances(NamedTuple):
     """An annotation file: class names in the order of their ids, category id -> class index, photos by name."""
 
     classes: tuple[str, ...]
-    index: dict[int, int]
+    class_of: dict[int, int]
     photos: list[Photo]
 
     def labels(self, photo: Photo) -> tuple[int, ...]:
         """Class indices of a photo; crowds give none."""
-        return tuple(sorted({self.index[one.category] for one in photo.regions if not one.crowd}))
+        return tuple(sorted({self.class_of[one.category] for one in photo.regions if not one.crowd}))
 
 
 def load(root: Path, split: str) -> Split:
@@ -82,7 +82,9 @@ def load(root: Path, split: str) -> Split:
     instances = read_instances(annotations_path(root, split))
     by_id = {Path(photo.name).stem: photo for photo in instances.photos}
     samples = tuple(Sample(image_id, photos / photo.name, instances.labels(photo)) for image_id, photo in by_id.items())
-    return Split(split, instances.classes, samples, lambda sample: draw_mask(by_id[sample.image_id], instances.index))
+    return Split(
+        split, instances.classes, samples, lambda sample: draw_mask(by_id[sample.image_id], instances.class_of)
+    )
 
 
 def splits(root: Path) -> list[str]:
@@ -130,7 +132,10 @@ def _read_instances(path: Path, changed: int) -> Instances:
 
 
 def read_part(path: Path, part: int, parts: int) -> Instances:
-    """Every `parts`-th photo of an annotation file, from number `part` on, with its objects. Raises as `read_instances`."""
+    """Every `parts`-th photo of an annotation file, from number `part` on, with its objects.
+
+    Raises as `read_instances`.
+    """
     with open(path, "rb") as file:
         categories = sorted((one["id"], one["name"]) for one in _items(path, file, "categories"))
         regions: dict[int, list[Region]] = {}
@@ -148,7 +153,8 @@ def read_part(path: Path, part: int, parts: int) -> Instances:
             regions[one["image_id"]].append(found)
     if not categories or not photos:
         raise DataError(
-            f"{path}: expected lists of images, annotations and categories, found no {'images' if categories else 'categories'}"
+            f"{path}: expected lists of images, annotations and categories, "
+            f"found no {'images' if categories else 'categories'}"
         )
     index = {number: i for i, (number, _) in enumerate(categories)}
     unknown = {one.category for photo in photos for one in photo.regions} - index.keys()

@@ -88,7 +88,8 @@ def _stripes(rng: np.random.Generator, size: int, period: float) -> Array:
     """Plane waves in [-1, 1] in a random direction."""
     angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:size, :size]
-    return np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period + phase)
+    waves: Array = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period + phase)
+    return waves
 
 
 def _ground(rng: np.random.Generator, size: int) -> Array:
@@ -114,11 +115,13 @@ def _clutter(rng: np.random.Generator, size: int) -> Array:
     v = -(x - cx) * np.sin(angle) + (y - cy) * np.cos(angle)
     long, short = rng.uniform(0.08, 0.24) * size, rng.uniform(0.025, 0.09) * size
     edge = _noise(rng, size, size / 6) * rng.uniform(0, 0.35)
-    return np.clip((1 + edge - np.sqrt((u / long) ** 2 + (v / short) ** 2)) * short, 0, 1)
+    cover: Array = np.clip((1 + edge - np.sqrt((u / long) ** 2 + (v / short) ** 2)) * short, 0, 1)
+    return cover
 
 
 def _blend(canvas: Array, color: Array, cover: Array) -> Array:
-    return canvas * (1 - cover[..., None]) + color * cover[..., None]
+    blended: Array = canvas * (1 - cover[..., None]) + color * cover[..., None]
+    return blended
 
 
 def _polygon(kind: int) -> list[list[tuple[float, float]]]:
@@ -221,19 +224,22 @@ def _color(hue: float, saturation: float, value: Array) -> Array:
     """HSV with one hue and saturation and a map of values -> size x size x 3."""
     k = (np.array([5.0, 3.0, 1.0]) + hue / 60) % 6
     weight = 1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1)
-    return np.asarray(value)[..., None] * weight
+    color: Array = value[..., None] * weight
+    return color
 
 
 def _checks(rng: np.random.Generator, size: int) -> Array:
     period = rng.uniform(6, 9)
     y, x = np.mgrid[:size, :size]
-    return ((y // (period / 2) + x // (period / 2)) % 2) * 2.0 - 1
+    checks: Array = ((y // (period / 2) + x // (period / 2)) % 2) * 2.0 - 1
+    return checks
 
 
 def _rings(rng: np.random.Generator, size: int) -> Array:
     y, x = np.mgrid[:size, :size]
     cy, cx = rng.uniform(0, size, 2)
-    return np.sign(np.sin(2 * np.pi * np.hypot(y - cy, x - cx) / rng.uniform(6, 9)))
+    rings: Array = np.sign(np.sin(2 * np.pi * np.hypot(y - cy, x - cx) / rng.uniform(6, 9)))
+    return rings
 
 
 def _dots(rng: np.random.Generator, size: int) -> Array:
@@ -243,13 +249,15 @@ def _dots(rng: np.random.Generator, size: int) -> Array:
 
 
 def _bars(rng: np.random.Generator, size: int) -> Array:
-    return np.sign(_stripes(rng, size, rng.uniform(6, 9)))
+    bars: Array = np.sign(_stripes(rng, size, rng.uniform(6, 9)))
+    return bars
 
 
 def _zigzag(rng: np.random.Generator, size: int) -> Array:
     y, x = np.mgrid[:size, :size]
     period = rng.uniform(8, 11)
-    return np.sign(np.sin(2 * np.pi * (y + np.abs(x % period - period / 2) * 1.4) / (period * 0.8)))
+    zigzag: Array = np.sign(np.sin(2 * np.pi * (y + np.abs(x % period - period / 2) * 1.4) / (period * 0.8)))
+    return zigzag
 
 
 def _plain(rng: np.random.Generator, size: int) -> Array:
@@ -297,15 +305,17 @@ def generate(folder: Path, *, train: int = TRAIN, val: int = VAL, size: int = SI
 def _recipe(folder: Path) -> dict[str, int] | None:
     """How the data in a folder was made; None where there is none."""
     try:
-        return json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        recipe: dict[str, int] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+    return recipe
 
 
 def _replace(folder: Path, recipe: dict[str, int]) -> None:
     if folder.exists() and any(folder.iterdir()) and _recipe(folder) is None:
         raise DataError(
-            f"{folder}: expected an empty folder or generated demo data, found other files; set AFACTL_CACHE to another folder"
+            f"{folder}: expected an empty folder or generated demo data, found other files; "
+            "set AFACTL_CACHE to another folder"
         )
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)

@@ -29,7 +29,8 @@ def load(root: Path, split: str) -> Split:
     rows = read_rows(root)
     classes = _classes(root, rows)
     index = {name: i for i, name in enumerate(classes)}
-    samples, seen = [], {}
+    samples: list[Sample] = []
+    seen: dict[str, Row] = {}
     for row, image_id in zip(rows, image_ids([row.image for row in rows]), strict=True):
         # Masks are named by the ids, and some file systems do not tell a.png from A.png.
         first = seen.setdefault(image_id.casefold(), row)
@@ -68,7 +69,10 @@ def splits(root: Path) -> list[str]:
 
 
 def image_ids(images: Sequence[str]) -> list[str]:
-    """Ids of photos by their paths: `images/train/a.b.jpg` -> `train/a.b`; those that would be the same keep their suffix."""
+    """Ids of photos by their paths: `images/train/a.b.jpg` -> `train/a.b`.
+
+    Those that would be the same keep their suffix.
+    """
     stems = []
     for image in images:
         path = PurePosixPath(image)

@@ -59,9 +59,11 @@ def _indices_of(path: Path, colors: np.ndarray) -> np.ndarray:
     strange = codes[known[found] != codes]
     if len(strange):
         raise UnknownValueError(
-            f"{path}: colour #{strange[0]:06x} is none of VOC's; save class numbers as an indexed PNG, or use VOC's colours"
+            f"{path}: colour #{strange[0]:06x} is none of VOC's; save class numbers as an indexed PNG, "
+            "or use VOC's colours"
         )
-    return found.astype(np.uint8)[place].reshape(colors.shape[:2])
+    indices: np.ndarray = found.astype(np.uint8)[place].reshape(colors.shape[:2])
+    return indices
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

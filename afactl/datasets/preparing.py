@@ -165,7 +165,7 @@ def prepare_coco(root: Path, split: str, track: Track = iter) -> PreparedCoco:
     for part in range(parts):
         instances = coco.read_part(path, part, parts)
 
-        def draw(photo: coco.Photo, index: dict[int, int] = instances.index) -> int:
+        def draw(photo: coco.Photo, index: dict[int, int] = instances.class_of) -> int:
             target = masks / f"{Path(photo.name).stem}.png"
             if target.exists():
                 return 0
@@ -184,7 +184,12 @@ def prepare_coco(root: Path, split: str, track: Track = iter) -> PreparedCoco:
 
 
 class PreparedFolder(NamedTuple):
-    """The table that was written, the class names, photos per class by split, and photos left out for want of a mask."""
+    """The table that was written and what is in it.
+
+    Attributes:
+        classes: their names. splits: photos per class, by split. photos: by split.
+        left_out: photos without a mask.
+    """
 
     table: Path
     classes: tuple[str, ...]
@@ -264,7 +269,8 @@ def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
             made.append(row._replace(names=tuple(names[value - 1] for value in values_of(read_mask(mask, len(names))))))
     if not made:
         raise DataError(
-            f"{root / 'masks'}: expected masks at the photos' paths (images/a.jpg -> masks/a.png), found none of {len(rows)}"
+            f"{root / 'masks'}: expected masks at the photos' paths (images/a.jpg -> masks/a.png), "
+            f"found none of {len(rows)}"
         )
     return made, len(rows) - len(made)
 

@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from afactl.errors import DataError
+
 Item = TypeVar("Item")
 
 
@@ -45,6 +47,16 @@ class Split:
     samples: tuple[Sample, ...]
     read_mask: Callable[[Sample], np.ndarray] | None
     mask_path: Callable[[Sample], Path] | None = None
+
+    def require_masks(self) -> Callable[[Sample], np.ndarray]:
+        """`read_mask` of a split that has masks.
+
+        Raises:
+            DataError: it has none.
+        """
+        if self.read_mask is None:
+            raise DataError(f"split {self.name}: expected true masks, and this dataset has none")
+        return self.read_mask
 
 
 class Track(Protocol):

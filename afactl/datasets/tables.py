@@ -58,7 +58,8 @@ def read_rows(root: Path) -> list[Row]:
         rows = _class_folders(root)
     if not rows:
         raise DataError(
-            f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none; see docs/own-data.md"
+            f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none; "
+            "see docs/own-data.md"
         )
     for row in rows:
         path = PurePosixPath(row.image)
@@ -87,7 +88,8 @@ def write_csv(table: Path, rows: Sequence[Row]) -> None:
         for row in rows:
             if any("|" in name or name != name.strip() for name in row.names):
                 raise DataError(
-                    f"{row.where}: class names in labels.csv hold no | and no blanks at their ends, got {', '.join(row.names)}"
+                    f"{row.where}: class names in labels.csv hold no | and no blanks at their ends, "
+                    f"got {', '.join(row.names)}"
                 )
             writer.writerow((row.image, row.split, "|".join(row.names)))
 
@@ -212,7 +214,8 @@ def _text(path: Path) -> str:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise DataError(
-            f"{path}: {size / 2**20:.0f} MiB, more than the {MAX_BYTES // 2**20} that a table of labels may have; split the dataset"
+            f"{path}: {size / 2**20:.0f} MiB, more than the {MAX_BYTES // 2**20} that a table of labels may have; "
+            "split the dataset"
         )
     try:
         # utf-8-sig: spreadsheets write a byte order mark.

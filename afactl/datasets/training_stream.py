@@ -13,7 +13,7 @@ from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import image_view, mask_view, random_window
 
 
-class TrainingStream(Dataset):
+class TrainingStream(Dataset[dict[str, Any]]):
     """Positions `start` to `stop` - 1 of the stream.
 
     Position p shows photo number permutation(seed, epoch)[p % n] of epoch p // n, in a view drawn
@@ -55,7 +55,7 @@ class TrainingStream(Dataset):
         if epoch != self._epoch:
             order = np.random.default_rng((self.seed, 0, epoch)).permutation(len(self.split.samples))
             self._epoch, self._order = epoch, order
-        return self.split.samples[self._order[place]]
+        return self.split.samples[int(self._order[place])]
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """ "image" 3 x s x s uint8, "label" C float32, "box" 4 int64 (y0, y1, x0, x1), "image_id"."""
@@ -69,12 +69,12 @@ class TrainingStream(Dataset):
         window = random_window(image.shape[:2], rng, self.crop_size, self.scale_range, self.flip)
         label = torch.zeros(len(self.split.classes))
         label[list(sample.labels)] = 1
-        item = {
+        view = {
             "image": image_view(image, window),
             "label": label,
             "box": torch.tensor(window.box),
             "image_id": sample.image_id,
         }
         if self.masks:
-            item["mask"] = mask_view(self.split.read_mask(sample), window)
-        return item
+            view["mask"] = mask_view(self.split.require_masks()(sample), window)
+        return view

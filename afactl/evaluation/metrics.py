@@ -46,7 +46,9 @@ def class_iou(confusion: np.ndarray) -> np.ndarray:
     hits = np.diag(confusion).astype(np.float64)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
     present = confusion.sum(axis=1) > 0
-    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=present)
+    iou = np.full(len(hits), np.nan)
+    np.divide(hits, union, out=iou, where=present)
+    return iou
 
 
 def mean_iou(confusion: np.ndarray) -> float:

@@ -218,7 +218,6 @@ def export_cams(run: TrainedRun, split: Split, track: Track = iter) -> Path:
                 else cam.new_zeros(0, *quarter)
             )
             with whole_file(target) as fresh, open(fresh, "wb") as file:
-                np.save(
-                    file, {"keys": record.classes, "cam": small.numpy(), "high_res": cam.numpy()}, allow_pickle=True
-                )
+                entry = {"keys": record.classes, "cam": small.numpy(), "high_res": cam.numpy()}
+                np.save(file, np.array(entry, dtype=object), allow_pickle=True)
     return folder

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.datasets.transforms import normalize, resize_long_side
+from afactl.errors import UsageError
 from afactl.inference.trained_run import to_tensor
 from afactl.network.model import AFA
 
@@ -37,10 +38,13 @@ def segment(
 
     Returns:
         K x h x w float32 at the photo's size.
+
+    Raises:
+        UsageError: no scales.
     """
     pixels = normalize(to_tensor(image, device))
-    size = image.shape[:2]
-    base = resize_long_side(*size, long_side) if long_side else size
+    height, width = size = image.shape[:2]
+    base = resize_long_side(height, width, long_side) if long_side else size
     fused: Tensor | None = None
     for scale in scales:
         target = (max(1, math.floor(scale * base[0])), max(1, math.floor(scale * base[1])))
@@ -52,6 +56,8 @@ def segment(
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         logits = torch.maximum(logits[0], logits[1].flip(-1)) if flip else logits[0]
         fused = logits if fused is None else torch.maximum(fused, logits)
+    if fused is None:
+        raise UsageError("scales: expected one or more, got none")
     return fused
 
 
@@ -77,7 +83,7 @@ def segment_windows(
     Returns:
         K x h' x w' float32.
     """
-    total: Tensor | None = None
+    total = torch.zeros(model.classes + 1, *size, device=device)
     weights = torch.zeros(size, device=device)
     rows, columns = (_windows(side, small, window) for side, small in zip(image.shape[:2], size, strict=True))
     for row, small_row in rows:
@@ -87,8 +93,6 @@ def segment_windows(
             if logits.shape[1:] != target:
                 logits = F.interpolate(logits[None], size=target, mode="area")[0]
             weight = torch.outer(*(_tent(side, device) for side in target))
-            if total is None:
-                total = logits.new_zeros(len(logits), *size)
             total[:, small_row, small_column] += weight * logits
             weights[small_row, small_column] += weight
     return total / weights

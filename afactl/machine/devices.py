@@ -38,7 +38,8 @@ def require_compiler() -> None:
     """
     if not any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++")):
         raise DependencyError(
-            "train.compile=true needs a C++ compiler (g++, clang++ or $CXX), found none; install one, or set it to false"
+            "train.compile=true needs a C++ compiler (g++, clang++ or $CXX), found none; "
+            "install one, or set it to false"
         )
 
 

@@ -77,8 +77,14 @@ def wait() -> None:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over all processes, on every process. The gradient is that of the sum of what the processes make of it."""
-    return _Total.apply(values) if size() > 1 else values
+    """The sum over all processes, on every process.
+
+    The gradient is that of the sum of what the processes make of it.
+    """
+    if size() == 1:
+        return values
+    summed: Tensor = _Total.apply(values)
+    return summed
 
 
 class _Total(torch.autograd.Function):
@@ -103,7 +109,8 @@ def from_first(texts: Sequence[str]) -> list[str]:
     dist.broadcast(length, 0)
     content = content if rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(content, 0)
-    return json.loads(content.numpy().tobytes())
+    texts_of_first: list[str] = json.loads(content.numpy().tobytes())
+    return texts_of_first
 
 
 def total_counts(counts: np.ndarray) -> np.ndarray:

@@ -179,7 +179,7 @@ def random_walk(planes: Tensor, affinity: Tensor, radius: int, alpha: float = 2.
             # (planes x tokens in reach) (tokens in reach x targets): the other way round, with its
             # few columns, the same product takes three times as long.
             product = source[:, :, y.reach, x.reach].flatten(2) @ block.flatten(3).flatten(1, 2).transpose(1, 2)
-            walked[:, :, y.targets, x.targets] = product.unflatten(2, block.shape[1:3])
+            walked[:, :, y.targets, x.targets] = product.reshape(*product.shape[:2], *block.shape[1:3])
     return walked[:, :count] / _nonzero(walked[:, count:] + eps)
 
 

@@ -74,12 +74,12 @@ def fuse_cams(views: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> 
     Returns:
         B x C x h x w in [0, 1).
     """
-    total: Tensor | float = 0.0
+    total = views[0][0].new_zeros(())
     for plain, mirrored in views:
         # Mirroring commutes with the resize, so both maps are resized by one call.
         both = torch.stack([plain, mirrored.flip(-1)]).flatten(0, 1)
         both = F.interpolate(both, size=size, mode="bilinear", align_corners=False)
-        total = total + torch.relu(both.unflatten(0, (2, -1)).amax(dim=0))
+        total = total + torch.relu(both.view(2, -1, *both.shape[1:]).amax(dim=0))
     return normalize_cam(total)
 
 

@@ -58,7 +58,10 @@ def segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Ten
 
 
 def full_segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Tensor:
-    """Plain cross-entropy over all pixels but the ignored ones, for full supervision; arguments as `segmentation_loss`."""
+    """Plain cross-entropy over all pixels but the ignored ones, for full supervision.
+
+    Arguments as `segmentation_loss`.
+    """
     entropy = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
     return entropy / total((label != IGNORE).sum()).clamp_min(1)
 

@@ -132,7 +132,7 @@ def propagate(
     """
     tokens = F.interpolate(cam[None], size=grid, mode="bilinear", align_corners=False)[0]
     planes = background_planes(tokens, thresholds)
-    return random_walk(planes.flatten(0, 1)[None], affinity[None], radius, alpha, eps)[0].unflatten(0, planes.shape[:2])
+    return random_walk(planes.flatten(0, 1)[None], affinity[None], radius, alpha, eps)[0].view_as(planes)
 
 
 def propagated_label(

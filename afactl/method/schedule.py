@@ -55,4 +55,4 @@ def learning_rate(
     """
     if step < warmup_iters:
         return base * (1 - (1 - step / warmup_iters) * (1 - warmup_ratio))
-    return base * (1 - step / max_iters) ** power
+    return float(base * (1 - step / max_iters) ** power)

@@ -14,6 +14,12 @@ from afactl.machine import distributed
 class BatchNorm(nn.BatchNorm2d):
     """torch's BatchNorm2d, whose statistics in training are those of all processes' batches together."""
 
+    # torch's own may go without statistics; this one never does.
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, x: Tensor) -> Tensor:
         """B x D x h x w -> the same; in training, mean and variance over B, h, w of all processes."""
         if not self.training or distributed.size() == 1:

@@ -83,7 +83,8 @@ class Decoder(nn.Module):
         for features_i, project, weight in zip(features, self.project, slices, strict=True):
             x = F.conv2d(project(features_i), weight)
             fused = fused + (x if x.shape[2:] == size else _resize(x, size))
-        return self.predict(self.dropout(torch.relu(self.norm(fused))))
+        logits: Tensor = self.predict(self.dropout(torch.relu(self.norm(fused))))
+        return logits
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -179,19 +180,20 @@ class AFA(nn.Module):
         """
         if affinity_scale not in scales:
             raise UsageError(f"cam.scales: expected {affinity_scale} among them for the affinity, got {tuple(scales)}")
-        size = image.shape[2:]
+        height, width = image.shape[2:]
         views = []
         with evaluation_mode(self):
             for scale in scales:
                 scaled = image
                 if scale != 1.0:
-                    scaled = _resize(image, (max(1, math.floor(scale * size[0])), max(1, math.floor(scale * size[1]))))
+                    scaled = _resize(image, (max(1, math.floor(scale * height)), max(1, math.floor(scale * width))))
                 encoded = self.backbone(torch.cat([scaled, scaled.flip(-1)]))
-                views.append(self.activate(encoded).chunk(2))
+                plain, mirrored = self.activate(encoded).chunk(2)
+                views.append((plain, mirrored))
                 if scale == affinity_scale:
                     queries, keys = encoded.queries.chunk(2)[0], encoded.keys.chunk(2)[0]
-                    grid = tuple(encoded.features[-1].shape[2:])
-        return CamPass(fuse_cams(views, tuple(size)), queries, keys, grid)
+                    rows, columns = encoded.features[-1].shape[2:]
+        return CamPass(fuse_cams(views, (height, width)), queries, keys, (rows, columns))
 
 
 @contextlib.contextmanager

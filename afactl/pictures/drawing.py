@@ -39,7 +39,8 @@ class Tokens(NamedTuple):
     grid: tuple[int, int]
 
 
-# What a column of a panel shows: a row of a token matrix per query, a map (float), a mask (uint8) or a picture (h x w x 3).
+# What a column of a panel shows: a row of a token matrix per query, a map (float), a mask (uint8) or a picture
+# (h x w x 3).
 Content = Tokens | np.ndarray
 
 
@@ -115,7 +116,8 @@ def _contour(mask: np.ndarray, width: int) -> np.ndarray:
                 index = [slice(None), slice(None)]
                 index[axis] = slice(start, start + differs.shape[axis])
                 edge[tuple(index)] |= differs
-    return edge & (mask != 0)
+    edge &= mask != 0
+    return edge
 
 
 def _with_names(picture: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -125,7 +127,7 @@ def _with_names(picture: np.ndarray, mask: np.ndarray, classes: Sequence[str]) -
     for value in range(1, len(classes) + 1):
         if not (place := _inside(mask == value)):
             continue
-        y, x = place
+        y, x = map(float, place)
         name = classes[value - 1]
         font = ImageFont.load_default(size) if name.isascii() else ImageFont.truetype(font_file(name), size)
         box = draw.textbbox((x, y), name, font=font, anchor="mm")
@@ -147,11 +149,13 @@ def _inside(region: np.ndarray) -> tuple[int, int] | None:
     place = (0, 0)
     # Worn away layer by layer; what is left last lies deepest.
     while small.any():
-        place = tuple(np.argwhere(small)[small.sum() // 2])
+        y, x = np.argwhere(small)[small.sum() // 2]
+        place = (int(y), int(x))
         small = small & np.roll(small, 1, 0) & np.roll(small, -1, 0) & np.roll(small, 1, 1) & np.roll(small, -1, 1)
     if place == (0, 0):  # thinner than the steps
-        return tuple(int(v) for v in np.argwhere(region)[0])
-    return (int(place[0]) - 1) * step, (int(place[1]) - 1) * step
+        y, x = np.argwhere(region)[0]
+        return int(y), int(x)
+    return (place[0] - 1) * step, (place[1] - 1) * step
 
 
 def panel(
@@ -267,7 +271,8 @@ def map_over(image: np.ndarray, values: np.ndarray) -> np.ndarray:
 
     colors = matplotlib.colormaps[MAP_COLORS](values.clip(0, 1))[..., :3] * 255
     grey = image.mean(axis=2, keepdims=True)
-    return (grey * 0.28 + colors * 0.72).round().astype(np.uint8)
+    picture: np.ndarray = (grey * 0.28 + colors * 0.72).round().astype(np.uint8)
+    return picture
 
 
 def curve_chart(title: str, series: Mapping[str, Sequence[tuple[int, float]]], borders: Mapping[str, int]) -> Figure:

@@ -76,6 +76,8 @@ def look_at(run: TrainedRun, photo: Path | None, data: Path | None = None, overw
     Raises:
         DataError: the photo cannot be read.
     """
+    if photo is None:
+        photo = first_photos(run, data, 1)[0]
     located = _find_sample(run, photo, data)
     if located is None:
         image = read_image(photo)
@@ -93,13 +95,10 @@ def look_at(run: TrainedRun, photo: Path | None, data: Path | None = None, overw
     return Look(sample.image.stem, image, record, truth, f"{how} {cache.path.name}; image-level labels: {names}")
 
 
-def _find_sample(run: TrainedRun, photo: Path | None, data: Path | None) -> tuple[Split, Sample] | None:
+def _find_sample(run: TrainedRun, photo: Path, data: Path | None) -> tuple[Split, Sample] | None:
     """The photo in the run's dataset, if it is one of it."""
     names = [run.preset.data.val_split, run.preset.data.train_split]
     root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
-    if photo is None:
-        split = _looked_at(run, data)
-        return split, split.samples[0]
     for name in names:
         try:
             split = load_split(run.preset.data.name, root, name)
@@ -149,10 +148,10 @@ def draw_attention(
         UsageError: a query outside the photo, no such layer or head, or `out` cannot be written.
         DataError: the photo cannot be read.
     """
-    located = _find_sample(run, photo, data)
-    path = located[1].image if located else photo
-    size = read_image(path).shape[:2]
-    queries = list(queries) or [(size[1] // 2, size[0] // 2)]
+    if photo is None:
+        photo = first_photos(run, data, 1)[0]
+    height, width = size = read_image(photo).shape[:2]
+    queries = list(queries) or [(width // 2, height // 2)]
     for query in queries:  # before any work
         query_token(query, size, (1, 1))
     title, chosen = choose_heads(run, heads)
@@ -168,7 +167,7 @@ def draw_attention(
         ("CAM", foreground(record)),
     ]
     if compared is not None:
-        other = look_at(compared, path, data, overwrite)
+        other = look_at(compared, photo, data, overwrite)
         theirs = other.record.attention if chosen is None else _attention(compared, look.image, chosen)
         columns.insert(1, (f"{title}, {WITHOUT_AFA}", Tokens(theirs.astype(np.float32), other.record.grid)))
         columns.append(
@@ -207,12 +206,14 @@ def _attention(run: TrainedRun, image: np.ndarray, heads: slice) -> np.ndarray:
     """N x N mean attention of some heads, at the scale of the cached maps; the cache holds the mean of all only."""
     scale = run.preset.affinity.scale
     passed = run.model.multi_scale_cam(normalize(to_tensor(image, run.device)), [scale], scale)
-    return mean_attention(passed.queries[:, heads], passed.keys[:, heads])[0].cpu().numpy()
+    attention: np.ndarray = mean_attention(passed.queries[:, heads], passed.keys[:, heads])[0].cpu().numpy()
+    return attention
 
 
 def foreground(record: CamRecord) -> np.ndarray:
     """h x w float32: the largest CAM of the present classes."""
-    return record.cam.astype(np.float32).max(axis=0, initial=0.0)
+    largest: np.ndarray = record.cam.astype(np.float32).max(axis=0, initial=0.0)
+    return largest
 
 
 def draw_heads(run: TrainedRun, out: Path | None = None) -> Drawn:
@@ -348,7 +349,7 @@ def draw_examples(
     Raises:
         UsageError: `out` cannot be written.
     """
-    colors, cells = PALETTES[palette](), []
+    colors, cells, read_mask = PALETTES[palette](), [], split.require_masks()
     settings = run.preset.eval
     for sample, score in zip(samples, scores, strict=True):
         image = read_image(sample.image)
@@ -357,7 +358,7 @@ def draw_examples(
         small = reduce_image(image, SHEET_PIXELS)
         shown = [
             overlay(small, enlarge_mask(one, small.shape[:2]), colors, classes=split.classes)
-            for one in (split.read_mask(sample), mask)
+            for one in (read_mask(sample), mask)
         ]
         cells += [(sample.image_id, small), (TRUTH, shown[0]), (f"mIoU {score:.1f} %", shown[1])]
     return _save(picture_grid(cells, columns=6 if len(samples) > 1 else 3), out)

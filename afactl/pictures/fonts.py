@@ -45,7 +45,7 @@ def _installed() -> Iterator[tuple[str, Path]]:
 
     yield DEFAULT, Path(font_manager.findfont(DEFAULT))
     upright = [font for font in font_manager.fontManager.ttflist if font.style == "normal"]
-    for font in sorted(upright, key=lambda font: (abs(font.weight - 400), font.name)):
+    for font in sorted(upright, key=lambda font: (abs(int(font.weight) - 400), font.name)):
         # "Last Resort" has a box for every character there is.
         if font.name != DEFAULT and "Last Resort" not in font.name:
             yield font.name, Path(font.fname)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -51,4 +52,4 @@ def safe_palette() -> np.ndarray:
     return np.array([(0, 0, 0), *colors, voc_palette()[IGNORE]], np.uint8)
 
 
-PALETTES = {"safe": safe_palette, "voc": voc_palette}
+PALETTES: dict[str, Callable[[], np.ndarray]] = {"safe": safe_palette, "voc": voc_palette}

@@ -65,7 +65,8 @@ def write_report(
     segmentation = {name: one for name, one in scores.items() if name.startswith("segmentation-")}
     page = _template().render(
         title=f"afactl: {run.folder.resolve().name}",
-        subtitle=f"{run.preset.model.backbone}, {len(run.architecture.classes)} classes, step {run.iteration} of {run.preset.train.max_iters}",
+        subtitle=f"{run.preset.model.backbone}, {len(run.architecture.classes)} classes, "
+        f"step {run.iteration} of {run.preset.train.max_iters}",
         run=run.folder,
         curves=_curves(run),
         table3=table3,

@@ -35,7 +35,7 @@ def brush_rle(mask: np.ndarray) -> list[int]:
     header = [(4 * values.size, 32), (8 - 1, 5), (3 - 1, 4), (4 - 1, 4), (8 - 1, 4), (16 - 1, 4)]
     bits = [np.fromiter(f"{value:0{width}b}", np.uint8) for value, width in header]
     bits.append((runs[:, None] >> np.arange(26, -1, -1) & 1).astype(np.uint8).ravel())
-    return np.packbits(np.concatenate(bits)).tolist()
+    return [int(byte) for byte in np.packbits(np.concatenate(bits))]
 
 
 def labeling_config(classes: Sequence[str], colors: Sequence[Sequence[int]]) -> str:

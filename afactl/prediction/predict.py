@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +125,10 @@ def predict(
         raise UsageError("--format probabilities: they are those of the network; leave --crf out")
     for form in forms:
         require_distinct_names(form, [photo.mask for photo in photos])
-    known = {**WRITERS, "overlay": partial(OverlayWriter, palette=palette)}
+    known: dict[str, Callable[[Path, Sequence[str]], Writer]] = {
+        **WRITERS,
+        "overlay": partial(OverlayWriter, palette=palette),
+    }
     writers: list[Writer] = [known[form](out, run.architecture.classes) for form in forms]
     settings = {
         "weights": run.weights,
@@ -148,22 +151,23 @@ def predict(
             missing.append(photo)
     for photo, values, one in _labelled(run, missing, crf, window, track):
         with _writing(out):
-            for writer in writers if one else ():
-                writer.add(one)
+            if one is not None:
+                for writer in writers:
+                    writer.add(one)
             record.note(str(photo.mask), photo.path, **values)
     distributed.wait()
     if distributed.rank() > 0:
         record.close()
         return Prediction(0, [], kept, 0, [])
     lines = record.lines()
-    values = {photo.mask: lines[str(photo.mask)]["values"] for photo in photos}
-    done = [path for path, value in values.items() if value["failed"] is None]
+    noted = {photo.mask: lines[str(photo.mask)]["values"] for photo in photos}
+    done = [path for path, values in noted.items() if values["failed"] is None]
     with _writing(out):
         gathered = [(writer, writer.close(done)) for writer in writers]
     record.finish()
     written = [file for writer, one in gathered for file in ([one] if one else [writer.target(path) for path in done])]
-    failed = [value["failed"] for value in values.values() if value["failed"]]
-    return Prediction(len(done), written, kept, sum(values[path]["reduced"] for path in done), failed)
+    failed = [values["failed"] for values in noted.values() if values["failed"]]
+    return Prediction(len(done), written, kept, sum(noted[path]["reduced"] for path in done), failed)
 
 
 @contextlib.contextmanager

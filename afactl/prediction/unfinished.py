@@ -45,7 +45,7 @@ class Unfinished:
             fresh.write_text(
                 "".join(json.dumps(line) + "\n" for line in (settings, *_lines(own, settings))), encoding="utf-8"
             )
-        self._file: TextIO = open(own, "a", encoding="utf-8")
+        self._file: TextIO = open(own, "a", encoding="utf-8")  # noqa: SIM115  (open until `close`)
 
     def done(self, item: str, source: Path) -> dict[str, Any] | None:
         """The values noted for an item by an earlier call, if it was noted for this source as it is now."""

@@ -146,10 +146,18 @@ class CocoWriter:
         entries = []
         for value in np.unique(one.mask[one.mask > 0]).tolist():
             shape = self.encode(np.asfortranarray(full == value, np.uint8))
+            counts = shape["counts"]  # ASCII, as bytes
             score = float(probabilities[value][one.mask == value].mean())
-            shape = {"size": list(shape["size"]), "counts": shape["counts"].decode("ascii")}
             entries.append(
-                {"image_id": image_id, "category_id": value, "segmentation": shape, "score": round(score, 4)}
+                {
+                    "image_id": image_id,
+                    "category_id": value,
+                    "segmentation": {
+                        "size": list(shape["size"]),
+                        "counts": counts if isinstance(counts, str) else counts.decode("ascii"),
+                    },
+                    "score": round(score, 4),
+                }
             )
         with whole_file(self.target(one.path)) as fresh:
             fresh.write_text(",\n".join(map(json.dumps, entries)), encoding="utf-8")
@@ -272,7 +280,8 @@ def require_distinct_names(form: str, paths: Sequence[Path]) -> None:
     (name, times), *_ = Counter(path.name for path in paths).most_common(1)
     if form == "voc-server" and times > 1:
         raise UsageError(
-            f"--format voc-server: {times} photos are named {Path(name).stem}; predict them into different --out folders"
+            f"--format voc-server: {times} photos are named {Path(name).stem}; "
+            "predict them into different --out folders"
         )
 
 

@@ -80,8 +80,8 @@ def save_checkpoint(
     ) as error:  # torch and safetensors have kinds of their own for a full disk
         shutil.rmtree(fresh, ignore_errors=True)  # a half-written one would keep it full
         raise CheckpointError(
-            f"{folder}: the checkpoint of step {iteration} cannot be written ({first_line(error)}); the former one is kept: "
-            "make room, then afactl train --resume"
+            f"{folder}: the checkpoint of step {iteration} cannot be written ({first_line(error)}); "
+            "the former one is kept: make room, then afactl train --resume"
         ) from error
 
 
@@ -120,7 +120,7 @@ def find_checkpoint(run: Path, which: str = "last", needed: Sequence[str] = (WEI
     Raises:
         CheckpointError: the run has none yet, or every one is damaged.
     """
-    damaged = []
+    damaged: list[str] = []
     for name in [*(["best", "best.new", "best.old"] if which == "best" else []), "last", "last.new", "last.old"]:
         folder = run / "checkpoints" / name
         if _is_whole(folder, needed):
@@ -248,5 +248,9 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
 
 
 def weights_hash(folder: Path) -> str:
-    """First 16 hex digits of the SHA-256 of the weights of a checkpoint that `find_checkpoint` gave: what caches are tied to."""
-    return json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))[WEIGHTS][:16]
+    """First 16 hex digits of the SHA-256 of the weights of a checkpoint that `find_checkpoint` gave.
+
+    Caches are tied to it.
+    """
+    sums: dict[str, str] = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+    return sums[WEIGHTS][:16]

@@ -9,8 +9,10 @@ Three formats are told apart by their keys:
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -149,7 +151,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state = load_file(path)
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every library error here means the same to the user
@@ -159,7 +161,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, got {type(state).__name__}")
-    return state
+    return dict(state)
 
 
 def fetch_hugging_face(repository: str) -> Path:
@@ -170,19 +172,19 @@ def fetch_hugging_face(repository: str) -> Path:
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
 
-    logging.set_verbosity_error()  # it announces each retry; what counts is the outcome
-    error: Exception | None = None
+    # It announces each retry; what counts is the outcome.
+    hub_logging.set_verbosity(logging.ERROR)
+    reason = ""
     for name in ("model.safetensors", "pytorch_model.bin"):
         try:
             return Path(hf_hub_download(repository, name))
         except Exception as caught:  # offline, no such repository, no rights: the remedy is one
-            error = caught
+            reason = first_line(caught)
             # Older repositories hold the second file only; being offline is a kind of the same error.
             if not isinstance(caught, EntryNotFoundError) or isinstance(caught, LocalEntryNotFoundError):
                 break
-    reason = first_line(error)
     raise UsageError(
         f"--init hf:{repository}: could not be fetched ({reason}); "
         "give --init FILE with the weights you have, or --init none for random weights"

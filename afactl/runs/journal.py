@@ -38,7 +38,7 @@ class JournaledFile:
         self._journal = path.with_name(path.name + ".journal")
         if fresh:
             self._journal.unlink(missing_ok=True)
-        self._file = open(path, "w+b" if fresh or not path.exists() else "r+b", buffering=0)  # noqa: SIM115
+        self._file = open(path, "w+b" if fresh or not path.exists() else "r+b", buffering=0)  # noqa: SIM115  (open until `close`)
         self._pending: list[tuple[int, bytes | None]] = []
         self._recover()
         self._size = os.fstat(self._file.fileno()).st_size
@@ -138,7 +138,8 @@ class JournaledFile:
         content = self._journal.read_bytes()
         body, digest = content[:-_DIGEST], content[-_DIGEST:]
         if hashlib.sha256(body).digest() == digest:  # whole, so its changes count
-            changes, place = [], 0
+            changes: list[tuple[int, bytes | None]] = []
+            place = 0
             while place < len(body):
                 offset, length = _HEAD.unpack_from(body, place)
                 place += _HEAD.size

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from afactl.datasets.registry import check_files, data_fingerprint, is_missing, load_split
-from afactl.datasets.samples import Sample, Split
+from afactl.datasets.samples import Item, Split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation.segmentation import validate
@@ -296,10 +296,10 @@ class Job:
                     self.record(step=done, **values)
                 self.tell("step", done, **values, memory=peak_memory(self.device))
                 if self.tensorboard and (done % job.eval_iters == 0 or last):
-                    self.show(done)
+                    self.show(self.tensorboard, done)
                 if self.val and (done % job.eval_iters == 0 or last):
-                    validation = self.validate(done)
-                # Alone, a stop counts at once; processes stop after the same step, the one in which they all heard of it.
+                    validation = self.validate(self.val, done)
+                # Alone, a stop counts at once; processes stop after the same step, in which they all heard of it.
                 stopping = self.agreed if shares.processes > 1 else self.stop.is_set()
                 if done % job.checkpoint_iters == 0 or last or stopping:
                     self.checkpoint(done)
@@ -309,10 +309,10 @@ class Job:
             self.tensorboard.close()
         return validation
 
-    def show(self, step: int) -> None:
+    def show(self, board: TensorBoardLog, step: int) -> None:
         """Pictures of where the training stands."""
         run = TrainedRun(self.run, self.preset, self.model, self.architecture, self.device, "", step)
-        self.tensorboard.pictures(step, run, self.val or self.data)
+        board.pictures(step, run, self.val or self.data)
 
     @functools.cached_property
     def stream(self) -> TrainingStream:
@@ -336,7 +336,7 @@ class Job:
         A stop that any process has been asked for becomes the stop of all.
         """
         job, weights, parts = self.preset.train, self.preset.loss, self.shares.batches
-        # Dropout and stochastic depth follow from (seed, step): a resumed run draws the same. Every process draws its own.
+        # Dropout and stochastic depth follow from (seed, step): a resumed run draws the same, each process its own.
         torch.manual_seed((distributed.rank() << 54) ^ (job.seed << 32) + step)
         rate = set_learning_rate(self.optimizer, step, self.preset)
         phase = phase_at(step, job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
@@ -344,8 +344,9 @@ class Job:
         values: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
             # Gradients travel once per step, with the last batch.
-            alone = number < parts and distributed.size() > 1
-            with self.step_losses.no_sync() if alone else contextlib.nullcontext():
+            job_losses = self.step_losses
+            alone = contextlib.nullcontext()
+            with job_losses.no_sync() if number < parts and isinstance(job_losses, DistributedDataParallel) else alone:
                 losses = self.losses(batch, phase)
                 total = sum(getattr(weights, name) * loss for name, loss in losses.items()) / parts
                 total.backward()
@@ -369,7 +370,8 @@ class Job:
             name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"
         }
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.train.precision == "bfloat16"):
-            return self.step_losses(tensors, phase)
+            losses: dict[str, torch.Tensor] = self.step_losses(tensors, phase)
+        return losses
 
     def skip(self, step: int) -> None:
         """Leave out a step with a non-finite loss.
@@ -386,15 +388,15 @@ class Job:
         if self.skipped >= MAX_SKIPPED:
             raise AfactlError(f"{text}; {MAX_SKIPPED} in a row: stopped. Lower optim.lr, or look at those images")
 
-    def validate(self, step: int) -> dict[str, float]:
+    def validate(self, val: Split, step: int) -> dict[str, float]:
         """Score the validation split; the best weights so far are kept."""
 
-        def track(samples: Sequence[Sample]) -> Iterator[Sample]:
-            for done, sample in enumerate(samples):
-                self.tell("validating", step, done=done, of=len(samples))
-                yield sample
+        def track(items: Sequence[Item], /) -> Iterator[Item]:
+            for done, item in enumerate(items):
+                self.tell("validating", step, done=done, of=len(items))
+                yield item
 
-        scores = validate(self.model, self.val, self.preset, self.device, track)
+        scores = validate(self.model, val, self.preset, self.device, track)
         self.record(step=step, **scores)
         self.tell("validation", step, **scores)
         if scores["val_seg_miou"] > self.best:

@@ -47,7 +47,10 @@ class TensorBoardLog:
 
     @torch.no_grad()
     def pictures(self, step: int, run: TrainedRun, split: Split) -> None:
-        """What the network makes of the first photos of a split: CAM, attention of the centre, pseudo label, segmentation."""
+        """What the network makes of the first photos of a split.
+
+        CAM, attention of the centre, pseudo label, segmentation.
+        """
         colors, settings = PALETTES["safe"](), run.preset.eval
         with evaluation_mode(run.model):
             for sample in split.samples[:PHOTOS]:

@@ -108,7 +108,8 @@ def test_every_command_has_help_with_an_example(call, command):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from afactl.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    code = "import sys; from afactl.cli.main import main\n"
+    code += "try: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "False"
 
@@ -194,7 +195,7 @@ def test_ablate_prints_our_figures_beside_the_papers(call, run_copy, tmp_path):
         code == 0 and "the paper's on VOC" in out and "52.9" in out and "5 rows measured now, 0 finished before" in out
     )
     assert "0 rows measured now, 5 finished before" in call("ablate", "table4", "--run", run_copy, "--split", "val")[1]
-    assert [row["paper"] for row in json.loads((tmp_path / "a.json").read_text())["rows"]][0] == [48.2]
+    assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["paper"] == [48.2]
     refused(call("ablate", "table3"), 2, "expected one of table1, table2")
     refused(call("ablate", "table2"), 2, "--preset")
 

@@ -106,7 +106,7 @@ def test_scores_are_counted_over_all_photos(run, val):
 
 
 def test_segmentation_rows(run, val):
-    scores, images = evaluate_segmentation(run, val, crf="torch")
+    scores, _ = evaluate_segmentation(run, val, crf="torch")
     assert [score.name for score in scores] == ["single scale", "multi-scale + flip", "multi-scale + flip + CRF"]
     counts = np.zeros((7, 7), np.int64)
     for sample in val.samples:

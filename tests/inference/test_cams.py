@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -108,7 +110,7 @@ def test_windows_cover_a_photo_and_its_grid(side, window, factor):
         assert abs(first * side / small - start) <= side / small and abs(last * side / small - end) <= side / small
         ends = (end, last)
     assert ends == (side, small)
-    overlaps = [a[0].stop - b[0].start for a, b in zip(windows, windows[1:], strict=False)]
+    overlaps = [a[0].stop - b[0].start for a, b in itertools.pairwise(windows)]
     assert all(overlap >= window // 3 - 1 for overlap in overlaps)
 
 

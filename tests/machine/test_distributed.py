@@ -222,7 +222,8 @@ def test_a_process_that_dies_ends_the_job_with_its_message(tmp_path, tiny_data):
     """Rank 1 alone finds its photo missing."""
     script = tmp_path / "job.py"
     script.write_text(
-        "import os, sys\nfrom afactl import training\nfrom afactl.cli.main import main\nfrom afactl.errors import AfactlError\n"
+        "import os, sys\nfrom afactl import training\nfrom afactl.cli.main import main\n"
+        "from afactl.errors import AfactlError\n"
         "one_step = training.Job.one_step\n"
         "def dies(self, step, batches):\n"
         "    if step == 2 and os.environ['RANK'] == '1':\n        raise AfactlError('the disk of rank 1 has gone')\n"

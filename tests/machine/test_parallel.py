@@ -61,6 +61,7 @@ def test_few_items_and_gpus_stay_in_this_process(monkeypatch):
 
 
 def test_a_program_ends_without_a_word():
-    code = "import math\nfrom afactl.machine.parallel import ordered_map\nif __name__ == '__main__': print(sum(ordered_map(math.sqrt, [4] * 30, 2)))"
+    code = "import math\nfrom afactl.machine.parallel import ordered_map\n"
+    code += "if __name__ == '__main__': print(sum(ordered_map(math.sqrt, [4] * 30, 2)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "60.0" and result.stderr == ""

@@ -77,7 +77,7 @@ def test_golden_network_in_the_authors_naming(golden_case):
 
 def test_golden_network_in_single_precision(golden_case):
     """In float32 ours is as precise as the reference: within the tolerance, or three times its own rounding."""
-    backbone, model, image, values = golden_case
+    _, model, image, values = golden_case
     found, _ = outputs(model, image)
     exact, _ = outputs(model.double(), image.double())
     model.float()

@@ -79,7 +79,7 @@ def test_a_layer_or_head_in_place_of_the_mean(run, rows):
     sample = open_split(run, "val", None, masks=False).samples[0]
     for heads in (None, (1, None), (2, None), (2, 3)):
         draw_attention(run, sample.image, [(5, 5)], heads=heads)
-    columns = [{title: content for title, content in one[0][2]} for one in rows]
+    columns = [dict(one[0][2]) for one in rows]
     mean, first, second = (
         columns[i][name].values for i, name in enumerate(["MHSA (mean of heads)", "MHSA (layer 1)", "MHSA (layer 2)"])
     )

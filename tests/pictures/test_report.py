@@ -36,7 +36,8 @@ addEventListener("load", () => {
   seen.width = document.documentElement.scrollWidth;
   seen.inner = innerWidth;
   seen.broken = [...document.images].filter(image => !image.naturalWidth).length;
-  seen.small = [...document.querySelectorAll("p, td, dd, output")].filter(one => parseFloat(getComputedStyle(one).fontSize) < 12).length;
+  seen.small = [...document.querySelectorAll("p, td, dd, output")].filter(
+    one => parseFloat(getComputedStyle(one).fontSize) < 12).length;
   document.body.dataset.seen = JSON.stringify(seen);
 });
 </script>
@@ -139,8 +140,9 @@ def test_names_are_escaped(judged, tmp_path):
 def test_in_a_browser(judged, tmp_path, width):
     """No error, the slider moves, no sideways scrolling on a phone. The page stands in a frame of that width."""
     page = judged[3].file.read_text().replace("</head>", MOVES + "</head>")
-    frame = f'<!doctype html><iframe id="f" style="width:{width}px;height:2000px;border:0" srcdoc="{html.escape(page)}"></iframe>'
-    frame += "<script>f.onload = () => setTimeout(() => { document.title = f.contentDocument.body.dataset.seen }, 200)</script>"
+    frame = f'<!doctype html><iframe id="f" style="width:{width}px;height:2000px;border:0"'
+    frame += f' srcdoc="{html.escape(page)}"></iframe><script>f.onload = () => setTimeout('
+    frame += "() => { document.title = f.contentDocument.body.dataset.seen }, 200)</script>"
     (tmp_path / "frame.html").write_text(frame)
     done = subprocess.run(
         [

@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_is_known_and_the_former_one_used(saved, name, dama
 
 
 def test_weights_of_another_architecture_are_explained(saved):
-    folder, model, _ = saved
+    _, model, _ = saved
     with pytest.raises(CheckpointError, match=r"\d+ of \d+ parameters do not fit \(first: .* expected"):
         load_state(Architecture("mit_b0", ("a", "b"), "gmp", 8, 0.1).build(), model.state_dict(), "file")
     with pytest.raises(CheckpointError, match=r"classifier is \(2, 160\), expected \(3, 160\)"):

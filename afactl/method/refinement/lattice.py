@@ -12,7 +12,7 @@ Shapes: n points, d feature dimensions, m lattice vertices, c channels of values
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -200,12 +200,12 @@ class _Filter(torch.autograd.Function):
     """A v with A = alpha S^T B_d .. B_0 S; each blur B_i is symmetric, so A^T only turns their order."""
 
     @staticmethod
-    def forward(ctx, values: Tensor, lattice: Lattice, adjoint: bool) -> Tensor:
+    def forward(ctx: Any, values: Tensor, lattice: Lattice, adjoint: bool) -> Tensor:
         ctx.lattice, ctx.adjoint = lattice, adjoint
         return _splat_blur_slice(values, lattice, adjoint)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _splat_blur_slice(gradient, ctx.lattice, not ctx.adjoint), None, None
 
 
@@ -228,7 +228,8 @@ def lattice_filter(values: Tensor, lattice: Lattice, adjoint: bool = False) -> T
     """
     if values.ndim != 2 or len(values) != len(lattice.vertices):
         raise ShapeError(f"values: expected {len(lattice.vertices)} x c, got {tuple(values.shape)}")
-    return _Filter.apply(values, lattice, adjoint)
+    filtered: Tensor = _Filter.apply(values, lattice, adjoint)
+    return filtered
 
 
 def _splat_blur_slice(values: Tensor, lattice: Lattice, adjoint: bool) -> Tensor:
@@ -256,6 +257,7 @@ def position_features(height: int, width: int, sigma_xy: float, device: torch.de
 
 def bilateral_features(image: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
     """B x n x 5: (x, y, r, g, b) of each pixel of B x 3 x h x w images in 0..255, in standard deviations."""
-    positions = position_features(*image.shape[2:], sigma_xy, image.device)
+    height, width = image.shape[2:]
+    positions = position_features(height, width, sigma_xy, image.device)
     colors = image.float().flatten(2).transpose(1, 2) / sigma_rgb
     return torch.cat([positions.expand(len(image), -1, -1), colors], dim=2)

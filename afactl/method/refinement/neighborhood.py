@@ -109,7 +109,7 @@ def _canvas(planes: Tensor, pad: int) -> tuple[Tensor, Tensor]:
     count, height, width = planes.shape
     stride = width + 2 * pad
     flat = planes.new_zeros(count, (height + 2 * pad) * stride + 2 * pad)
-    return flat[:, : (height + 2 * pad) * stride].unflatten(1, (height + 2 * pad, stride)), flat
+    return flat[:, : (height + 2 * pad) * stride].view(count, height + 2 * pad, stride), flat
 
 
 def _place(canvas: Tensor, planes: Tensor, pad: int) -> None:

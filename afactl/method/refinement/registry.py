@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from afactl.method.refinement.par import pixel_adaptive_refinement
 Refiner = Callable[[Tensor, Tensor], Tensor]
 
 
-def build_refiner(name: str, **settings: object) -> Refiner:
+def build_refiner(name: str, **settings: Any) -> Refiner:
     """A refiner with its settings, which are the keyword arguments of its function.
 
     Args:
@@ -40,18 +41,18 @@ def register(name: str, refiner: Callable[..., Tensor]) -> None:
     REFINERS[name] = refiner
 
 
-def _par(image: Tensor, stacks: Tensor, **settings: object) -> Tensor:
+def _par(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
     # The filter treats planes alike, so all stacks go through it together.
-    return pixel_adaptive_refinement(image, stacks.flatten(0, 1)[None], **settings)[0].unflatten(0, stacks.shape[:2])
+    refined = pixel_adaptive_refinement(image, stacks.flatten(0, 1)[None], **settings)[0]
+    return torch.unflatten(refined, 0, stacks.shape[:2])
 
 
-def _pamr(image: Tensor, stacks: Tensor, **settings: object) -> Tensor:
-    return pixel_adaptive_mask_refinement(image, stacks.flatten(0, 1)[None], **settings)[0].unflatten(
-        0, stacks.shape[:2]
-    )
+def _pamr(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
+    refined = pixel_adaptive_mask_refinement(image, stacks.flatten(0, 1)[None], **settings)[0]
+    return torch.unflatten(refined, 0, stacks.shape[:2])
 
 
-def _crf(image: Tensor, stacks: Tensor, **settings: object) -> Tensor:
+def _crf(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
     # Mean-field inference couples the planes of a stack, so every stack goes alone.
     return torch.stack([dense_crf(image[0], stack, **settings) for stack in _resize(image, stacks)])
 

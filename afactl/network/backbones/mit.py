@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afactl.network.backbones.registry import BackboneOutput, register
+from afactl.network.backbones.registry import Backbone, BackboneOutput, register
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -39,7 +39,7 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """B x N x D tokens as a B x D x h x w map."""
-    return tokens.transpose(1, 2).unflatten(2, grid)
+    return tokens.transpose(1, 2).view(tokens.shape[0], tokens.shape[2], *grid)
 
 
 def to_tokens(features: Tensor) -> Tensor:
@@ -90,7 +90,8 @@ class Attention(nn.Module):
         missing = [max(0, self.reduction - side) for side in features.shape[2:]]
         if any(missing):
             features = F.pad(features, (0, missing[1], 0, missing[0]))
-        return self.norm(to_tokens(self.sr(features)))
+        tokens: Tensor = self.norm(to_tokens(self.sr(features)))
+        return tokens
 
 
 class DepthwiseConv(nn.Module):
@@ -114,7 +115,8 @@ class MixFFN(nn.Module):
         self.fc2 = nn.Linear(MLP_RATIO * dim, dim)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        return self.fc2(F.gelu(self.dwconv(self.fc1(x), grid)))
+        out: Tensor = self.fc2(F.gelu(self.dwconv(self.fc1(x), grid)))
+        return out
 
 
 class Block(nn.Module):
@@ -136,7 +138,7 @@ class Block(nn.Module):
         return x, q, k
 
 
-class MixTransformer(nn.Module):
+class MixTransformer(Backbone):
     """MiT with stage strides 4, 8, 16, 16.
 
     Args:
@@ -186,7 +188,8 @@ def _initialize(module: nn.Module) -> None:
     elif isinstance(module, nn.Conv2d):
         fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels // module.groups
         nn.init.normal_(module.weight, 0, math.sqrt(2.0 / fan_out))
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 VARIANTS = {

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from afactl.errors import PresetError, nearest
 
@@ -26,7 +26,7 @@ class BackboneOutput(NamedTuple):
     keys: Tensor
 
 
-class Backbone(Protocol):
+class Backbone(nn.Module):
     """A module that turns normalised images into a `BackboneOutput`.
 
     Attributes:
@@ -41,7 +41,9 @@ class Backbone(Protocol):
     attention_layers: int
     attention_heads: int
 
-    def __call__(self, image: Tensor) -> BackboneOutput: ...
+    if TYPE_CHECKING:  # nn.Module calls `forward`, and says nothing of its types
+
+        def __call__(self, image: Tensor) -> BackboneOutput: ...
 
 
 Builder = Callable[[float], Backbone]
