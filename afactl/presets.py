@@ -60,7 +60,9 @@ class Train(Section):
     supervision: Literal["labels", "masks"] = Field(
         "labels", description="masks: full supervision, the upper bound of Table 5; image-level labels are not used"
     )
-    crop_size: Annotated[int, Field(ge=32, multiple_of=16)] = Field(512, description="side of a view in pixels")
+    crop_size: Annotated[int, Field(ge=32)] = Field(
+        512, description="side of a view in pixels, a multiple of the backbone's stride (of MiT: 16)"
+    )
     scale_range: tuple[Positive, Positive] = Field((0.5, 2.0), description="random rescaling, from and to")
     cls_warmup_iters: Annotated[int, Field(ge=0)] = Field(2000, description="steps of classification alone")
     aff_warmup_iters: Annotated[int, Field(ge=0)] = Field(

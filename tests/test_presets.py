@@ -131,7 +131,7 @@ def test_all_problems_are_told_at_once_with_the_nearest_name():
     ("override", "message"),
     [
         ("train.max_iters=1.5", "expected a whole number, got 1.5"),
-        ("train.crop_size=100", "multiple of 16"),
+        ("train.crop_size=16", "greater than or equal to 32"),
         ("affinity.enabled=maybe", "expected true or false"),
         ("train.precision=float16", "expected float32 or bfloat16, got 'float16'"),
         ("model.pooling=max", "expected gmp or gap or a number"),

@@ -101,25 +101,27 @@ def _band(length: int, radius: int, device: torch.device | str) -> Tensor:
     return (position[:, None] - position[None, :]).abs() <= radius
 
 
-def affinity_label(label: Tensor, radius: int, stride: int = 16) -> Tensor:
+def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
     """Pseudo affinity label Y_aff from refined labels (3.3).
+
+    The label is nearest-resized to the tokens. The authors resize it to h // 16 x w // 16, which is the grid of their
+    backbone where 16 divides the sides; elsewhere their tokens are more than that, and only the grid itself fits.
 
     Args:
         label: B x h x w, classes 0..C and 255 where ignored.
+        grid: (hs, ws), the token grid of the affinity it supervises.
         radius: r in tokens.
-        stride: the label is nearest-resized to h // stride x w // stride tokens.
 
     Returns:
         B x N x N uint8: 1 same class, 0 different, 255 where either is ignored or the pair lies
         outside the window.
 
     Raises:
-        ShapeError: `label` is not B x h x w or smaller than one token.
+        ShapeError: `label` is not B x h x w, or has fewer pixels than tokens along a side.
     """
     check_shape("label", label, "B h w")
-    grid = (label.shape[1] // stride, label.shape[2] // stride)
-    if min(grid) < 1:
-        raise ShapeError(f"label: expected at least {stride} x {stride} pixels, got {tuple(label.shape[1:])}")
+    if label.shape[1] < grid[0] or label.shape[2] < grid[1]:
+        raise ShapeError(f"label: expected at least a pixel for each of {grid} tokens, got {tuple(label.shape[1:])}")
     # float32 holds the values 0..255 exactly; nearest interpolation wants floats on CPU.
     tokens = F.interpolate(label[:, None].float(), size=grid, mode="nearest").flatten(1)
     ignored = tokens == IGNORE

@@ -29,7 +29,7 @@ class AFAOutput(NamedTuple):
 
     Attributes:
         cls_logits: B x C.
-        seg_logits: B x K x h1 x w1, at stage-1 size (a quarter of the image).
+        seg_logits: B x K x h1 x w1, on the backbone's finest map (for MiT a quarter of the image).
         cam: B x C x hs x ws, W_c . F of Eq. 2 before the ReLU.
         attn: B x n x N x N, S of the last two blocks, raw Q K^T (the last block's heads last).
         affinity: B x N x N in (0, 1), sigmoid(A) of Eq. 3.
@@ -192,8 +192,8 @@ class AFA(nn.Module):
                 views.append((plain, mirrored))
                 if scale == affinity_scale:
                     queries, keys = encoded.queries.chunk(2)[0], encoded.keys.chunk(2)[0]
-                    rows, columns = encoded.features[-1].shape[2:]
-        return CamPass(fuse_cams(views, (height, width)), queries, keys, (rows, columns))
+                    grid = encoded.grid
+        return CamPass(fuse_cams(views, (height, width)), queries, keys, grid)
 
 
 @contextlib.contextmanager

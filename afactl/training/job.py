@@ -29,6 +29,7 @@ from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory, require_compiler, seed_everything
 from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, phase_at
+from afactl.network.backbones import require_whole_tokens
 from afactl.network.model import AFA
 from afactl.presets import Preset, differences, load_preset, preset_names
 from afactl.runs.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
@@ -222,6 +223,7 @@ class Job:
         )
         seed_everything(preset.train.seed, preset.train.deterministic)
         self.model: AFA = self.architecture.build().to(device)
+        require_whole_tokens(self.model.backbone, preset.train.crop_size)
         if preset.train.compile:
             require_compiler()
             # One graph for all sizes: the CAM passes come in several, validation in many.

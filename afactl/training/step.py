@@ -73,7 +73,7 @@ def training_losses(
     encoded = model.backbone(pixels)
     losses = {"cls": classification_loss(model.classify(encoded), label)}
     if affinity.enabled:
-        pairs = affinity_label(refined, affinity.radius)
+        pairs = affinity_label(refined, encoded.grid, affinity.radius)
         losses["aff"] = distributed.size() * affinity_loss(model.affinity(encoded).float(), pairs, distributed.total)
     logits = model.decoder(encoded.features)
     logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)

@@ -116,7 +116,7 @@ def test_walk_refuses_an_affinity_of_another_grid():
 
 def test_affinity_label_by_hand():
     label = torch.tensor([[[1, 1, 255], [0, 0, 1]]]).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    found = affinity_label(label, radius=1)[0]
+    found = affinity_label(label, (2, 3), radius=1)[0]
     x = 255
     expected = torch.tensor(
         [
@@ -132,9 +132,25 @@ def test_affinity_label_by_hand():
     assert torch.equal(found, expected)
 
 
-def test_affinity_label_refuses_less_than_a_token():
-    with pytest.raises(ShapeError, match="at least 16 x 16"):
-        affinity_label(torch.zeros(1, 15, 40), 8)
+@pytest.mark.parametrize(("height", "width", "grid"), [(33, 47, (3, 3)), (30, 61, (5, 4)), (9, 5, (9, 5))])
+def test_affinity_label_lies_on_the_grid_it_is_given(height, width, grid):
+    """Pair by pair: token (y, x) has the label of the pixel at (floor(y h / hs), floor(x w / ws))."""
+    label = torch.randint(0, 4, (2, height, width), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    label[label == 3] = 255
+    found = affinity_label(label, grid, radius=2)
+    cells = [(y, x) for y in range(grid[0]) for x in range(grid[1])]
+    for i, (y, x) in enumerate(cells):
+        for j, (v, u) in enumerate(cells):
+            for b in range(2):
+                one = int(label[b, y * height // grid[0], x * width // grid[1]])
+                other = int(label[b, v * height // grid[0], u * width // grid[1]])
+                unused = 255 in (one, other) or max(abs(y - v), abs(x - u)) > 2
+                assert found[b, i, j] == (255 if unused else int(one == other))
+
+
+def test_affinity_label_refuses_more_tokens_than_pixels():
+    with pytest.raises(ShapeError, match="at least a pixel for each"):
+        affinity_label(torch.zeros(1, 15, 40), (16, 3), 8)
 
 
 def test_golden_affinity_label_and_propagation(shared):
@@ -142,7 +158,7 @@ def test_golden_affinity_label_and_propagation(shared):
     from afactl.method.pseudo_labels import propagate
 
     values = golden.load(shared, "pseudo")
-    found = affinity_label(values["refined_label"], int(values["radius"]))
+    found = affinity_label(values["refined_label"], (8, 10), int(values["radius"]))
     assert torch.equal(found, values["affinity_label"])
     cam = torch.nn.functional.interpolate(values["cam_lowres"], size=(128, 160), mode="bilinear")
     cam = normalize_cam(cam**1.6)

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afactl.network.backbones.registry import Backbone, BackboneOutput, register
+from afactl.network.backbones.base import Backbone, BackboneOutput
+from afactl.network.backbones.registry import register
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
