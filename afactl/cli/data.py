@@ -78,7 +78,7 @@ def prepare_voc(
             for place, names in (("mask", one.only_in_mask), ("XML", one.only_in_xml))
             if names
         ]
-        out.print(f"  {one.image_id}: {'; '.join(sides)}", markup=False)
+        out.print(f"  {one.image_id}: {'; '.join(sides)}")
     if len(done.disagreements) > SHOWN:
         out.print(f"  and {len(done.disagreements) - SHOWN} more; --json FILE lists all")
     if json_file is not None:
@@ -111,7 +111,7 @@ def prepare_coco(
         table("photos by split", ("split", "here", "in the full dataset", "all background", "masks drawn now"), rows)
     )
     for one in done:
-        out.print(f"masks: {one.folder}", markup=False)
+        out.print(f"masks: {one.folder}")
 
 
 @prepare_app.command("folder", epilog="Example: afactl data prepare folder --data mydata --val 0.1")
@@ -143,7 +143,7 @@ def prepare_folder(
     out.print(table("photos per class", ("class", *done.splits), rows))
     if done.left_out:
         out.print(f"{done.left_out} photos have no mask and were left out")
-    out.print(f"labels: {done.table}", markup=False)
+    out.print(f"labels: {done.table}")
 
 
 @app.command(epilog="Example: afactl data check mydata")
@@ -188,7 +188,7 @@ def check(
         found = [defect for defect in report.defects if defect.kind == kind]
         out.print(f"{kind}: {len(found)}")
         for defect in found[:SHOWN]:
-            out.print(f"  {defect.where}: {defect.detail}", markup=False)
+            out.print(f"  {defect.where}: {defect.detail}")
         if len(found) > SHOWN:
             out.print(f"  and {len(found) - SHOWN} more; --json FILE lists all")
     if json_file is not None:

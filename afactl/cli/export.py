@@ -40,5 +40,4 @@ def export(
     out.print(
         f"weights: {target} ({target.stat().st_size / 1e6:.1f} MB), {found.folder.name} checkpoint; "
         f"trained from {origin}",
-        markup=False,
     )

@@ -95,7 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     verbose = "--verbose" in arguments
     arguments = [argument for argument in arguments if argument != "--verbose"]
     if not arguments and "_AFACTL_COMPLETE" not in os.environ:  # which the shell's completion sets
-        out.print(FIRST_STEPS, markup=False)
+        for line in FIRST_STEPS.splitlines():
+            out.print(line)
         sys.exit(0)
     command = typer.main.get_command(app)
     try:

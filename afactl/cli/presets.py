@@ -28,7 +28,8 @@ def presets(
         return
     text = find_preset(name).read_text(encoding="utf-8")
     if copy is None:
-        out.print(text, markup=False, end="")
+        for line in text.splitlines():
+            out.print(line)
         return
     if copy.exists():
         raise UsageError(f"--copy {copy}: the file exists; give a new name")

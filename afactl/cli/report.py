@@ -46,5 +46,5 @@ def report(
     trained = open_chosen_run(run or run_option, device, checkpoint)
     made = write_report(trained, out_file, data, without_afa, photos)
     for text in made.missing:
-        out.print(f"not on the page: {text}", markup=False)
+        out.print(f"not on the page: {text}")
     out.print(f"report: {made.file} ({made.size / 1e6:.1f} MB)")

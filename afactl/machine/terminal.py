@@ -6,9 +6,10 @@ import json
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -19,10 +20,35 @@ from afactl.errors import UsageError
 
 Item = TypeVar("Item")
 
+
+def visible(text: str) -> str:
+    """The text, with what a terminal would obey or cannot show written out, as "\\x1b", "\\n" or "\\udce9".
+
+    That are Unicode's control characters, line breaks among them, and the halves of characters by which Python
+    keeps file names that are no UTF-8.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        else character
+        for character in text
+    )
+
+
+class PlainConsole(Console):
+    """A console to which text is text: no markup, no codes of emoji, nothing that a terminal would obey.
+
+    Names of classes and files come from anywhere. One string is one line.
+    """
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        return super().render_str(visible(text), **{**settings, "markup": False, "emoji": False, "highlight": False})
+
+
 # Figures and results go to the standard output, progress and events to the standard error.
 # Where the output is a file, tables get the width they need.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-log = Console(stderr=True, highlight=False, soft_wrap=True)
+out = PlainConsole(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
+log = PlainConsole(stderr=True, soft_wrap=True)
 # A job shorter than this shows no progress.
 QUIET_SECONDS = 2.0
 # Where the output is no terminal, a line comes so often.
@@ -39,7 +65,7 @@ class RateColumn(ProgressColumn):
 def progress_bar() -> Progress:
     """A bar with rate and expected end, on the standard error."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         RateColumn(),
@@ -101,7 +127,7 @@ def keep_quiet() -> None:
 def error_line(message: str) -> None:
     """One line on the standard error, however long; newlines of libraries are folded."""
     whose = f"rank {os.environ['RANK']}: " if out.quiet else ""
-    print(f"error: {whose}{' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {whose}{visible(' '.join(line.strip() for line in message.splitlines()))}", file=sys.stderr)
 
 
 def write_json(path: Path, figures: object) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from afactl.machine.terminal import LINE_SECONDS, duration, log
 
@@ -35,7 +36,9 @@ class TrainingView:
         self.facts: dict[str, str] = {}
         self.step_seconds: float | None = None
         self.last: float | None = None
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
+        self.bar = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=None), MofNCompleteColumn()
+        )
         self.task = self.bar.add_task("starting", total=None)
 
     def update(self, event: Event) -> None:
@@ -74,7 +77,7 @@ class TrainingView:
         # "loss", the sum, sorts before its terms.
         losses = "  ".join(f"{name.removeprefix('loss_')} {value:.3f}" for name, value in sorted(self.smooth.items()))
         for name, text in ([("losses", losses)] if losses else []) + list(self.facts.items()):
-            table.add_row(f"[dim]{name}[/dim]", text)
+            table.add_row(Text(name, style="dim"), Text(text))
         return Group(table, self.bar)
 
 

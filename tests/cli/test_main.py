@@ -447,7 +447,7 @@ def test_a_full_disk_is_no_bug(call, run_copy, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device", "scores/segmentation-val.json")
 
-    monkeypatch.setattr("afactl.evaluation.pseudo_labels.write_scores", full)
+    monkeypatch.setattr("afactl.evaluation.scores.write_scores", full)
     result = call("eval", "--run", run_copy)
     refused(result, 1, "scores/segmentation-val.json: No space left on device; mend that, then call again")
     assert "bug" not in result[2]
