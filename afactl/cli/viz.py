@@ -40,7 +40,11 @@ def viz_attn(
     image: PhotoArgument = None,
     query: Annotated[
         list[str] | None,
-        typer.Option("--query", metavar="X,Y", help="pixel of the photo as stored; repeatable; default: its centre"),
+        typer.Option(
+            "--query",
+            metavar="X,Y",
+            help="pixel of the upright photo, as a person sees it; repeatable; default: its centre",
+        ),
     ] = None,
     layer: Annotated[
         int | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from afactl.datasets.images import open_image
+from afactl.datasets.images import open_upright
 from afactl.errors import DataError, UnknownValueError
 from afactl.files import whole_file
 from afactl.labels import IGNORE
@@ -23,7 +23,7 @@ def read_mask(path: Path, classes: int) -> np.ndarray:
     Raises:
         DataError: missing or damaged. UnknownValueError: a value that is no class, or a colour that VOC does not use.
     """
-    image = open_image(path)
+    image = open_upright(path)
     if image.mode in ("RGB", "RGBA"):
         mask = _indices_of(path, np.asarray(image.convert("RGB")))
     elif image.mode in ("P", "L", "1"):

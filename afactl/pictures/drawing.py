@@ -48,7 +48,7 @@ def query_token(query: tuple[int, int], size: tuple[int, int], grid: tuple[int, 
     """Index of the token that covers a pixel.
 
     Args:
-        query: (x, y) in pixels of the photo as stored. size: (h, w) of it. grid: (hs, ws).
+        query: (x, y) in pixels of the upright photo. size: (h, w) of it. grid: (hs, ws).
 
     Raises:
         UsageError: the pixel lies outside; names the size.

@@ -138,7 +138,7 @@ def draw_attention(
 
     Args:
         photo: as in `look_at`.
-        queries: pixels (x, y) of the photo as stored; none takes its centre.
+        queries: pixels (x, y) of the upright photo; none takes its centre.
         out: file to write, .png, .svg or .pdf; None writes into the run's figures folder.
         heads: (layer, head) counted from 1, whose attention is drawn in place of the mean; head None:
             the mean over that layer. Layers are the last blocks, the last one has the highest number.

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afactl.datasets.masks import read_mask, voc_palette, write_mask
+from afactl.datasets.images import read_image
+from afactl.datasets.masks import indexed_png, read_mask, voc_palette, write_mask
 from afactl.errors import DataError
 
 
@@ -44,3 +45,14 @@ def test_a_colour_that_voc_does_not_use_is_named(tmp_path):
     Image.fromarray(np.array([[[0, 0, 0], [1, 2, 3]]], np.uint8)).save(tmp_path / "c.png")
     with pytest.raises(DataError, match="c.png: colour #010203 is none of VOC's"):
         read_mask(tmp_path / "c.png", 20)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_is_turned_as_a_photo_is(tmp_path, orientation):
+    """A mask that carries the orientation of its photo is one of the stored pixels."""
+    values = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    indexed_png(values).save(tmp_path / "m.png", exif=exif)
+    Image.fromarray(values).save(tmp_path / "p.png", exif=exif)
+    assert np.array_equal(read_mask(tmp_path / "m.png", 20), read_image(tmp_path / "p.png")[..., 0])
