@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from afactl.datasets.masks import write_mask
 
@@ -87,3 +88,19 @@ def make_voc(root, lists, masks):
     for image_id, row in masks.items():
         write_mask(root / "SegmentationClass" / f"{image_id}.png", np.array([row] * 4, np.uint8))
     return root
+
+
+@pytest.fixture
+def run(run_copy):
+    """The tiny run, opened on the CPU."""
+    from afactl.inference.trained_run import open_run
+
+    return open_run(run_copy, torch.device("cpu"))
+
+
+@pytest.fixture
+def val(run):
+    """Its validation split: four photos with masks."""
+    from afactl.inference.trained_run import open_split
+
+    return open_split(run, "val", None, masks=True)

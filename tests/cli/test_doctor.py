@@ -57,3 +57,8 @@ def test_a_torchvision_for_another_torch_is_told(monkeypatch):
     found = {finding.what: finding for finding in examine()}["torchvision"]
     assert "does not go with torch" in found.found and "nms does not exist" in found.found and "\n" not in found.found
     assert "pip install --force-reinstall torch torchvision" in found.advice and not found.broken
+
+
+def test_doctor_reports(call):
+    code, out, _ = call("doctor")
+    assert code == 0 and "torch" in out and "CUDA" in out

@@ -1,3 +1,5 @@
+"""Rows of Table 3: the pseudo labels of a photo, and their scores over a split."""
+
 import numpy as np
 import pytest
 import torch
@@ -5,25 +7,11 @@ import torch
 from afactl.datasets.images import read_image
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.pseudo_labels import TABLE3_ROWS, pseudo_labels_of, score_pseudo_labels
-from afactl.evaluation.segmentation import evaluate_segmentation, validate
 from afactl.inference.cams import CamRecord, cam_record
-from afactl.inference.segmentation import segment
-from afactl.inference.trained_run import open_run, open_split
 from afactl.method.cam import threshold_cam
 from afactl.presets import load_preset
-from tests.conftest import TINY
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def run(run_copy):
-    return open_run(run_copy, CPU)
-
-
-@pytest.fixture
-def val(run):
-    return open_split(run, "val", None, masks=True)
 
 
 def square_record(affinity=None):
@@ -103,29 +91,3 @@ def test_scores_are_counted_over_all_photos(run, val):
         counts += confusion_matrix(val.read_mask(sample), pseudo_labels_of(image, record, run.preset, CPU)[2, 1], 7)
     assert np.array_equal(scores[1].confusion, counts)
     assert scores[1].miou == pytest.approx(100 * mean_iou(counts))
-
-
-def test_segmentation_rows(run, val):
-    scores, _ = evaluate_segmentation(run, val, crf="torch")
-    assert [score.name for score in scores] == ["single scale", "multi-scale + flip", "multi-scale + flip + CRF"]
-    counts = np.zeros((7, 7), np.int64)
-    for sample in val.samples:
-        prediction = segment(run.model, read_image(sample.image), CPU).argmax(0).numpy()
-        counts += confusion_matrix(val.read_mask(sample), prediction, 7)
-    assert np.array_equal(scores[0].confusion, counts)
-    assert len(evaluate_segmentation(run, val).scores) == 2
-
-
-def test_the_crf_scores_the_same_over_processes(run, val, monkeypatch):
-    alone = evaluate_segmentation(run, val, crf="torch").scores[2].confusion
-    monkeypatch.setattr("afactl.machine.parallel.WORTHWHILE", 2)
-    assert np.array_equal(evaluate_segmentation(run, val, crf="torch").scores[2].confusion, alone)
-
-
-def test_validation_agrees_with_the_commands(run, val):
-    found = validate(run.model, val, load_preset("demo", TINY), CPU)
-    assert found["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val).scores[0].miou, abs=1e-6)
-    # The cache keeps float16, so a pixel on the threshold may fall to the other side.
-    assert found["val_cam_miou"] == pytest.approx(
-        score_pseudo_labels(run, val).scores["AFA (w/o prop.)"][0].miou, abs=0.5
-    )

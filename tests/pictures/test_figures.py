@@ -1,19 +1,13 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from afactl.datasets import demo
 from afactl.datasets.images import read_image
 from afactl.errors import UsageError
-from afactl.inference.trained_run import open_run, open_split
+from afactl.inference.trained_run import open_split
 from afactl.pictures import figures
 from afactl.pictures.figures import draw_attention, draw_cams, draw_heads, draw_ranked, draw_refiners, first_photos
-
-
-@pytest.fixture
-def run(run_copy):
-    return open_run(run_copy, torch.device("cpu"))
 
 
 @pytest.fixture

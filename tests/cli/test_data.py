@@ -1,0 +1,73 @@
+"""`afactl data` as a user calls it."""
+
+import json
+import shutil
+
+from afactl.datasets import demo
+from afactl.datasets.images import read_image
+from tests.cli.conftest import refused
+from tests.conftest import make_voc
+
+
+def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_path):
+    data = demo.generate(tmp_path / "data", train=24, val=4, size=64)
+    code, out, _ = call("data", "check", data)
+    assert code == 0 and "no defects" in out and "triangle" in out and "photos by number of labels" in out
+    (tmp_path / "data/images/val/0001.png").write_bytes(b"\x89PNG cut")
+    code, out, _ = call("data", "check", "demo", "--data", tmp_path / "data", "--json", tmp_path / "c.json")
+    assert code == 1 and "photo cannot be read: 1" in out and "1 defects" in out
+    report = json.loads((tmp_path / "c.json").read_text())
+    assert report["defects"][0]["where"].endswith("0001.png") and [one["images"] for one in report["splits"]] == [24, 4]
+    (tmp_path / "empty").mkdir()
+    refused(call("data", "check", tmp_path / "empty"), 1, "expected labels.csv, labels.json")
+    refused(call("data", "check", tiny_data, "--data", tiny_data), 2, "leave --data out")
+    refused(call("data", "check", "vok"), 2, 'did you mean "voc"')
+
+
+def test_data_prepare_folder_writes_the_table(call, tiny_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    refused(call("data", "prepare", "folder", "--data", data), 2, "labels.csv: is there already; --overwrite")
+    code, out, _ = call("data", "prepare", "folder", "--data", data, "--labels-from", "masks", "--overwrite")
+    assert code == 0 and "all photos" in out and f"labels: {data / 'labels.csv'}" in out
+    (data / "masks/val/0000.png").unlink()
+    assert (
+        "1 photos have no mask"
+        in call("data", "prepare", "folder", "--data", data, "--labels-from", "masks", "--overwrite")[1]
+    )
+    refused(
+        call("data", "prepare", "folder", "--data", data, "--overwrite", "--val", "0.2"),
+        2,
+        "belong to a split val already",
+    )
+    refused(call("data", "prepare", "folder", "--data", tmp_path / "no"), 1, "expected a folder, found nothing")
+
+
+def test_beside_data_a_name_is_a_preset_even_where_a_folder_has_it(call, tmp_path, monkeypatch):
+    data = demo.generate(tmp_path / "data", train=24, val=4, size=64)
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    refused(call("data", "check", "demo"), 1, "expected labels.csv, labels.json")
+    assert call("data", "check", "demo", "--data", data)[0] == 0
+
+
+def test_data_preview_draws_a_contact_sheet(call, tiny_data, tmp_path):
+    sheet = tmp_path / "deep" / "sheet.png"
+    code, out, _ = call("data", "preview", tiny_data, "--split", "val", "--out", sheet)
+    assert code == 0 and "4 photos of val" in out and min(read_image(sheet).shape[:2]) > 200
+    assert call("data", "preview", "demo", "--data", tiny_data, "--count", "3", "--out", tmp_path / "s.svg")[0] == 0
+    refused(call("data", "preview", tiny_data, "--out", tmp_path / "s.xyz"), 2, "give a .png, .svg or .pdf file")
+    refused(call("data", "preview", tiny_data, "--split", "no"), 1, "splits there: train, val")
+
+
+def test_data_prepare_tells_what_it_found(call, tmp_path):
+    root = make_voc(tmp_path / "VOC2012", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 12], "v1": [0, 12]})
+    (root / "Annotations").mkdir()
+    (root / "Annotations" / "t1.xml").write_text("<a><filename>t1.jpg</filename><object><name>cat</name></object></a>")
+    code, out, _ = call("data", "prepare", "voc", "--data", root, "--labels-from", "xml", "--json", tmp_path / "p.json")
+    assert code == 0 and "1464" in out and "no masks of SBD: train on the plain list" in out
+    assert "1 photos whose mask and XML disagree" in out and "t1: only in the mask: dog; only in the XML: cat" in out
+    assert json.loads((tmp_path / "p.json").read_text())["counts"] == {"train": 1, "val": 1}
+    refused(call("data", "prepare", "voc", "--data", tmp_path), 1, "expected JPEGImages/")
+    refused(call("data", "prepare", "coco", "--data", tmp_path), 1, "instances_train2014.json")
+    refused(call("data", "prepare", "coco", "--data", tmp_path, "--year", "2017"), 2, "expected 2014")

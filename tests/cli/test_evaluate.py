@@ -1,0 +1,32 @@
+"""`afactl eval` as a user calls it."""
+
+import json
+import shutil
+
+import numpy as np
+
+from afactl.datasets.masks import write_mask
+from tests.cli.conftest import refused
+
+
+def test_eval_prints_its_rows(call, run_copy, tmp_path):
+    code, out, _ = call("eval", "--split", "val", "--run", run_copy, "--json", tmp_path / "e.json")
+    assert code == 0 and "single scale" in out and "multi-scale + flip" in out and "CRF" not in out
+    assert "no image-level truth was used" in out
+    assert set(json.loads((tmp_path / "e.json").read_text())["miou"]) == {"single scale", "multi-scale + flip"}
+
+
+def test_eval_with_crf(call, run_copy):
+    code, out, _ = call("eval", "--split", "val", "--run", run_copy, "--crf")
+    assert code == 0 and "multi-scale + flip + CRF" in out
+
+
+def test_a_mask_with_a_value_that_is_no_class_is_named(call, run_copy, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    write_mask(tmp_path / "data/masks/val/0002.png", np.full((64, 64), 9, np.uint8))
+    refused(
+        call("eval", "--run", run_copy, "--data", tmp_path / "data"),
+        1,
+        "0002.png",
+        "expected mask values 0..6 or 255, got 9",
+    )

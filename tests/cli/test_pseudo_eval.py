@@ -1,0 +1,57 @@
+"""`afactl pseudo-eval` as a user calls it."""
+
+import json
+import shutil
+
+from tests.cli.conftest import SETS, refused
+
+
+def test_pseudo_eval_prints_table_3_and_reuses_the_caches(call, run_copy, tmp_path):
+    code, out, _ = call(
+        "pseudo-eval", "--split", "val", "--run", run_copy, "--json", tmp_path / "t.json", "--per-class"
+    )
+    assert code == 0 and "Table 3, pseudo labels of val" in out and "without PAR" in out and "with PAR" in out
+    for row in ("w/o AFA: give --without-afa RUN", "AFA (w/o prop.)", "AFA (prop. with MHSA)", "AFA"):
+        assert row in out
+    for fact in (
+        "split val, 4 images",
+        "scales 1, 1.5 with flip",
+        "PAR 2 iterations",
+        "after softmax",
+        "image-level truth was used",
+        "last checkpoint, step 4",
+    ):
+        assert fact in out, fact
+    assert "4 images went through the network" in out and "triangle" in out
+    figures = json.loads((tmp_path / "t.json").read_text())
+    assert figures["images"] == 4 and set(figures["miou"]["AFA"]) == {"without_par", "with_par"}
+    code, again, _ = call("pseudo-eval", "--split", "val", "--run", run_copy)
+    assert "no forward pass: all 4 images came from the cache" in again
+    assert [line for line in again.splitlines() if line.startswith("│")] == [
+        line for line in out.splitlines() if line.startswith("│")
+    ][:4]
+
+
+def test_pseudo_eval_shows_a_run_without_the_branch(call, run_copy, tmp_path, tiny_data):
+    call("train", "demo", "--data", tiny_data, "--out", tmp_path / "plain", *SETS, "--set", "affinity.enabled=false")
+    code, out, _ = call("pseudo-eval", "--split", "val", "--run", run_copy, "--without-afa", tmp_path / "plain")
+    assert code == 0 and "give --without-afa" not in out and "w/o AFA" in out
+    refused(
+        call("pseudo-eval", "--split", "val", "--run", run_copy, "--without-afa", run_copy), 2, "affinity.enabled=false"
+    )
+
+
+def test_pseudo_eval_shows_predicted_labels_beside_the_true_ones(call, run_copy):
+    code, out, _ = call("pseudo-eval", "--split", "val", "--run", run_copy, "--labels", "predicted")
+    assert code == 0 and "AFA, predicted labels" in out and "F1 against the truth" in out
+    assert "image-level truth was used but in the rows that say otherwise" in out
+    again = call("pseudo-eval", "--split", "val", "--run", run_copy, "--labels", "predicted")[1]
+    assert "no forward pass" in again
+
+
+def test_a_cache_of_other_weights_is_told_and_made_anew_on_request(call, run_copy, tiny_data, tmp_path):
+    call("dump-cams", "--split", "val", "--run", run_copy)
+    call("train", "demo", "--data", tiny_data, "--out", tmp_path / "other", *SETS, "--set", "train.seed=1")
+    shutil.copytree(tmp_path / "other/checkpoints/last", run_copy / "checkpoints/last", dirs_exist_ok=True)
+    refused(call("pseudo-eval", "--split", "val", "--run", run_copy), 1, "weights (", "--overwrite")
+    assert call("pseudo-eval", "--split", "val", "--run", run_copy, "--overwrite")[0] == 0
