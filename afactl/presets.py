@@ -34,6 +34,10 @@ class Data(Section):
     train_split: str = Field("train_aug", description="split that is trained on")
     val_split: str = Field("val", description="split that is scored during training")
 
+    def folder(self, given: Path | None = None) -> Path | None:
+        """Where the dataset lies: the folder that is given (--data), or else `root`; None: the format makes its own."""
+        return given or (Path(self.root) if self.root else None)
+
 
 class Model(Section):
     """The network."""

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pydantic
 import pytest
 import yaml
@@ -177,3 +179,9 @@ def test_presets_are_frozen():
 
 def test_differences_name_both_values():
     assert differences(load_preset("voc"), load_preset("voc", ["train.seed=4"])) == ["train.seed: 0 -> 4"]
+
+
+def test_the_folder_that_is_given_comes_before_that_of_the_preset():
+    own, none = load_preset("demo", ["data.root=there"]).data, load_preset("demo").data
+    assert own.folder() == Path("there") and own.folder(Path("here")) == Path("here")
+    assert none.folder() is None and none.folder(Path("here")) == Path("here")

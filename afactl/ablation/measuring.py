@@ -149,7 +149,7 @@ def _measure(
             "measure": table.measure,
             "split": name,
             "data": data_fingerprint(found),
-            "weights": run.weights,
+            "weights": run.weights_hash,
         }
         if table.measure == "segmentation":
             settings |= {

@@ -236,5 +236,5 @@ def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | No
     if dataset not in preset_names() and not Path(dataset).exists():
         raise UsageError(f'"{dataset}": expected a folder or a preset, found neither{nearest(dataset, preset_names())}')
     preset = load_preset(dataset)
-    root = data or (Path(preset.data.root) if preset.data.root else None)
+    root = preset.data.folder(data)
     return preset.data.name, root, preset.data.train_split

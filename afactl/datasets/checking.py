@@ -46,7 +46,7 @@ class SplitFacts(NamedTuple):
     masked: bool
 
 
-class Report(NamedTuple):
+class Checked(NamedTuple):
     """The facts of every split, and all defects."""
 
     classes: tuple[str, ...]
@@ -54,7 +54,7 @@ class Report(NamedTuple):
     defects: list[Defect]
 
 
-def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Report:
+def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Checked:
     """Decode every photo and mask of the splits.
 
     Defects: a photo or mask that cannot be read; a mask with values that are no class; a mask of another size;
@@ -78,7 +78,7 @@ def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Re
             defects.append(
                 Defect("class without training photos", name, f"occurs in {', '.join(elsewhere)} but never in {train}")
             )
-    return Report(classes, facts, defects)
+    return Checked(classes, facts, defects)
 
 
 class _Read(NamedTuple):

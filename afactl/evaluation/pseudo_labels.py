@@ -121,7 +121,7 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
     counts = {name: np.zeros((classes, classes), np.int64) for name in names}
     passes = labelled = 0
     settings = {name: getattr(preset, name).model_dump(mode="json") for name in ("cam", "par", "affinity")}
-    header = CacheHeader(PSEUDO_STAGE, settings, run.weights, data_fingerprint(split))
+    header = CacheHeader(PSEUDO_STAGE, settings, run.weights_hash, data_fingerprint(split))
     path = run.folder / "cache" / f"{PSEUDO_STAGE}-{split.name}.h5"
     with open_cam_cache(run, split, overwrite) as cams, Cache.open(path, header, overwrite) as labels:
         for sample in track(split.samples):

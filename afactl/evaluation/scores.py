@@ -35,4 +35,4 @@ def keep_scores(run: TrainedRun, name: str, split: Split, confusions: dict[str, 
     if distributed.rank() == 0:
         rows = {row: confusion.tolist() for row, confusion in confusions.items()}
         facts = {"split": split.name, "images": len(split.samples), "classes": list(split.classes)}
-        write_scores(run.folder, name, {**facts, "weights": run.weights, "step": run.iteration, "rows": rows})
+        write_scores(run.folder, name, {**facts, "weights": run.weights_hash, "step": run.iteration, "rows": rows})

@@ -42,7 +42,7 @@ def validate(model: AFA, split: Split, preset: Preset, device: torch.device, tra
     classes, read_mask = len(split.classes), split.require_masks()
     seg_counts = cam_counts = np.zeros((classes + 1, classes + 1), np.int64)
     with evaluation_mode(model):
-        for sample in track(distributed.share(split.samples)):
+        for sample in track(distributed.shard(split.samples)):
             image, truth = read_image(sample.image), read_mask(sample)
             logits = segment(model, image, device, long_side=preset.eval.long_side)
             seg_counts = seg_counts + confusion_matrix(truth, to_uint8(logits.argmax(0)), classes + 1)
@@ -50,7 +50,7 @@ def validate(model: AFA, split: Split, preset: Preset, device: torch.device, tra
             label = multi_hot(sample.labels, classes).to(device)[None]
             pseudo = threshold_cam(passed.cam, label, preset.cam.background, preset.cam.background)[0]
             cam_counts = cam_counts + confusion_matrix(truth, to_uint8(pseudo), classes + 1)
-    seg_counts, cam_counts = distributed.total_counts(seg_counts), distributed.total_counts(cam_counts)
+    seg_counts, cam_counts = distributed.all_reduce_array(seg_counts), distributed.all_reduce_array(cam_counts)
     return {"val_seg_miou": 100 * mean_iou(seg_counts), "val_cam_miou": 100 * mean_iou(cam_counts)}
 
 
@@ -78,9 +78,9 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
     classes = len(split.classes) + 1
     counts = {name: np.zeros((classes, classes), np.int64) for name in SEGMENTATION_ROWS[: 3 if crf else 2]}
     truths: deque[np.ndarray] = deque()
-    samples = distributed.share(split.samples)
+    samples = distributed.shard(split.samples)
     images = np.zeros(len(split.samples))
-    places = iter(distributed.share(range(len(split.samples))))
+    places = iter(distributed.shard(range(len(split.samples))))
 
     def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for sample in track(samples):
@@ -104,6 +104,6 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
         refine = partial(crf_label, backend=crf, settings=preset.crf.model_dump())
         for label in ordered_map(refine, scored(), processes_for(len(samples), run.device)):
             counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truths.popleft(), to_uint8(label), classes)
-    scores = [Score(name, distributed.total_counts(found)) for name, found in counts.items()]
+    scores = [Score(name, distributed.all_reduce_array(found)) for name, found in counts.items()]
     keep_scores(run, f"segmentation-{split.name}", split, {score.name: score.confusion for score in scores})
-    return Segmented(scores, distributed.total_counts(images))
+    return Segmented(scores, distributed.all_reduce_array(images))

@@ -76,7 +76,7 @@ def likely_labels(run: TrainedRun, image: np.ndarray) -> list[int]:
 
 def with_predicted_labels(run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter) -> Split:
     """The split with the labels that the classifier finds in place of the true ones, by way of the run's cache."""
-    header = CacheHeader("predicted-labels", {}, run.weights, data_fingerprint(split))
+    header = CacheHeader("predicted-labels", {}, run.weights_hash, data_fingerprint(split))
     samples = []
     with Cache.open(run.folder / "cache" / f"predicted-labels-{split.name}.h5", header, overwrite) as cache:
         for sample in track(split.samples):
@@ -103,7 +103,7 @@ def open_cam_cache(run: TrainedRun, split: Split, overwrite: bool = False) -> Ca
 
 def _cam_header(run: TrainedRun, split: Split) -> CacheHeader:
     settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
-    return CacheHeader(CAM_STAGE, settings, run.weights, data_fingerprint(split))
+    return CacheHeader(CAM_STAGE, settings, run.weights_hash, data_fingerprint(split))
 
 
 def read_record(cache: Cache, image_id: str) -> CamRecord:
@@ -161,14 +161,14 @@ def dump_cams(run: TrainedRun, split: Split, overwrite: bool = False, track: Tra
             known = set(cache.ids())
     else:
         known = set()
-    known = set(distributed.from_first(sorted(known)))
-    missing = [sample for sample in distributed.share(split.samples) if sample.image_id not in known]
-    part = path if distributed.size() == 1 else path.with_name(f"{path.stem}.part-{distributed.rank()}.h5")
+    known = set(distributed.broadcast(sorted(known)))
+    missing = [sample for sample in distributed.shard(split.samples) if sample.image_id not in known]
+    part = path if distributed.world_size() == 1 else path.with_name(f"{path.stem}.part-{distributed.rank()}.h5")
     with Cache.open(part, _cam_header(run, split)) as cache:
         for sample in track(missing):
             record_of(run, cache, sample)
-    computed = int(distributed.total(torch.tensor(len(missing))))
-    if distributed.rank() == 0 and distributed.size() > 1:
+    computed = int(distributed.all_reduce(torch.tensor(len(missing))))
+    if distributed.rank() == 0 and distributed.world_size() > 1:
         with open_cam_cache(run, split) as cache:
             _take_parts(run, split, cache)
     return path, len(split.samples), computed

@@ -23,7 +23,7 @@ class TrainedRun(NamedTuple):
     """A run ready for inference.
 
     Attributes:
-        weights: hash of the weights, which caches are tied to.
+        weights_hash: 16 hex digits, which caches are tied to.
         iteration: of the checkpoint.
         note: what is to be said about the checkpoint, if anything.
     """
@@ -33,7 +33,7 @@ class TrainedRun(NamedTuple):
     model: AFA
     architecture: Architecture
     device: torch.device
-    weights: str
+    weights_hash: str
     iteration: int
     note: str = ""
 
@@ -65,8 +65,7 @@ def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> S
         DataError: no such split, missing files. UsageError: masks are needed and the dataset has none.
         CheckpointError: the dataset's classes are not those of the network.
     """
-    root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
-    found = load_split(run.preset.data.name, root, split)
+    found = load_split(run.preset.data.name, run.preset.data.folder(data), split)
     if found.classes != run.architecture.classes:
         raise CheckpointError(
             f"{run.folder}: trained on the classes {', '.join(run.architecture.classes)}, "

@@ -33,7 +33,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -65,29 +65,29 @@ def joined() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def share(items: Sequence[Item]) -> Sequence[Item]:
+def shard(items: Sequence[Item]) -> Sequence[Item]:
     """This process's part: every item belongs to exactly one process, whatever their number."""
-    return items[rank() :: size()]
+    return items[rank() :: world_size()]
 
 
 def wait() -> None:
     """Go on when every process has come here."""
-    if size() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """The sum over all processes, on every process.
 
     The gradient is that of the sum of what the processes make of it.
     """
-    if size() == 1:
+    if world_size() == 1:
         return values
-    summed: Tensor = _Total.apply(values)
+    summed: Tensor = _AllReduce.apply(values)
     return summed
 
 
-class _Total(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
         values = values.clone()
@@ -96,12 +96,12 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        return _Total.forward(context, gradient.contiguous())
+        return _AllReduce.forward(context, gradient.contiguous())
 
 
-def from_first(texts: Sequence[str]) -> list[str]:
+def broadcast(texts: Sequence[str]) -> list[str]:
     """What rank 0 gives, on every process."""
-    if size() == 1:
+    if world_size() == 1:
         return list(texts)
     # As bytes of JSON: torch would send objects as pickles.
     content = torch.frombuffer(bytearray(json.dumps(list(texts)).encode()), dtype=torch.uint8)
@@ -113,9 +113,9 @@ def from_first(texts: Sequence[str]) -> list[str]:
     return texts_of_first
 
 
-def total_counts(counts: np.ndarray) -> np.ndarray:
+def all_reduce_array(counts: np.ndarray) -> np.ndarray:
     """The sum of an array over all processes, on every process."""
-    return total(torch.from_numpy(counts)).numpy()
+    return all_reduce(torch.from_numpy(counts)).numpy()
 
 
 class Shares(NamedTuple):

@@ -22,7 +22,7 @@ WORTHWHILE = 24
 
 def processes_for(items: int, device: torch.device) -> int:
     """How many processes serve so many items: this one's share of the cores on a CPU, else this one alone."""
-    cores = max(1, (os.cpu_count() or 1) // distributed.size())
+    cores = max(1, (os.cpu_count() or 1) // distributed.world_size())
     return cores if device.type == "cpu" and items >= WORTHWHILE else 1
 
 

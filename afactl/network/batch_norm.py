@@ -22,14 +22,14 @@ class BatchNorm(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """B x D x h x w -> the same; in training, mean and variance over B, h, w of all processes."""
-        if not self.training or distributed.size() == 1:
+        if not self.training or distributed.world_size() == 1:
             return super().forward(x)
         values = x.float()
-        count = distributed.total(values.new_tensor(values.numel() // values.shape[1]))
-        mean = distributed.total(values.sum(dim=(0, 2, 3))) / count
+        count = distributed.all_reduce(values.new_tensor(values.numel() // values.shape[1]))
+        mean = distributed.all_reduce(values.sum(dim=(0, 2, 3))) / count
         centred = values - mean[:, None, None]
         # Squares of centred values: the mean of squares less the squared mean would lose digits.
-        variance = distributed.total(centred.square().sum(dim=(0, 2, 3))) / count
+        variance = distributed.all_reduce(centred.square().sum(dim=(0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -98,7 +98,7 @@ def look_at(run: TrainedRun, photo: Path | None, data: Path | None = None, overw
 def _find_sample(run: TrainedRun, photo: Path, data: Path | None) -> tuple[Split, Sample] | None:
     """The photo in the run's dataset, if it is one of it."""
     names = [run.preset.data.val_split, run.preset.data.train_split]
-    root = data or (Path(run.preset.data.root) if run.preset.data.root else None)
+    root = run.preset.data.folder(data)
     for name in names:
         try:
             split = load_split(run.preset.data.name, root, name)
@@ -118,8 +118,7 @@ def first_photos(run: TrainedRun, data: Path | None, count: int) -> list[Path]:
 def _looked_at(run: TrainedRun, data: Path | None) -> Split:
     """The validation split; own photos need none set aside, and then it is that of training."""
     settings = run.preset.data
-    root = data or (Path(settings.root) if settings.root else None)
-    without = is_missing(settings.name, root, settings.val_split)
+    without = is_missing(settings.name, settings.folder(data), settings.val_split)
     return open_split(run, settings.train_split if without else settings.val_split, data, masks=False)
 
 

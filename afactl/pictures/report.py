@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PHOTO_PIXELS, FIGURE_PIXELS = 400 * 400, 2_000_000
 
 
-class Report(NamedTuple):
+class Page(NamedTuple):
     """The page, how large it is in bytes, and what is missing on it, in words."""
 
     file: Path
@@ -48,7 +48,7 @@ class Report(NamedTuple):
 
 def write_report(
     run: TrainedRun, out: Path | None = None, data: Path | None = None, without_afa: Path | None = None, photos: int = 6
-) -> Report:
+) -> Page:
     """Write the page of a run.
 
     Args:
@@ -94,7 +94,7 @@ def write_report(
         )
         if not found
     ]
-    return Report(target, target.stat().st_size, missing)
+    return Page(target, target.stat().st_size, missing)
 
 
 def _template() -> jinja2.Template:
@@ -156,7 +156,7 @@ def _curves(run: TrainedRun) -> list[dict[str, str]]:
 
 def _note(run: TrainedRun, scores: dict[str, Any]) -> str:
     return f"; step {scores['step']}" + (
-        "" if scores["weights"] == run.weights else ", other weights than those of this page"
+        "" if scores["weights"] == run.weights_hash else ", other weights than those of this page"
     )
 
 

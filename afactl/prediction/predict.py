@@ -131,7 +131,7 @@ def predict(
     }
     writers: list[Writer] = [known[form](out, run.architecture.classes) for form in forms]
     settings = {
-        "weights": run.weights,
+        "weights": run.weights_hash,
         "crf": run.preset.crf.model_dump() if crf else None,
         "backend": crf,
         "forms": list(forms),
@@ -143,7 +143,7 @@ def predict(
         record = Unfinished(out, settings, distributed.rank())
     kept = 0
     missing = []
-    for photo in distributed.share(photos):
+    for photo in distributed.shard(photos):
         values = record.done(str(photo.mask), photo.path)
         if values and values["failed"] is None and all(writer.target(photo.mask).is_file() for writer in writers):
             kept += 1

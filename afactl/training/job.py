@@ -169,7 +169,7 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
     Raises:
         DataError: what is missing.
     """
-    root = Path(preset.data.root) if preset.data.root else None
+    root = preset.data.folder()
     data = load_split(preset.data.name, root, preset.data.train_split)
     masks = preset.train.supervision == "masks"
     if masks and data.read_mask is None:
@@ -230,13 +230,15 @@ class Job:
             self.model.backbone.compile(dynamic=True)
         self.optimizer = build_optimizer(self.model, preset)
         self.step_losses: nn.Module = StepLosses(self.model, preset)
-        if distributed.size() > 1:
+        if distributed.world_size() > 1:
             # The parameters in use change with the phase.
             self.step_losses = DistributedDataParallel(self.step_losses, find_unused_parameters=True)
         self.start, self.best, self.skipped = 0, -math.inf, 0
         self.stop, self.agreed = threading.Event(), False
         self.tensorboard: TensorBoardLog | None = None
-        self.shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, distributed.size())
+        self.shares = distributed.step_shares(
+            preset.train.batch_size, preset.train.effective_batch, distributed.world_size()
+        )
 
     def restore(self, checkpoint: Path) -> None:
         """Go back to where a checkpoint was written.
@@ -262,7 +264,7 @@ class Job:
             seed=job.seed,
             device=str(self.device),
             effective_batch=self.shares.photos,
-            processes=distributed.size(),
+            processes=distributed.world_size(),
             data_fingerprint=data_fingerprint(self.data),
             classes=list(self.data.classes),
             images=len(self.data.samples),
@@ -355,9 +357,11 @@ class Job:
             for name, loss in losses.items():
                 values[f"loss_{name}"] = values.get(f"loss_{name}", 0.0) + loss.item() / parts
             values["loss"] = values.get("loss", 0.0) + total.item()
-        if distributed.size() > 1:
-            sums = distributed.total(torch.tensor([*values.values(), self.stop.is_set()], dtype=torch.float64)).tolist()
-            values = {name: value / distributed.size() for name, value in zip(values, sums, strict=False)}
+        if distributed.world_size() > 1:
+            sums = distributed.all_reduce(
+                torch.tensor([*values.values(), self.stop.is_set()], dtype=torch.float64)
+            ).tolist()
+            values = {name: value / distributed.world_size() for name, value in zip(values, sums, strict=False)}
             self.agreed = bool(sums[-1])
         if math.isfinite(values["loss"]):
             self.skipped = 0

@@ -74,10 +74,12 @@ def training_losses(
     losses = {"cls": classification_loss(model.classify(encoded), label)}
     if affinity.enabled:
         pairs = affinity_label(refined, encoded.grid, affinity.radius)
-        losses["aff"] = distributed.size() * affinity_loss(model.affinity(encoded).float(), pairs, distributed.total)
+        losses["aff"] = distributed.world_size() * affinity_loss(
+            model.affinity(encoded).float(), pairs, distributed.all_reduce
+        )
     logits = model.decoder(encoded.features)
     logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
-    losses["seg"] = distributed.size() * segmentation_loss(logits, target, distributed.total)
+    losses["seg"] = distributed.world_size() * segmentation_loss(logits, target, distributed.all_reduce)
     if preset.loss.reg > 0:
         inside = ignore_outside(torch.zeros_like(target), box) == 0
         losses["reg"] = energy_loss(image, logits, target, inside)
@@ -95,7 +97,7 @@ def supervised_losses(model: AFA, image: Tensor, mask: Tensor) -> dict[str, Tens
     """
     logits = model.decoder(model.backbone(normalize(image)).features)
     logits = F.interpolate(logits.float(), size=mask.shape[1:], mode="bilinear", align_corners=False)
-    return {"seg": distributed.size() * full_segmentation_loss(logits, mask, distributed.total)}
+    return {"seg": distributed.world_size() * full_segmentation_loss(logits, mask, distributed.all_reduce)}
 
 
 class StepLosses(nn.Module):

@@ -54,8 +54,8 @@ def test_a_dump_goes_on_where_it_stopped(run, val):
 def test_a_cache_of_other_weights_is_refused(run, val):
     dump_cams(run, val)
     with pytest.raises(CacheError, match=r"weights \(.* there, other now\).*--overwrite"):
-        open_cam_cache(run._replace(weights="other"), val)
-    dump_cams(run._replace(weights="other"), val, overwrite=True)
+        open_cam_cache(run._replace(weights_hash="other"), val)
+    dump_cams(run._replace(weights_hash="other"), val, overwrite=True)
 
 
 def test_photos_without_labels_are_kept_too(run, val):
@@ -82,7 +82,7 @@ def open_header(run, val):
     from afactl.runs.cache import CacheHeader
 
     settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
-    return CacheHeader("cams", settings, run.weights, data_fingerprint(val))
+    return CacheHeader("cams", settings, run.weights_hash, data_fingerprint(val))
 
 
 def test_cams_are_handed_over_as_irn_dictionaries(run, val):

@@ -7,7 +7,7 @@ from afactl.inference.trained_run import open_split
 
 
 def test_a_run_opens_with_its_weights(run):
-    assert run.iteration == 4 and not run.model.training and len(run.weights) == 16
+    assert run.iteration == 4 and not run.model.training and len(run.weights_hash) == 16
     assert run.architecture.classes == ("disc", "square", "triangle", "star", "ring", "cross")
 
 

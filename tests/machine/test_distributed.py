@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from afactl.inference.cams import cam_cache_path, open_cam_cache
 from afactl.inference.trained_run import open_run, open_split
-from afactl.machine.distributed import Shares, from_first, share, step_shares, total, total_counts
+from afactl.machine.distributed import Shares, all_reduce, all_reduce_array, broadcast, shard, step_shares
 from afactl.network.batch_norm import BatchNorm
 from afactl.presets import load_preset
 from afactl.runs.checkpoints import find_checkpoint, load_model
@@ -42,10 +42,10 @@ def together(folder, size, function, *arguments):
 def small_functions():
     rank = dist.get_rank()
     return {
-        "share": list(share(list(range(7)))),
-        "total": total(torch.tensor([rank, 1])),
-        "counts": total_counts(np.full((2, 2), rank + 1)).tolist(),
-        "first": from_first(["ü", "b"] if rank == 0 else []),
+        "share": list(shard(list(range(7)))),
+        "total": all_reduce(torch.tensor([rank, 1])),
+        "counts": all_reduce_array(np.full((2, 2), rank + 1)).tolist(),
+        "first": broadcast(["ü", "b"] if rank == 0 else []),
     }
 
 
@@ -56,7 +56,7 @@ def test_shares_sums_and_texts(tmp_path):
     )
     for one in found:
         assert one["total"].tolist() == [3, 3] and one["counts"] == [[6, 6], [6, 6]] and one["first"] == ["ü", "b"]
-    assert share("abc") == "abc" and total(torch.tensor(2)) == 2 and from_first(["a"]) == ["a"], "alone"
+    assert shard("abc") == "abc" and all_reduce(torch.tensor(2)) == 2 and broadcast(["a"]) == ["a"], "alone"
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ def test_alone_it_is_torchs(monkeypatch):
 
 def test_the_shared_form_equals_torchs_with_one_process(monkeypatch):
     """The sums over processes replaced by the sums of one; with two: test_distributed.py."""
-    monkeypatch.setattr("afactl.machine.distributed.size", lambda: 2)
-    monkeypatch.setattr("afactl.machine.distributed.total", lambda values: values)
+    monkeypatch.setattr("afactl.machine.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("afactl.machine.distributed.all_reduce", lambda values: values)
     torch.manual_seed(0)
     x = (5 + 2 * torch.randn(2, 3, 4, 5)).requires_grad_()
     y = x.detach().clone().requires_grad_()
