@@ -1,4 +1,4 @@
-"""Fixtures for all tests: the shared material, and a cache folder that is not the user's."""
+"""Fixtures for all tests: photographs from outside, and a cache folder that is not the user's."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The shared test material (`$AFACTL_SHARED`, default `../shared`); the test is skipped without it."""
+    """The folder with photographs (`$AFACTL_SHARED`, default `../shared`); the test is skipped without it."""
     folder = Path(os.environ.get("AFACTL_SHARED", ROOT.parent / "shared"))
-    if not (folder / "golden").is_dir():
-        pytest.skip(f"shared test material not found at {folder}; set AFACTL_SHARED")
+    if not (folder / "data").is_dir():
+        pytest.skip(f"needs photographs: put them under {folder / 'data'}, or set AFACTL_SHARED (see CONTRIBUTING.md)")
     return folder
 
 

@@ -38,8 +38,8 @@ def test_a_class_absent_from_the_truth_does_not_count_but_its_pixels_do():
     assert np.isnan(mean_iou(np.zeros((3, 3), int)))
 
 
-def test_golden_metrics(shared):
-    values = {name: value.numpy() for name, value in golden.load(shared, "metrics").items()}
+def test_golden_metrics():
+    values = {name: value.numpy() for name, value in golden.load("metrics").items()}
     confusion = sum(confusion_matrix(t, p, 21) for t, p in zip(values["gt"], values["pred"], strict=True))
     assert mean_iou(confusion) == pytest.approx(values["miou"].item(), abs=1e-9)
     assert class_iou(confusion) == pytest.approx(values["iou"], abs=1e-9)

@@ -153,11 +153,11 @@ def test_affinity_label_refuses_more_tokens_than_pixels():
         affinity_label(torch.zeros(1, 15, 40), (16, 3), 8)
 
 
-def test_golden_affinity_label_and_propagation(shared):
+def test_golden_affinity_label_and_propagation():
     from afactl.method.cam import normalize_cam
     from afactl.method.pseudo_labels import propagate
 
-    values = golden.load(shared, "pseudo")
+    values = golden.load("pseudo")
     found = affinity_label(values["refined_label"], (8, 10), int(values["radius"]))
     assert torch.equal(found, values["affinity_label"])
     cam = torch.nn.functional.interpolate(values["cam_lowres"], size=(128, 160), mode="bilinear")

@@ -105,8 +105,8 @@ def test_outside_the_box_is_ignored_and_the_input_kept():
     assert (label == 1).all()
 
 
-def test_golden_thresholds(shared):
-    values = golden.load(shared, "pseudo")
+def test_golden_thresholds():
+    values = golden.load("pseudo")
     cam = interpolate(values["cam_lowres"], size=(128, 160), mode="bilinear", align_corners=False) ** 1.6
     cam, label = normalize_cam(cam), values["class_label"]
     valid = cam * label[:, :, None, None]

@@ -102,8 +102,8 @@ def test_labels_of_another_size_are_refused():
         segmentation_loss(torch.randn(1, 3, 4, 4), torch.zeros(1, 5, 4))
 
 
-def test_golden_losses(shared):
-    values = golden.load(shared, "pseudo")
+def test_golden_losses():
+    values = golden.load("pseudo")
     label = values["affinity_label"]
     assert int((label == 1).sum()) + 1 == int(values["pos_count"])
     assert int((label == 0).sum()) + 1 == int(values["neg_count"])

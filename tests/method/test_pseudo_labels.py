@@ -17,9 +17,9 @@ from tests import golden
 
 
 @pytest.fixture(scope="module")
-def worked(shared):
+def worked():
     """The worked example of golden/pseudo.npz with its CAMs rebuilt."""
-    values = golden.load(shared, "pseudo")
+    values = golden.load("pseudo")
     cam = interpolate(values["cam_lowres"], size=(128, 160), mode="bilinear", align_corners=False) ** 1.6
     return values, normalize_cam(cam), values["images"].permute(0, 3, 1, 2)
 

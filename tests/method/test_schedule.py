@@ -1,12 +1,11 @@
-import json
-
 import pytest
 
 from afactl.method.schedule import Phase, learning_rate, phase_at, phase_starts
+from tests import golden
 
 
-def test_golden_learning_rate(shared):
-    table = json.loads((shared / "golden" / "lr_schedule.json").read_text())
+def test_golden_learning_rate():
+    table = golden.table("lr_schedule")
     assert len(table) > 10
     for step, rate in table.items():
         assert learning_rate(int(step), 6e-5, 20000, 1500) == pytest.approx(rate, rel=1e-9)

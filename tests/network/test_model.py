@@ -49,11 +49,11 @@ def outputs(model, image):
 
 
 @pytest.fixture(scope="module", params=GOLDEN, ids=lambda case: case[0])
-def golden_case(request, shared):
+def golden_case(request):
     backbone, size = request.param
     model = AFA(backbone, 20).eval()
-    model.load_state_dict(from_authors(golden.formula_weights(shared, backbone)))
-    values = golden.load(shared, f"net_{backbone}_{size}")
+    model.load_state_dict(from_authors(golden.formula_weights(backbone)))
+    values = golden.load(f"net_{backbone}_{size}")
     image = normalize(values.pop("image").permute(2, 0, 1)[None])
     return backbone, model, image, values
 

@@ -1,4 +1,3 @@
-import json
 import re
 
 import pytest
@@ -58,9 +57,9 @@ def hugging_face_state(backbone):
 
 
 @pytest.mark.parametrize("backbone", ["mit_b0", "mit_b1"])
-def test_the_authors_names_fit_exactly(shared, backbone):
-    names = json.loads((shared / "golden" / f"state_{backbone}.json").read_text())
-    state = golden.formula_weights(shared, backbone)
+def test_the_authors_names_fit_exactly(backbone):
+    names = golden.table(f"state_{backbone}")
+    state = golden.formula_weights(backbone)
     assert set(state) == set(names)
     model = AFA(backbone, 20)
     model.load_state_dict(from_authors({f"module.{name}": value for name, value in state.items()}))

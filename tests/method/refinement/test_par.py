@@ -89,8 +89,8 @@ def test_refuses_what_does_not_fit(image, scores, dilations):
 
 @pytest.mark.parametrize("case", [0, 1, 2])
 @pytest.mark.parametrize("iterations", [1, 10])
-def test_golden(shared, case, iterations):
-    values = golden.load(shared, "par")
+def test_golden(case, iterations):
+    values = golden.load("par")
     image = values[f"{case}_image"].permute(2, 0, 1)[None]
     found = pixel_adaptive_refinement(image, values[f"{case}_mask"], iterations=iterations)
     torch.testing.assert_close(found, values[f"{case}_out_{iterations}"], atol=1e-4, rtol=0)
