@@ -25,7 +25,8 @@ if __name__ == "__main__":
         path
         for split in splits
         for sample in split.samples
-        for path in (sample.image, *([split.mask_path(sample)] if split.mask_path else []))
+        for path in (sample.image_path, split.masks.path(sample) if split.masks else None)
+        if path is not None
     ]
 
     def decode_all() -> None:

@@ -28,7 +28,7 @@ def labels(run, samples, precision: torch.dtype) -> list[torch.Tensor]:
     cam, affinity, found = run.preset.cam, run.preset.affinity, []
     refine = build_refiner(cam.refiner, **run.preset.refiner_settings(cam.refiner))
     for sample in samples:
-        image = to_tensor(read_image(sample.image), run.device)
+        image = to_tensor(read_image(sample.image_path), run.device)
         label = multi_hot(sample.labels, run.model.classes).to(run.device)[None]
         with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
             passed = run.model.multi_scale_cam(normalize(image), cam.scales, max(cam.scales))

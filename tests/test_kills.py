@@ -175,7 +175,7 @@ def test_data_prepare_coco(server, tmp_path, shared):
     for expected, found in zip(load_all("coco", tmp_path / "one"), load_all("coco", tmp_path / "two"), strict=True):
         assert [(s.image_id, s.labels) for s in found.samples] == [(s.image_id, s.labels) for s in expected.samples]
         for sample, other in zip(expected.samples, found.samples, strict=True):
-            assert np.array_equal(expected.read_mask(sample), found.read_mask(other))
+            assert np.array_equal(expected.masks.read(sample), found.masks.read(other))
 
 
 def test_two_processes_on_one_cache(tmp_path, run_copy, server):

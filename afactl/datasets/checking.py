@@ -99,9 +99,9 @@ def _check_split(split: Split, seen: dict[bytes, str], track: Track) -> tuple[Sp
             if read.size:
                 sizes.append(read.size)
             if read.digest:
-                first = seen.setdefault(read.digest, str(sample.image))
-                if first != str(sample.image):
-                    defects.append(Defect("photo twice", str(sample.image), f"the same bytes as {first}"))
+                first = seen.setdefault(read.digest, str(sample.image_path))
+                if first != str(sample.image_path):
+                    defects.append(Defect("photo twice", str(sample.image_path), f"the same bytes as {first}"))
     heights, widths = zip(*sizes, strict=True) if sizes else ((0,), (0,))
     counts = Counter(label for sample in split.samples for label in sample.labels)
     return SplitFacts(
@@ -111,7 +111,7 @@ def _check_split(split: Split, seen: dict[bytes, str], track: Track) -> tuple[Sp
         _spread(widths),
         tuple(counts[number] for number in range(len(split.classes))),
         dict(sorted(Counter(len(sample.labels) for sample in split.samples).items())),
-        split.read_mask is not None,
+        split.masks is not None,
     ), defects
 
 
@@ -122,13 +122,13 @@ def _spread(values: Sequence[int]) -> tuple[int, int, int]:
 def _read(split: Split, sample: Sample) -> _Read:
     defects, size, digest = [], None, None
     try:
-        size, digest = decoded_photo(sample.image)
+        size, digest = decoded_photo(sample.image_path)
     except DataError as error:
-        defects.append(_unreadable("photo", str(sample.image), error))
-    if split.read_mask is not None:
-        where = str(split.mask_path(sample)) if split.mask_path else f"mask of {sample.image_id}"
+        defects.append(_unreadable("photo", str(sample.image_path), error))
+    if split.masks is not None:
+        where = str(split.masks.path(sample) or f"mask of {sample.image_id}")
         try:
-            mask = split.read_mask(sample)
+            mask = split.masks.read(sample)
         except DataError as error:
             return _Read(size, digest, [*defects, _unreadable("mask", where, error)])
         if size and mask.shape != size:
@@ -141,7 +141,7 @@ def _read(split: Split, sample: Sample) -> _Read:
                 (value, "among the labels") for value in named - drawn
             ]
             only = [f"{split.classes[value - 1]} is only {place}" for value, place in sorted(pairs)]
-            defects.append(Defect("labels contradict the mask", str(sample.image), "; ".join(only)))
+            defects.append(Defect("labels contradict the mask", str(sample.image_path), "; ".join(only)))
     return _Read(size, digest, defects)
 
 

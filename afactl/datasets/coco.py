@@ -13,14 +13,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from afactl.datasets.masks import read_mask
+from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import DataError, DependencyError, nearest
 from afactl.labels import IGNORE
@@ -59,6 +60,25 @@ class Instances(NamedTuple):
         return tuple(sorted({self.class_of[one.category] for one in photo.regions if not one.crowd}))
 
 
+@dataclass(frozen=True)
+class DrawnMasks:
+    """The `Masks` of a split that `prepare` has not drawn yet: each is drawn when it is asked for.
+
+    Attributes:
+        photos: by image id. class_of: category id -> class index in [0, C).
+    """
+
+    photos: Mapping[str, Photo]
+    class_of: Mapping[int, int]
+
+    def read(self, sample: Sample) -> np.ndarray:
+        """As `draw_mask`."""
+        return draw_mask(self.photos[sample.image_id], self.class_of)
+
+    def path(self, sample: Sample) -> None:
+        """There is no file."""
+
+
 def load(root: Path, split: str) -> Split:
     """A split of COCO, out of what `prepare` has written where it is there and fits the annotations.
 
@@ -74,17 +94,13 @@ def load(root: Path, split: str) -> Split:
         classes = tuple(prepared["classes"])
         samples = tuple(Sample(Path(name).stem, photos / name, tuple(labels)) for name, labels in prepared["photos"])
 
-        def mask_path(sample: Sample) -> Path:
-            return masks / f"{sample.image_id}.png"
-
-        return Split(split, classes, samples, lambda sample: read_mask(mask_path(sample), len(classes)), mask_path)
+        paths = {sample.image_id: masks / f"{sample.image_id}.png" for sample in samples}
+        return Split(split, classes, samples, MaskFiles(paths, len(classes)))
 
     instances = read_instances(annotations_path(root, split))
     by_id = {Path(photo.name).stem: photo for photo in instances.photos}
     samples = tuple(Sample(image_id, photos / photo.name, instances.labels(photo)) for image_id, photo in by_id.items())
-    return Split(
-        split, instances.classes, samples, lambda sample: draw_mask(by_id[sample.image_id], instances.class_of)
-    )
+    return Split(split, instances.classes, samples, DrawnMasks(by_id, instances.class_of))
 
 
 def splits(root: Path) -> list[str]:
@@ -188,11 +204,11 @@ def _items(path: Path, file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"{path}: cannot be read as COCO annotations ({error}); download it again") from error
 
 
-def draw_mask(photo: Photo, index: dict[int, int]) -> np.ndarray:
+def draw_mask(photo: Photo, class_of: Mapping[int, int]) -> np.ndarray:
     """The mask of one photo from its annotations.
 
     Args:
-        index: category id -> class index in [0, C).
+        class_of: category id -> class index in [0, C).
 
     Returns:
         height x width uint8: background 0, class c as c + 1, crowds 255.
@@ -212,5 +228,5 @@ def draw_mask(photo: Photo, index: dict[int, int]) -> np.ndarray:
             shape = coco_mask.merge(coco_mask.frPyObjects(shape, photo.height, photo.width))
         elif isinstance(shape["counts"], list):
             shape = coco_mask.frPyObjects(shape, photo.height, photo.width)
-        out[coco_mask.decode(shape) > 0] = IGNORE if one.crowd else index[one.category] + 1
+        out[coco_mask.decode(shape) > 0] = IGNORE if one.crowd else class_of[one.category] + 1
     return out

@@ -12,9 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from afactl.datasets.masks import read_mask
+from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.tables import PHOTOS, Row, read_rows
 from afactl.errors import DataError, nearest
@@ -48,15 +46,11 @@ def load(root: Path, split: str) -> Split:
             f'{root}: split "{split}" is empty; splits there: {", ".join(sorted({row.split for row in rows}))}'
         )
 
-    def mask_path(sample: Sample) -> Path:
-        return mask_of(root, sample.image_id)
-
-    def mask(sample: Sample) -> np.ndarray:
-        return read_mask(mask_path(sample), len(classes))
-
     # Masks are optional as a whole; where the folder is there, a missing file is an error.
-    has_masks = (root / "masks").is_dir()
-    return Split(split, classes, tuple(samples), mask if has_masks else None, mask_path if has_masks else None)
+    if not (root / "masks").is_dir():
+        return Split(split, classes, tuple(samples))
+    paths = {sample.image_id: mask_of(root, sample.image_id) for sample in samples}
+    return Split(split, classes, tuple(samples), MaskFiles(paths, len(classes)))
 
 
 def splits(root: Path) -> list[str]:

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from afactl.datasets.images import open_upright
+from afactl.datasets.samples import Sample
 from afactl.errors import DataError, UnknownValueError
 from afactl.files import whole_file
 from afactl.labels import IGNORE
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """The `Masks` of a split, each in a file of its own.
+
+    Attributes:
+        paths: by image id. classes: C.
+    """
+
+    paths: Mapping[str, Path]
+    classes: int
+
+    def read(self, sample: Sample) -> np.ndarray:
+        """As `read_mask`."""
+        return read_mask(self.paths[sample.image_id], self.classes)
+
+    def path(self, sample: Sample) -> Path:
+        """Where the mask of a sample lies, or should lie."""
+        return self.paths[sample.image_id]
 
 
 def read_mask(path: Path, classes: int) -> np.ndarray:

@@ -76,9 +76,10 @@ def check_files(split: Split, masks: bool) -> None:
     Raises:
         DataError: how many are missing or empty, and the first three.
     """
-    listed = [sample.image for sample in split.samples]
-    if masks and split.mask_path is not None:
-        listed += [split.mask_path(sample) for sample in split.samples]
+    listed = [sample.image_path for sample in split.samples]
+    if masks and split.masks is not None:
+        paths = [split.masks.path(sample) for sample in split.samples]
+        listed += [path for path in paths if path is not None]
     missing = [path for path in listed if not (path.is_file() and path.stat().st_size)]
     if missing:
         shown = ", ".join(str(path) for path in missing[:3])
@@ -92,7 +93,7 @@ def data_fingerprint(split: Split) -> str:
     """16 hex digits that change when the list, a label or the size of a photo changes."""
     digest = hashlib.sha256(repr(split.classes).encode())
     for sample in split.samples:
-        digest.update(repr((sample.image_id, sample.labels, sample.image.stat().st_size)).encode())
+        digest.update(repr((sample.image_id, sample.labels, sample.image_path.stat().st_size)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from afactl.errors import DataError
+from afactl.errors import UsageError
 
 Item = TypeVar("Item")
 
@@ -19,44 +19,57 @@ class Sample(NamedTuple):
 
     Attributes:
         image_id: unique in its split; any text, may contain slashes, dots and Unicode.
-        image: path of the photo.
+        image_path: of the photo.
         labels: indices of the foreground classes present, sorted, each in [0, C). Class c is
             value c + 1 in masks, where 0 is background.
     """
 
     image_id: str
-    image: Path
+    image_path: Path
     labels: tuple[int, ...]
+
+
+class Masks(Protocol):
+    """The true masks of a split. Worker processes get a copy, so it must be possible to pickle one."""
+
+    def read(self, sample: Sample, /) -> np.ndarray:
+        """The true mask of a sample as h x w uint8, values 0..C or 255 (ignore)."""
+
+    def path(self, sample: Sample, /) -> Path | None:
+        """Where that mask lies; None where masks are not files of their own."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of one split, and how to read their masks.
+    """The samples of one split, and its masks where it has some.
 
     Attributes:
         name: the split's name, such as `train_aug`.
         classes: the C foreground class names; background is not among them.
         samples: the photos, in a fixed order.
-        read_mask: gives the true mask of a sample as h x w uint8, values 0..C or 255 (ignore).
-            None where the dataset has no masks: training and prediction work, scoring does not.
-        mask_path: where a sample's mask lies; None where masks are not files of their own.
+        masks: None where the dataset has none: training and prediction work, scoring does not.
     """
 
     name: str
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
-    read_mask: Callable[[Sample], np.ndarray] | None
-    mask_path: Callable[[Sample], Path] | None = None
+    masks: Masks | None = None
 
-    def require_masks(self) -> Callable[[Sample], np.ndarray]:
-        """`read_mask` of a split that has masks.
+    def require_masks(self, purpose: str = "scoring") -> Masks:
+        """The masks of a split that has some.
+
+        Args:
+            purpose: what they are needed for, for the message.
 
         Raises:
-            DataError: it has none.
+            UsageError: it has none.
         """
-        if self.read_mask is None:
-            raise DataError(f"split {self.name}: expected true masks, and this dataset has none")
-        return self.read_mask
+        if self.masks is None:
+            raise UsageError(
+                f"split {self.name}: {purpose} needs true masks and this dataset has none; "
+                "see masks/ in docs/own-data.md"
+            )
+        return self.masks
 
 
 class Track(Protocol):

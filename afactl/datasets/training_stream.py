@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ class TrainingStream(Dataset[dict[str, Any]]):
         stop: int,
         step: int = 1,
     ) -> None:
-        self.split = split
+        # Worker processes get a copy of this: without masks that nobody reads.
+        self.split = split if masks else dataclasses.replace(split, masks=None)
         self.crop_size, self.scale_range, self.flip = crop_size, scale_range, flip
         self.masks = masks
         self.seed, self.positions = seed, range(start, stop, step)
@@ -65,7 +67,7 @@ class TrainingStream(Dataset[dict[str, Any]]):
         position = self.positions[item]
         sample = self.sample_at(position)
         rng = np.random.default_rng((self.seed, 1, position))
-        image = read_image(sample.image)
+        image = read_image(sample.image_path)
         window = random_window(image.shape[:2], rng, self.crop_size, self.scale_range, self.flip)
         label = torch.zeros(len(self.split.classes))
         label[list(sample.labels)] = 1
@@ -76,5 +78,5 @@ class TrainingStream(Dataset[dict[str, Any]]):
             "image_id": sample.image_id,
         }
         if self.masks:
-            view["mask"] = mask_view(self.split.require_masks()(sample), window)
+            view["mask"] = mask_view(self.split.require_masks("full supervision").read(sample), window)
         return view

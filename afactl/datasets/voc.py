@@ -12,10 +12,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-
 from afactl.datasets.mask_labels import labels_from_masks
-from afactl.datasets.masks import read_mask
+from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import DataError, nearest
 
@@ -73,13 +71,7 @@ def load(root: Path, split: str) -> Split:
         for image_id, present in zip(ids, labels, strict=True)
     )
 
-    def mask_path(sample: Sample) -> Path:
-        return masks[sample.image_id]
-
-    def mask(sample: Sample) -> np.ndarray:
-        return read_mask(mask_path(sample), len(CLASSES))
-
-    return Split(split, CLASSES, samples, mask, mask_path)
+    return Split(split, CLASSES, samples, MaskFiles(dict(zip(ids, paths, strict=True)), len(CLASSES)))
 
 
 def splits(root: Path) -> list[str]:

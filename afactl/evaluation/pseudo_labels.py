@@ -48,19 +48,19 @@ def score_refined_cams(
         refiner: (name, settings) of a refiner: CAM, background plane of `cam.background`, softmax,
             refiner, argmax. None: the CAM cut at `cam.background`.
     """
-    classes, threshold, read_mask = len(split.classes) + 1, run.preset.cam.background, split.require_masks()
+    classes, threshold, masks = len(split.classes) + 1, run.preset.cam.background, split.require_masks()
     refine = build_refiner(refiner[0], **refiner[1]) if refiner else None
     counts = np.zeros((classes, classes), np.int64)
     with open_cam_cache(run, split) as cams, torch.inference_mode():
         for sample in track(split.samples):
-            image = read_image(sample.image)
+            image = read_image(sample.image_path)
             record, _ = record_of(run, cams, sample, image)
             cam, present = (torch.from_numpy(array).to(run.device) for array in (record.cam, record.classes))
             if refine is None:
                 label = cut_cam(cam.float(), present, threshold)
             else:
                 label = refine_cam(to_tensor(image, run.device)[0], cam.float(), present, (threshold,), refine)[0]
-            counts += confusion_matrix(read_mask(sample), to_uint8(label), classes)
+            counts += confusion_matrix(masks.read(sample), to_uint8(label), classes)
     return 100 * mean_iou(counts)
 
 
@@ -116,7 +116,7 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
     Raises:
         CacheError: a cache there was made by other weights, data or settings.
     """
-    preset, classes, read_mask = run.preset, len(split.classes) + 1, split.require_masks()
+    preset, classes, masks = run.preset, len(split.classes) + 1, split.require_masks()
     names = [(row, par) for row in range(len(TABLE3_ROWS)) for par in range(2)]
     counts = {name: np.zeros((classes, classes), np.int64) for name in names}
     passes = labelled = 0
@@ -126,11 +126,11 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
     with open_cam_cache(run, split, overwrite) as cams, Cache.open(path, header, overwrite) as labels:
         for sample in track(split.samples):
             if sample.image_id not in labels:
-                image = read_image(sample.image)
+                image = read_image(sample.image_path)
                 record, passed = record_of(run, cams, sample, image)
                 labels.append(sample.image_id, {"labels": pseudo_labels_of(image, record, preset, run.device)})
                 passes, labelled = passes + passed, labelled + 1
-            pseudo, truth = labels.read(sample.image_id)["labels"], read_mask(sample)
+            pseudo, truth = labels.read(sample.image_id)["labels"], masks.read(sample)
             for row, par in names:
                 counts[row, par] += confusion_matrix(truth, pseudo[row, par], classes)
     scores = {name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(TABLE3_ROWS)}

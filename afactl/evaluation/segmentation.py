@@ -39,11 +39,11 @@ def validate(model: AFA, split: Split, preset: Preset, device: torch.device, tra
         "val_seg_miou": segmentation, single scale, without image-level truth.
         "val_cam_miou": multi-scale CAM at the scoring threshold, with image-level truth.
     """
-    classes, read_mask = len(split.classes), split.require_masks()
+    classes, masks = len(split.classes), split.require_masks()
     seg_counts = cam_counts = np.zeros((classes + 1, classes + 1), np.int64)
     with evaluation_mode(model):
         for sample in track(distributed.shard(split.samples)):
-            image, truth = read_image(sample.image), read_mask(sample)
+            image, truth = read_image(sample.image_path), masks.read(sample)
             logits = segment(model, image, device, long_side=preset.eval.long_side)
             seg_counts = seg_counts + confusion_matrix(truth, to_uint8(logits.argmax(0)), classes + 1)
             passed = model.multi_scale_cam(normalize(to_tensor(image, device)), preset.cam.scales, 1.0)
@@ -74,7 +74,7 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
     Raises:
         DataError: the network gives non-finite values for a photo.
     """
-    preset, read_mask = run.preset, split.require_masks()
+    preset, masks = run.preset, split.require_masks()
     classes = len(split.classes) + 1
     counts = {name: np.zeros((classes, classes), np.int64) for name in SEGMENTATION_ROWS[: 3 if crf else 2]}
     truths: deque[np.ndarray] = deque()
@@ -84,12 +84,13 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
 
     def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for sample in track(samples):
-            image, truth = read_image(sample.image), read_mask(sample)
+            image, truth = read_image(sample.image_path), masks.read(sample)
             single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
             fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
             if not torch.isfinite(fused).all():
                 raise DataError(
-                    f"{sample.image}: the network gives non-finite values (NaN); its weights are broken, train again"
+                    f"{sample.image_path}: the network gives non-finite values (NaN); "
+                    "its weights are broken, train again"
                 )
             for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
                 found = confusion_matrix(truth, to_uint8(logits.max(dim=0).indices), classes)

@@ -81,7 +81,7 @@ def with_predicted_labels(run: TrainedRun, split: Split, overwrite: bool = False
     with Cache.open(run.folder / "cache" / f"predicted-labels-{split.name}.h5", header, overwrite) as cache:
         for sample in track(split.samples):
             if sample.image_id not in cache:
-                found = likely_labels(run, read_image(sample.image))
+                found = likely_labels(run, read_image(sample.image_path))
                 cache.append(sample.image_id, {"labels": np.array(found, np.int64)})
             samples.append(sample._replace(labels=tuple(cache.read(sample.image_id)["labels"].tolist())))
     return dataclasses.replace(split, name=f"{split.name}-predicted-labels", samples=tuple(samples))
@@ -128,7 +128,7 @@ def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray |
     """
     if sample.image_id in cache:
         return read_record(cache, sample.image_id), False
-    image = read_image(sample.image) if image is None else image
+    image = read_image(sample.image_path) if image is None else image
     record = cam_record(run, image, sample.labels)
     arrays = {
         "cam": record.cam,

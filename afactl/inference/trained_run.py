@@ -12,7 +12,7 @@ from torch import Tensor
 
 from afactl.datasets.registry import check_files, load_split
 from afactl.datasets.samples import Split
-from afactl.errors import CheckpointError, UsageError
+from afactl.errors import CheckpointError
 from afactl.network.model import AFA
 from afactl.presets import Preset
 from afactl.runs.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
@@ -71,10 +71,8 @@ def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> S
             f"{run.folder}: trained on the classes {', '.join(run.architecture.classes)}, "
             f"but the dataset has {', '.join(found.classes)}; give the dataset of the run with --data"
         )
-    if masks and found.read_mask is None:
-        raise UsageError(
-            f"split {split}: scoring needs true masks and this dataset has none; see masks/ in docs/own-data.md"
-        )
+    if masks:
+        found.require_masks()
     check_files(found, masks)
     return found
 

@@ -86,13 +86,13 @@ def look_at(run: TrainedRun, photo: Path | None, data: Path | None = None, overw
         source = f"not a photo of the run's dataset: classes found by the network ({names})"
         return Look(photo.stem, image, cam_record(run, image, found), None, source)
     split, sample = located
-    image = read_image(sample.image)
+    image = read_image(sample.image_path)
     with open_cam_cache(run, split, overwrite) as cache:
         record, passed = record_of(run, cache, sample, image)
     names = ", ".join(split.classes[c] for c in sample.labels) or "none"
     how = "one forward pass, kept in" if passed else "no forward pass, read from"
-    truth = split.read_mask(sample) if split.read_mask else None
-    return Look(sample.image.stem, image, record, truth, f"{how} {cache.path.name}; image-level labels: {names}")
+    truth = split.masks.read(sample) if split.masks else None
+    return Look(sample.image_path.stem, image, record, truth, f"{how} {cache.path.name}; image-level labels: {names}")
 
 
 def _find_sample(run: TrainedRun, photo: Path, data: Path | None) -> tuple[Split, Sample] | None:
@@ -105,14 +105,14 @@ def _find_sample(run: TrainedRun, photo: Path, data: Path | None) -> tuple[Split
         except AfactlError:
             continue  # the dataset is not at hand: any photo can still be looked at
         for sample in split.samples:
-            if sample.image.name == photo.name and sample.image.resolve() == photo.resolve():
+            if sample.image_path.name == photo.name and sample.image_path.resolve() == photo.resolve():
                 return split, sample
     return None
 
 
 def first_photos(run: TrainedRun, data: Path | None, count: int) -> list[Path]:
     """The first photos of the run's validation split, or of that of training where there is none."""
-    return [sample.image for sample in _looked_at(run, data).samples[:count]]
+    return [sample.image_path for sample in _looked_at(run, data).samples[:count]]
 
 
 def _looked_at(run: TrainedRun, data: Path | None) -> Split:
@@ -348,16 +348,16 @@ def draw_examples(
     Raises:
         UsageError: `out` cannot be written.
     """
-    colors, cells, read_mask = PALETTES[palette](), [], split.require_masks()
+    colors, cells, masks = PALETTES[palette](), [], split.require_masks()
     settings = run.preset.eval
     for sample, score in zip(samples, scores, strict=True):
-        image = read_image(sample.image)
+        image = read_image(sample.image_path)
         logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
         mask = logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
         small = reduce_image(image, SHEET_PIXELS)
         shown = [
             overlay(small, enlarge_mask(one, small.shape[:2]), colors, classes=split.classes)
-            for one in (read_mask(sample), mask)
+            for one in (masks.read(sample), mask)
         ]
         cells += [(sample.image_id, small), (TRUTH, shown[0]), (f"mIoU {score:.1f} %", shown[1])]
     return _save(picture_grid(cells, columns=6 if len(samples) > 1 else 3), out)
@@ -401,9 +401,9 @@ def draw_contact_sheet(split: Split, out: Path, count: int = 24, seed: int = 0, 
     samples = [split.samples[number] for number in sorted(order)]
     cells = []
     for sample in samples:
-        image = reduce_image(read_image(sample.image), SHEET_PIXELS)
-        if split.read_mask is not None:
-            image = overlay(image, enlarge_mask(split.read_mask(sample), image.shape[:2]), PALETTES[palette]())
+        image = reduce_image(read_image(sample.image_path), SHEET_PIXELS)
+        if split.masks is not None:
+            image = overlay(image, enlarge_mask(split.masks.read(sample), image.shape[:2]), PALETTES[palette]())
         names = ", ".join(split.classes[label] for label in sample.labels) or "none"
         cells.append((f"{sample.image_id}\n{names}", image))
     _save(picture_grid(cells), out)

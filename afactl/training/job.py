@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from afactl.datasets.registry import check_files, data_fingerprint, is_missing, load_split
 from afactl.datasets.samples import Item, Split
 from afactl.datasets.training_stream import TrainingStream
-from afactl.errors import AfactlError, DataError, UsageError
+from afactl.errors import AfactlError, UsageError
 from afactl.evaluation.segmentation import validate
 from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
@@ -172,15 +172,13 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
     root = preset.data.folder()
     data = load_split(preset.data.name, root, preset.data.train_split)
     masks = preset.train.supervision == "masks"
-    if masks and data.read_mask is None:
-        raise DataError(
-            f"{preset.data.train_split}: train.supervision=masks needs true masks, and this dataset has none"
-        )
+    if masks:
+        data.require_masks("train.supervision=masks")
     check_files(data, masks=masks)
     if is_missing(preset.data.name, root, preset.data.val_split):
         return data, None
     val = load_split(preset.data.name, root, preset.data.val_split)
-    if val.read_mask is None:
+    if val.masks is None:
         return data, None
     check_files(val, masks=True)
     return data, val

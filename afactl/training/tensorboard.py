@@ -54,7 +54,7 @@ class TensorBoardLog:
         colors, settings = PALETTES["safe"](), run.preset.eval
         with evaluation_mode(run.model):
             for sample in split.samples[:PHOTOS]:
-                image = read_image(sample.image)
+                image = read_image(sample.image_path)
                 size = image.shape[:2]
                 record = cam_record(run, image, sample.labels)
                 centre = query_token((size[1] // 2, size[0] // 2), size, record.grid)

@@ -42,15 +42,15 @@ def test_classes_follow_the_category_ids_and_crowds_give_no_label(root):
     split = load(root, "val")
     assert split.classes == ("car", "dog")
     assert [(s.image_id, s.labels) for s in split.samples] == [("a", (0, 1)), ("b", ())]
-    assert split.samples[0].image == root / "val2014" / "a.jpg"
+    assert split.samples[0].image_path == root / "val2014" / "a.jpg"
 
 
 def test_small_objects_lie_on_top_and_crowds_are_ignored(root):
     pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
     split = load(root, "val")
-    mask = split.read_mask(split.samples[0])
+    mask = split.masks.read(split.samples[0])
     assert (mask[:4, :4] == 2).all() and (mask[4:8, :8] == 1).all() and not mask[8:].any()
-    crowd = split.read_mask(split.samples[1])
+    crowd = split.masks.read(split.samples[1])
     assert (crowd[:4, 0] == 255).all() and crowd.astype(int).sum() == 4 * 255
 
 
@@ -100,5 +100,5 @@ def test_coco_mini(shared):
     train, val = load(root, "train"), load(root, "val")
     assert (len(train.samples), len(val.samples), len(val.classes)) == (83, 43, 80)
     for sample in val.samples:
-        present = set(np.unique(val.read_mask(sample)).tolist()) - {0, 255}
+        present = set(np.unique(val.masks.read(sample)).tolist()) - {0, 255}
         assert present <= {label + 1 for label in sample.labels}, "labels come from the same objects"

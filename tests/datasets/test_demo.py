@@ -53,8 +53,8 @@ def test_the_folder_loads_as_a_dataset(tmp_path):
     train, val = (load_split("demo", folder, name) for name in ("train", "val"))
     assert (len(train.samples), len(val.samples)) == (3, 2) and train.classes == demo.CLASSES
     check_files(val, masks=True)
-    assert read_image(val.samples[0].image).shape == (64, 64, 3)
-    assert val.read_mask(val.samples[0]).shape == (64, 64)
+    assert read_image(val.samples[0].image_path).shape == (64, 64, 3)
+    assert val.masks.read(val.samples[0]).shape == (64, 64)
 
 
 def test_it_is_made_once_and_again_for_another_recipe(tmp_path):

@@ -29,8 +29,8 @@ def test_rows_become_samples(tmp_path):
     rows = ["images/train/a b.ä.jpg,train,cat|dog", "images/c.png,val,dog", "images/none.png,val,"]
     split = load(make(tmp_path, rows, ["dog", "cat"]), "train")
     (sample,) = split.samples
-    assert sample.image_id == "train/a b.ä" and sample.labels == (0, 1) and sample.image.is_file()
-    assert split.classes == ("dog", "cat") and split.read_mask is None
+    assert sample.image_id == "train/a b.ä" and sample.labels == (0, 1) and sample.image_path.is_file()
+    assert split.classes == ("dog", "cat") and split.masks is None
     assert [s.labels for s in load(tmp_path, "val").samples] == [(0,), ()]
 
 
@@ -42,8 +42,8 @@ def test_photos_that_differ_in_their_suffix_keep_it(tmp_path):
     write_mask(tmp_path / "masks" / "a.jpg.png", np.full((8, 8), 1, np.uint8))
     split = load(tmp_path, "train")
     assert (
-        split.read_mask(split.samples[1]).all()
-        and split.mask_path(split.samples[0]) == tmp_path / "masks" / "a.png.png"
+        split.masks.read(split.samples[1]).all()
+        and split.masks.path(split.samples[0]) == tmp_path / "masks" / "a.png.png"
     )
 
 
@@ -53,7 +53,7 @@ def test_without_a_class_list_the_names_are_sorted(tmp_path):
 
 def test_masks_are_found_and_a_missing_one_is_named(tmp_path):
     split = load(make(tmp_path, ["images/x/a.jpg,val,cat", "images/b.jpg,val,cat"], masks=True), "val")
-    assert split.read_mask(split.samples[0]).shape == (8, 8)
+    assert split.masks.read(split.samples[0]).shape == (8, 8)
     check_files(split, masks=True)
     (tmp_path / "masks" / "b.png").unlink()
     with pytest.raises(DataError, match=r"1 of 4 listed files are missing or empty \(first: .*b.png"):
@@ -153,5 +153,5 @@ def test_animals(shared):
     assert train.classes == ("cat", "dog", "horse", "cow", "sheep", "person")
     check_files(val, masks=True)
     sample = val.samples[0]
-    present = set(np.unique(val.read_mask(sample)).tolist()) - {0, 255}
+    present = set(np.unique(val.masks.read(sample)).tolist()) - {0, 255}
     assert present == {label + 1 for label in sample.labels}

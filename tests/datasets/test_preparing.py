@@ -122,14 +122,14 @@ def coco_mini(shared, tmp_path):
 
 def test_prepared_coco_is_the_same_as_coco(coco_mini, monkeypatch):
     before = coco.load(coco_mini, "val")
-    masks = [before.read_mask(sample) for sample in before.samples]
+    masks = [before.masks.read(sample) for sample in before.samples]
     done = prepare_coco(coco_mini, "val")
     assert (done.photos, done.drawn) == (43, 43)
     monkeypatch.setattr(coco, "read_instances", None)  # the annotations are not needed any more
     after = coco.load(coco_mini, "val")
     assert (after.classes, after.samples) == (before.classes, before.samples)
     for sample, mask in zip(after.samples, masks, strict=True):
-        assert np.array_equal(after.read_mask(sample), mask) and after.mask_path(sample).is_file()
+        assert np.array_equal(after.masks.read(sample), mask) and after.masks.path(sample).is_file()
 
 
 def test_large_annotations_are_read_in_parts_with_the_same_result(coco_mini, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.training_stream import TrainingStream
 
@@ -55,7 +56,11 @@ def test_what_an_item_holds(split):
 
 
 def test_masks_come_along_for_full_supervision(split):
-    masked = dataclasses.replace(split, read_mask=lambda sample: np.full((20, 24), 1 + sample.labels[0], np.uint8))
+    for sample in split.samples:
+        mask = np.full((20, 24), 1 + sample.labels[0], np.uint8)
+        Image.fromarray(mask).save(sample.image_path.with_suffix(".mask.png"))
+    paths = {sample.image_id: sample.image_path.with_suffix(".mask.png") for sample in split.samples}
+    masked = dataclasses.replace(split, masks=MaskFiles(paths, 3))
     plain, item = stream(split)[3], stream(masked, masks=True)[3]
     y0, y1, x0, x1 = item["box"].tolist()
     assert "mask" not in plain and torch.equal(plain["image"], item["image"])

@@ -31,7 +31,7 @@ def test_lists_and_labels_come_from_the_files(tiny):
     assert [(s.image_id, s.labels) for s in val.samples] == [("v1", (14,)), ("v2", ())]
     assert [s.image_id for s in augmented.samples] == ["s1", "t1"], "SegmentationClassAug minus val"
     assert augmented.samples[0].labels == (2, 19)
-    assert augmented.read_mask(augmented.samples[0])[0].tolist() == [20, 3]
+    assert augmented.masks.read(augmented.samples[0])[0].tolist() == [20, 3]
     assert train.classes == CLASSES and len(CLASSES) == 20
 
 
@@ -95,4 +95,4 @@ def test_voc_mini(shared):
         for sample in split.samples:
             assert sample.labels, sample.image_id
     sample = splits["val"].samples[0]
-    assert splits["val"].read_mask(sample).shape == read_image(sample.image).shape[:2]
+    assert splits["val"].masks.read(sample).shape == read_image(sample.image_path).shape[:2]

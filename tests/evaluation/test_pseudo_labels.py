@@ -52,7 +52,7 @@ def test_a_photo_without_classes_is_background():
 
 def test_the_first_row_without_par_is_the_cam_at_the_threshold(run, val):
     sample = val.samples[0]
-    image = read_image(sample.image)
+    image = read_image(sample.image_path)
     record = cam_record(run, image, sample.labels)
     full = torch.zeros(1, 6, 64, 64)
     full[0, record.classes] = torch.from_numpy(record.cam).float()
@@ -86,8 +86,8 @@ def test_scores_are_counted_over_all_photos(run, val):
     scores = score_pseudo_labels(run, val).scores["AFA"]
     counts = np.zeros((7, 7), np.int64)
     for sample in val.samples:
-        image = read_image(sample.image)
+        image = read_image(sample.image_path)
         record = cam_record(run, image, sample.labels)
-        counts += confusion_matrix(val.read_mask(sample), pseudo_labels_of(image, record, run.preset, CPU)[2, 1], 7)
+        counts += confusion_matrix(val.masks.read(sample), pseudo_labels_of(image, record, run.preset, CPU)[2, 1], 7)
     assert np.array_equal(scores[1].confusion, counts)
     assert scores[1].miou == pytest.approx(100 * mean_iou(counts))

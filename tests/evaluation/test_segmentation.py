@@ -20,8 +20,8 @@ def test_segmentation_rows(run, val):
     assert [score.name for score in scores] == ["single scale", "multi-scale + flip", "multi-scale + flip + CRF"]
     counts = np.zeros((7, 7), np.int64)
     for sample in val.samples:
-        prediction = segment(run.model, read_image(sample.image), CPU).argmax(0).numpy()
-        counts += confusion_matrix(val.read_mask(sample), prediction, 7)
+        prediction = segment(run.model, read_image(sample.image_path), CPU).argmax(0).numpy()
+        counts += confusion_matrix(val.masks.read(sample), prediction, 7)
     assert np.array_equal(scores[0].confusion, counts)
     assert len(evaluate_segmentation(run, val).scores) == 2
 

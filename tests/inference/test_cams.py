@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 def test_a_record_is_what_the_network_says(run, val):
     sample = val.samples[0]
-    image = read_image(sample.image)
+    image = read_image(sample.image_path)
     record = cam_record(run, image, sample.labels)
     passed = run.model.multi_scale_cam(
         normalize(to_tensor(image, CPU)), run.preset.cam.scales, run.preset.affinity.scale
@@ -59,12 +59,12 @@ def test_a_cache_of_other_weights_is_refused(run, val):
 
 
 def test_photos_without_labels_are_kept_too(run, val):
-    record = cam_record(run, read_image(val.samples[0].image), ())
+    record = cam_record(run, read_image(val.samples[0].image_path), ())
     assert record.cam.shape == (0, 64, 64) and record.classes.shape == (0,)
 
 
 def test_likely_labels_are_never_empty(run, val):
-    image = read_image(val.samples[0].image)
+    image = read_image(val.samples[0].image_path)
     assert set(likely_labels(run, image)) <= set(range(6)) and likely_labels(run, image)
     assert multi_hot([1, 3], 5).tolist() == [0, 1, 0, 1, 0]
 

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def test_segmentation_of_one_scale_is_the_network_on_the_photo(run, val):
-    image = read_image(val.samples[0].image)
+    image = read_image(val.samples[0].image_path)
     with torch.no_grad():
         logits = run.model(normalize(to_tensor(image, CPU))).seg_logits
     expected = interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)[0]
@@ -26,7 +26,7 @@ def test_segmentation_of_one_scale_is_the_network_on_the_photo(run, val):
 
 
 def test_fusion_takes_the_maximum_over_scales_and_flips(run, val):
-    image = read_image(val.samples[0].image)
+    image = read_image(val.samples[0].image_path)
     mirrored = np.ascontiguousarray(image[:, ::-1])
     views = []
     with torch.no_grad():

@@ -21,13 +21,13 @@ def rows(monkeypatch):
 
 def test_a_photo_of_the_dataset_is_drawn_from_the_cache(run, monkeypatch):
     sample = open_split(run, "val", None, masks=False).samples[1]
-    first = draw_attention(run, sample.image, [(32, 40)])
+    first = draw_attention(run, sample.image_path, [(32, 40)])
     assert "one forward pass" in first.source
     assert all(run.architecture.classes[label] in first.source for label in sample.labels)
     monkeypatch.setattr(run.model, "multi_scale_cam", None)
-    second = draw_attention(run, sample.image, [(32, 40), (5, 5)])
+    second = draw_attention(run, sample.image_path, [(32, 40), (5, 5)])
     assert "no forward pass" in second.source
-    assert second.file == run.folder / "figures" / f"attention-{sample.image.stem}.png"
+    assert second.file == run.folder / "figures" / f"attention-{sample.image_path.stem}.png"
     assert min(Image.open(second.file).size) > 300
 
 
@@ -40,23 +40,23 @@ def test_any_photo_can_be_looked_at(run, tmp_path):
 
 def test_without_a_photo_the_first_of_the_validation_split_is_taken(run):
     first = open_split(run, "val", None, masks=False).samples[0]
-    assert draw_attention(run, None, []).file.name == f"attention-{first.image.stem}.png"
+    assert draw_attention(run, None, []).file.name == f"attention-{first.image_path.stem}.png"
 
 
 def test_own_photos_without_a_validation_split_show_those_of_training(run, tmp_path):
     data = demo.generate(tmp_path / "own", train=3, val=0, size=64)
     first = open_split(run, "train", data, masks=False).samples[0]
-    assert first_photos(run, data, 1) == [first.image]
-    assert draw_attention(run, None, [], data).file.name == f"attention-{first.image.stem}.png"
+    assert first_photos(run, data, 1) == [first.image_path]
+    assert draw_attention(run, None, [], data).file.name == f"attention-{first.image_path.stem}.png"
 
 
 def test_wrong_queries_and_outputs_cost_no_work(run, monkeypatch, tmp_path):
     sample = open_split(run, "val", None, masks=False).samples[0]
     with pytest.raises(UsageError, match="give a .png, .svg or .pdf file"):
-        draw_attention(run, sample.image, [], out=tmp_path / "panel.xyz")
+        draw_attention(run, sample.image_path, [], out=tmp_path / "panel.xyz")
     monkeypatch.setattr(run.model, "multi_scale_cam", None)
     with pytest.raises(UsageError, match="outside the photo, which is 64 x 64"):
-        draw_attention(run, sample.image, [(64, 3)], overwrite=True)
+        draw_attention(run, sample.image_path, [(64, 3)], overwrite=True)
 
 
 def test_reading_the_photo_honours_its_orientation(run, tmp_path):
@@ -72,7 +72,7 @@ def test_reading_the_photo_honours_its_orientation(run, tmp_path):
 def test_a_layer_or_head_in_place_of_the_mean(run, rows):
     sample = open_split(run, "val", None, masks=False).samples[0]
     for heads in (None, (1, None), (2, None), (2, 3)):
-        draw_attention(run, sample.image, [(5, 5)], heads=heads)
+        draw_attention(run, sample.image_path, [(5, 5)], heads=heads)
     columns = [dict(one[0][2]) for one in rows]
     mean, first, second = (
         columns[i][name].values for i, name in enumerate(["MHSA (mean of heads)", "MHSA (layer 1)", "MHSA (layer 2)"])
@@ -85,7 +85,7 @@ def test_a_layer_or_head_in_place_of_the_mean(run, rows):
         ((1, 9), "--head: expected 1..8"),
     ):
         with pytest.raises(UsageError, match=message):
-            draw_attention(run, sample.image, [], heads=heads)
+            draw_attention(run, sample.image_path, [], heads=heads)
 
 
 def test_a_run_without_afa_is_drawn_beside(run, rows):

@@ -53,7 +53,7 @@ def test_full_supervision_trains_and_needs_masks(tmp_path, tiny_data):
     )
     shutil.copytree(tiny_data, tmp_path / "data")
     shutil.rmtree(tmp_path / "data/masks")
-    with pytest.raises(DataError, match="needs true masks"):
+    with pytest.raises(UsageError, match="needs true masks"):
         train("demo", data=tmp_path / "data", out=tmp_path / "other", overrides=overrides, device_name="cpu")
 
 
