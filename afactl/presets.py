@@ -5,13 +5,14 @@ This module knows nothing of torch, so that the command line starts quickly.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from afactl.errors import PresetError, first_line, nearest
 
@@ -21,9 +22,32 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Common rules: nothing unknown, nothing changed afterwards, no NaN."""
+    """Common rules: nothing unknown, nothing changed afterwards, no NaN, no text in place of a number."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _typed(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would make numbers of "1e5" and of true.
+        kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if (isinstance(one, str) and str not in kinds and one not in kinds) or (
+                isinstance(one, bool) and bool not in kinds
+            ):
+                raise ValueError("of another type")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types and the choices that an annotation is made of."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    if get_origin(annotation) in (tuple, types.UnionType, Union):
+        return set().union(*(_kinds(part) for part in get_args(annotation)))
+    return {annotation}
 
 
 class Data(Section):
@@ -195,23 +219,24 @@ class Preset(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
+        problems = []
         if self.cam.beta_low > self.cam.beta_high:
-            raise ValueError(
-                f"cam.beta_low: expected at most beta_high = {self.cam.beta_high}, got {self.cam.beta_low}"
-            )
+            problems.append(f"cam.beta_low: expected at most beta_high = {self.cam.beta_high}, got {self.cam.beta_low}")
         if 1.0 not in self.cam.scales:
-            raise ValueError(f"cam.scales: expected 1.0 among them, got {list(self.cam.scales)}")
+            problems.append(f"cam.scales: expected 1.0 among them, got {list(self.cam.scales)}")
         if self.affinity.scale not in self.cam.scales:
-            raise ValueError(
+            problems.append(
                 f"affinity.scale: expected one of cam.scales {list(self.cam.scales)}, got {self.affinity.scale}"
             )
         if self.train.scale_range[0] > self.train.scale_range[1]:
-            raise ValueError(f"train.scale_range: expected [from, to], got {list(self.train.scale_range)}")
+            problems.append(f"train.scale_range: expected [from, to], got {list(self.train.scale_range)}")
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice and reads `6e-5` as the number it is."""
+    """Safe YAML that refuses a key given twice and reads a plain `6e-5` as the number it is; in quotes it is text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
@@ -221,26 +246,30 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts into quotes what `_Loader` would read as something else."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        # PyYAML's other styles lose line breaks such as U+0085.
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+# PyYAML follows YAML 1.1, where `6e-5` is text; every other reader takes it as a number.
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+        list("-+.0123456789"),
+    )
+
+
 def _read_yaml(text: str, source: str) -> Any:
     try:
-        return _numbers(yaml.load(text, Loader=_Loader))
+        return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
         message = getattr(error, "problem", None) or first_line(error)
         raise PresetError(f"{source}: not readable as YAML ({message})") from error
-
-
-def _numbers(value: Any) -> Any:
-    """PyYAML follows YAML 1.1, where `6e-5` is text; every other reader takes it as a number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def shipped_folder() -> Path:
@@ -287,35 +316,50 @@ def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:
         overrides: `section.key=value`; split at the first `=`, the value read as YAML.
 
     Raises:
-        PresetError: everything that is wrong with file and overrides, in one message.
+        PresetError: everything that is wrong with file and overrides, in one message; what only counts between
+            values, such as beta_low <= beta_high, once each of them is right.
     """
     path = find_preset(name_or_file)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PresetError(f"{path}: cannot be read ({error})") from error
-    tree = _read_yaml(text, str(path)) or {}
-    if not isinstance(tree, dict) or not all(isinstance(part, dict) for part in tree.values()):
-        raise PresetError(f"{path}: expected sections with keys, such as train: {{max_iters: 100}}")
-    problems = []
+    problems: list[str] = []
+    try:
+        tree = _read_yaml(text, str(path)) or {}
+        if not isinstance(tree, dict) or not all(isinstance(part, dict) for part in tree.values()):
+            raise PresetError(f"{path}: expected sections with keys, such as train: {{max_iters: 100}}")
+    except PresetError as error:
+        problems, tree = [str(error).removeprefix(f"{path}: ")], {}
     for override in overrides:
         name, sign, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (sign and dot and key):
             problems.append(f"--set {override}: expected section.key=value, such as train.max_iters=100")
             continue
-        tree.setdefault(section, {})[key] = _read_yaml(value, f"--set {override}")
+        try:
+            tree.setdefault(section, {})[key] = _read_yaml(value, f"--set {override}")
+        except PresetError as error:
+            problems.append(str(error))
     return _validate(tree, str(path), problems)
 
 
+def as_override(name: str, value: str) -> str:
+    """`section.key=value` that `load_preset` reads as this very text, whatever characters it has."""
+    quoted = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf"))
+    return f"{name}={quoted.removesuffix(chr(10))}"
+
+
 def _validate(tree: Mapping[str, Any], source: str, problems: list[str]) -> Preset:
+    preset = None
     try:
         preset = Preset.model_validate(tree)
     except ValidationError as error:
         # A union reports one problem per member, a list one per item: the first of a field says it.
         first = {error["loc"][:2]: error for error in reversed(error.errors())}
-        problems = problems + [_explain(one) for one in first.values()]
-    if problems:
+        # What counts between values says nothing where some of them could not be read.
+        problems = problems + [_explain(one) for where, one in first.items() if where or not problems]
+    if problems or preset is None:
         raise PresetError(f"{source}: " + "; ".join(problems))
     return preset
 
@@ -337,7 +381,7 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         known = field_names() if len(where) > 1 else list(Preset.model_fields)
         return f'"{name}" is not known{nearest(name, known)}'
-    if error["type"] == "value_error":
+    if error["type"] == "value_error" and not where:
         return str(error["ctx"]["error"])
     expected = _expectation(name)
     # Only limits add something to the plain words.
@@ -370,7 +414,7 @@ def _words(annotation: Any) -> str:
 def save_preset(preset: Preset, path: Path) -> None:
     """Write a complete YAML file that loads as an equal preset."""
     path.write_text(
-        yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        yaml.dump(preset.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
 
 

@@ -1,14 +1,16 @@
+import json
 from pathlib import Path
 
 import pydantic
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afactl.errors import PresetError
 from afactl.presets import (
     Preset,
+    as_override,
     differences,
     field_names,
     find_preset,
@@ -99,6 +101,47 @@ def test_exponents_without_a_point_are_numbers_in_files_too(tmp_path):
     assert load_preset(str(tmp_path / "mine.yaml")).optim.lr == 1e-4
 
 
+@pytest.mark.parametrize("text", ["1e5", "-2.5E+3", ".5e1", "3.e2", "+1e-1", "1.5", "7"])
+def test_a_quoted_number_is_text(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: {{init: {json.dumps(text)}}}\noptim: {{lr: 1e5}}\n")
+    preset = load_preset(str(path))
+    assert preset.model.init == text and preset.optim.lr == 1e5
+    path.write_text(f"loss: {{seg: {text}}}\n".replace("-2", "2"))
+    assert load_preset(str(path)).loss.seg == abs(float(text))
+    for field in ("optim.lr", "train.max_iters", "model.pooling"):
+        with pytest.raises(PresetError, match=f"{field}: expected .*number.*, got '"):
+            load_preset("voc", [f'{field}="{text}"'])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('affinity.enabled="yes"', "affinity.enabled: expected true or false, got 'yes'"),
+        ("train.seed=true", "train.seed: expected a whole number, got True"),
+        ('cam.scales=[1.0, "0.5"]', r"cam.scales: expected a list of numbers, got \[1.0, '0.5'\]"),
+        ("data.root=5", "data.root: expected text or null, got 5"),
+    ],
+)
+def test_nothing_of_another_type_is_taken_for_a_value(override, message):
+    with pytest.raises(PresetError, match=message):
+        load_preset("voc", [override])
+
+
+@settings(deadline=None)
+@given(
+    st.text(max_size=20)
+    | st.sampled_from(["/data/\N{GRINNING FACE} fotos", "a\udc80b", "null", "1e5", "# x", "\x85\u2028"])
+)
+def test_any_text_can_be_given_as_an_override_and_is_found_again(tmp_path_factory, text):
+    """As `--data` does it; characters that are no UTF-8 come as lone surrogates."""
+    preset = load_preset("demo", [as_override("data.root", text)])
+    assert preset.data.root == text
+    path = tmp_path_factory.mktemp("preset") / "saved.yaml"
+    save_preset(preset, path)
+    assert load_preset(str(path)) == preset
+
+
 @given(
     st.integers(1, 10**6),
     st.floats(1e-9, 1e3),
@@ -120,13 +163,45 @@ def test_saving_and_loading_gives_the_same(tmp_path_factory, steps, rate, dilati
 
 def test_all_problems_are_told_at_once_with_the_nearest_name():
     with pytest.raises(PresetError) as caught:
-        load_preset("voc", ["train.max_iter=5", "optim.lr=fast", "trian.seed=1", "cam.beta_low=1.5", "nothing"])
+        load_preset(
+            "voc",
+            [
+                "train.max_iter=5",
+                "optim.lr=fast",
+                "trian.seed=1",
+                "cam.beta_low=1.5",
+                "nothing",
+                "eval.scales=[",
+                "par.w1={",
+            ],
+        )
     message = str(caught.value)
     assert '"train.max_iter" is not known; did you mean "train.max_iters"?' in message
     assert "optim.lr: expected a number, got 'fast'" in message
     assert '"trian" is not known; did you mean "train"?' in message
     assert "cam.beta_low: expected a number (input should be less than or equal to 1), got 1.5" in message
     assert "--set nothing: expected section.key=value" in message
+    assert "--set eval.scales=[: not readable as YAML" in message and "--set par.w1={: not readable" in message
+    assert message.count("presets/voc.yaml") == 1
+
+
+def test_a_file_that_cannot_be_read_hides_no_wrong_override(tmp_path):
+    (tmp_path / "bad.yaml").write_text("train: [")
+    with pytest.raises(PresetError) as caught:
+        load_preset(str(tmp_path / "bad.yaml"), ["optim.lr=fast", "par.w1=["])
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/bad.yaml: not readable as YAML") and message.count("bad.yaml") == 1
+    assert "optim.lr: expected a number, got 'fast'" in message and "--set par.w1=[: not readable" in message
+    with pytest.raises(PresetError) as caught:
+        load_preset(str(tmp_path / "bad.yaml"), ["cam.beta_low=0.6"])
+    assert "beta_high" not in str(caught.value), "the file may have had one that fits"
+
+
+def test_all_rules_between_values_are_told_at_once():
+    with pytest.raises(PresetError) as caught:
+        load_preset("voc", ["cam.beta_low=0.9", "cam.scales=[0.5]", "train.scale_range=[2.0, 1.0]"])
+    assert "at most beta_high" in str(caught.value) and "expected 1.0 among them" in str(caught.value)
+    assert "affinity.scale: expected one of" in str(caught.value) and "expected [from, to]" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import math
 import signal
 import threading
@@ -31,7 +30,7 @@ from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, phase_at
 from afactl.network.backbones import require_whole_tokens
 from afactl.network.model import AFA
-from afactl.presets import Preset, differences, load_preset, preset_names
+from afactl.presets import Preset, as_override, differences, load_preset, preset_names
 from afactl.runs.checkpoints import Architecture, find_checkpoint, initialize, restore_training, save_checkpoint
 from afactl.runs.folder import (
     append_metrics,
@@ -156,10 +155,10 @@ def preset_changes(data: Path | None, init: str | None, overrides: Sequence[str]
 
     Paths become full ones, so that the run's preset means the same from any folder.
     """
-    changes = [f"data.root={json.dumps(str(data.resolve()))}"] if data else []
+    changes = [as_override("data.root", str(data.resolve()))] if data else []
     if init:
         plain = init == "none" or init.startswith("hf:")
-        changes.append(f"model.init={json.dumps(init if plain else str(Path(init).resolve()))}")
+        changes.append(as_override("model.init", init if plain else str(Path(init).resolve())))
     return [*changes, *overrides]
 
 
