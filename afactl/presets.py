@@ -53,7 +53,7 @@ def _kinds(annotation: Any) -> set[Any]:
 class Data(Section):
     """Where the photos come from."""
 
-    name: str = Field("voc", description="dataset format: voc, coco, folder or demo")
+    name: str = Field("voc", description="dataset format: voc, coco, folder, demo, or one that was added")
     root: str | None = Field(None, description="folder of the dataset; --data sets it; null: demo makes its own")
     train_split: str = Field("train_aug", description="split that is trained on")
     val_split: str = Field("val", description="split that is scored during training")

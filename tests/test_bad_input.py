@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from afactl.datasets import voc
 from afactl.datasets.images import decoded_photo, read_image
 from afactl.datasets.registry import load_split
 from afactl.datasets.tables import read_rows
@@ -221,15 +220,13 @@ def test_ids_never_leave_the_folder(tmp_path, image_id):
 
 def test_an_id_that_a_loader_lets_through_is_still_refused(tmp_path, monkeypatch):
     from afactl.datasets import registry
-    from afactl.datasets.samples import Sample, Split
+    from afactl.datasets.samples import DatasetFormat, Sample, Split
 
-    monkeypatch.setitem(
-        registry._LOADERS,
-        "voc",
-        lambda root, split: Split(split, voc.CLASSES, (Sample("../../x", root / "x.jpg", ()),), None),
-    )
+    monkeypatch.setattr(registry.FORMATS, "_registered", {})
+    strange = DatasetFormat(lambda root, split: Split(split, ("a",), (Sample("../../x", root / "x.jpg", ()),)), list)
+    registry.register("strange", strange)
     with pytest.raises(DataError, match="leaves the folder that results go to"):
-        load_split("voc", tmp_path, "train")
+        load_split("strange", tmp_path, "train")
 
 
 def test_a_cache_keeps_plain_arrays_only(tmp_path):

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from afactl.datasets.masks import MaskFiles
-from afactl.datasets.samples import Sample, Split
+from afactl.datasets.samples import DatasetFormat, Sample, Split
 from afactl.errors import DataError, DependencyError, nearest
 from afactl.labels import IGNORE
 
@@ -230,3 +230,11 @@ def draw_mask(photo: Photo, class_of: Mapping[int, int]) -> np.ndarray:
             shape = coco_mask.frPyObjects(shape, photo.height, photo.width)
         out[coco_mask.decode(shape) > 0] = IGNORE if one.crowd else class_of[one.category] + 1
     return out
+
+
+def recognizes(root: Path) -> bool:
+    """Whether the folder has annotations where COCO keeps them."""
+    return (root / "annotations").is_dir()
+
+
+FORMAT = DatasetFormat(load, splits, recognizes)

@@ -11,6 +11,7 @@ Image i of a split depends on (seed, split, i) alone.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw, ImageFilter
 
+from afactl.datasets.folder import FORMAT as FOLDER_FORMAT
 from afactl.datasets.masks import write_mask
 from afactl.errors import DataError
 
@@ -334,3 +336,6 @@ def _replace(folder: Path, recipe: dict[str, int]) -> None:
     (fresh / "dataset.json").write_text(json.dumps(recipe), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(fresh, folder)
+
+
+FORMAT = dataclasses.replace(FOLDER_FORMAT, generate=lambda: generate(default_folder()))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from afactl.datasets.masks import MaskFiles
-from afactl.datasets.samples import Sample, Split
+from afactl.datasets.samples import DatasetFormat, Sample, Split
 from afactl.datasets.tables import PHOTOS, Row, read_rows
 from afactl.errors import DataError, nearest
 
@@ -108,3 +108,6 @@ def _classes(root: Path, rows: list[Row]) -> tuple[str, ...]:
     if len(names) > 254:
         raise DataError(f"{root}: {len(names)} classes; masks hold 254 at most")
     return tuple(names)
+
+
+FORMAT = DatasetFormat(load, splits, val_may_be_missing=True)

@@ -1,42 +1,57 @@
 """Dataset formats by name, and the checks that every split goes through before a job starts.
 
-A new format is one module with a function (root, split) -> Split that registers itself here.
+A new format is one module with a `DatasetFormat`, registered here or by an entry point of the group `afactl.datasets`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from afactl.datasets import coco, demo, folder, voc
-from afactl.datasets.samples import Split
-from afactl.datasets.tables import read_rows
-from afactl.errors import DataError, PresetError, UsageError, nearest
+from afactl.datasets import folder
+from afactl.datasets.samples import DatasetFormat, Split
+from afactl.errors import AfactlError, DataError, UsageError
+from afactl.registry import Registry
 
-Loader = Callable[[Path, str], Split]
-Lister = Callable[[Path], list[str]]
-_LOADERS: dict[str, Loader] = {}
-_LISTERS: dict[str, Lister] = {}
+FORMATS = Registry(
+    "data.name",
+    "afactl.datasets",
+    {name: f"afactl.datasets.{name}:FORMAT" for name in ("voc", "coco", "folder", "demo")},
+)
 
 
-def register(name: str, loader: Loader, splits: Lister) -> None:
-    """Make `loader(root, split)` available as `data.name: name`; `splits(root)` gives the splits there."""
-    _LOADERS[name], _LISTERS[name] = loader, splits
+def register(name: str, dataset_format: DatasetFormat) -> None:
+    """Make a format available as `data.name: name`.
+
+    Raises:
+        UsageError: the name is taken.
+    """
+    FORMATS.register(name, dataset_format)
+
+
+def dataset_format(name: str) -> DatasetFormat:
+    """A format by its name.
+
+    Raises:
+        PresetError: no such format. DependencyError: the package that brings it cannot be imported.
+    """
+    found = FORMATS.get(name)
+    if not isinstance(found, DatasetFormat):
+        raise FORMATS.strange(name, found, "a DatasetFormat of afactl.datasets.samples")
+    return found
 
 
 def dataset_folder(name: str, root: Path | None) -> Path:
-    """The folder of a dataset; None makes the generated demo where it belongs.
+    """The folder of a dataset; None makes generated data where they belong.
 
     Raises:
         PresetError: no such format. UsageError: no folder given. DataError: it is not there.
     """
-    if name not in _LOADERS:
-        raise PresetError(f'data.name: "{name}" is no dataset format{nearest(name, sorted(_LOADERS))}')
+    generate = dataset_format(name).generate
     if root is None:
-        if name != "demo":
+        if generate is None:
             raise UsageError(f"data: the folder of the {name} dataset is needed; give --data DIR")
-        return demo.generate(demo.default_folder())
+        return generate()
     if not root.is_dir():
         raise DataError(f"--data {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
     return root
@@ -46,15 +61,15 @@ def load_split(name: str, root: Path | None, split: str) -> Split:
     """A split of a dataset.
 
     Args:
-        name: a registered format: voc, coco, folder, demo.
-        root: its folder; None makes the generated demo where it belongs.
+        name: one of `FORMATS.names()`.
+        root: its folder; None makes generated data where they belong.
 
     Raises:
         PresetError: no such format. UsageError: no folder given. DataError: the folder or split
             is not what the format expects.
     """
     root = dataset_folder(name, root)
-    found = _LOADERS[name](root, split)
+    found = dataset_format(name).load(root, split)
     if not found.samples:
         raise DataError(f"--data {root}: split {split} is empty")
     for sample in found.samples:
@@ -99,12 +114,12 @@ def data_fingerprint(split: Split) -> str:
 
 def split_names(name: str, root: Path | None) -> list[str]:
     """The splits of a dataset that are there, the first one for training. Raises as `load_split`."""
-    return _LISTERS[name](dataset_folder(name, root))
+    return dataset_format(name).splits(dataset_folder(name, root))
 
 
 def is_missing(name: str, root: Path | None, split: str) -> bool:
-    """Whether own photos go without this split, which they may; of other formats it is expected to be there."""
-    return _LOADERS.get(name) is folder.load and split not in split_names(name, root)
+    """Whether a dataset goes without this split of validation, where its format allows that."""
+    return dataset_format(name).val_may_be_missing and split not in split_names(name, root)
 
 
 def load_all(name: str, root: Path | None) -> list[Split]:
@@ -125,14 +140,12 @@ def format_of(root: Path) -> str:
     Raises:
         DataError: none that is known, or the labels of own photos are wrong.
     """
-    for name, sign in {"voc": "ImageSets/Segmentation", "coco": "annotations"}.items():
-        if (root / sign).exists():
+    for name in FORMATS.names():
+        try:
+            recognizes = dataset_format(name).recognizes
+        except AfactlError:
+            continue  # of a package that is broken: whoever asks for that format is told so, and so is `doctor`
+        if recognizes(root):
             return name
-    read_rows(root)  # says what a folder of own photos may hold
+    folder.splits(root)  # says what a folder of own photos may hold
     return "folder"
-
-
-register("voc", voc.load, voc.splits)
-register("coco", coco.load, coco.splits)
-register("folder", folder.load, folder.splits)
-register("demo", folder.load, folder.splits)

@@ -1,8 +1,8 @@
-"""What every dataset format yields: a split is a named list of photos with image-level labels."""
+"""What a dataset format is, and what every one yields: a split, a named list of photos with image-level labels."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
@@ -70,6 +70,29 @@ class Split:
                 "see masks/ in docs/own-data.md"
             )
         return self.masks
+
+
+def _never(root: Path) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class DatasetFormat:
+    """A way in which a dataset may lie in a folder.
+
+    Attributes:
+        load: (folder, split's name) -> that split.
+        splits: folder -> names of the splits that are there, the first one for training.
+        recognizes: whether a folder holds this format, told by what lies in it; for commands that get a folder alone.
+        generate: makes the data and gives their folder; None: the user has to give one.
+        val_may_be_missing: training goes without validation where the split for it is not there.
+    """
+
+    load: Callable[[Path, str], Split]
+    splits: Callable[[Path], list[str]]
+    recognizes: Callable[[Path], bool] = _never
+    generate: Callable[[], Path] | None = None
+    val_may_be_missing: bool = False
 
 
 class Track(Protocol):

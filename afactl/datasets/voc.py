@@ -14,7 +14,7 @@ from pathlib import Path
 
 from afactl.datasets.mask_labels import labels_from_masks
 from afactl.datasets.masks import MaskFiles
-from afactl.datasets.samples import Sample, Split
+from afactl.datasets.samples import DatasetFormat, Sample, Split
 from afactl.errors import DataError, nearest
 
 CLASSES = (
@@ -143,3 +143,11 @@ def _augmented(root: Path) -> list[str]:
         )
     held_out = set(read_list(root, "val"))
     return sorted(mask.stem for mask in folder.glob("*.png") if mask.stem not in held_out)
+
+
+def recognizes(root: Path) -> bool:
+    """Whether the folder has the lists of VOC."""
+    return (root / "ImageSets" / "Segmentation").is_dir()
+
+
+FORMAT = DatasetFormat(load, splits, recognizes)

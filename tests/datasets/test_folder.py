@@ -136,7 +136,7 @@ def test_the_fingerprint_follows_list_labels_and_files(tmp_path):
 
 
 def test_the_registry_explains_what_is_wrong(tmp_path):
-    with pytest.raises(PresetError, match='"foler" is no dataset format; did you mean "folder"'):
+    with pytest.raises(PresetError, match='data.name: "foler" is unknown; did you mean "folder"'):
         load_split("foler", tmp_path, "train")
     with pytest.raises(UsageError, match="give --data DIR"):
         load_split("voc", None, "train")
