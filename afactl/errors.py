@@ -42,8 +42,16 @@ class UnknownValueError(DataError):
     """A mask holds a value or colour that is no class."""
 
 
+class BusyError(AfactlError):
+    """Another process is at work where only one may be."""
+
+
 class CacheError(AfactlError):
     """An HDF5 cache was made by other weights or settings, or cannot be read."""
+
+
+class StaleCacheError(CacheError):
+    """Nothing of a cache can be used: it was made by other weights, settings or data, or is damaged."""
 
 
 class CheckpointError(AfactlError):

@@ -1,4 +1,4 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and by one process at a time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ import platform
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from afactl.errors import BusyError, UsageError
 
 try:
     import fcntl
 except ImportError:  # Windows, where a file that was left is known by nothing, and stays
     fcntl = None  # type: ignore[assignment]
 
+# What the system says of a file system that knows no locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# Set by `without_locks`.
+_locking = True
 # Folders in which this process has looked for what killed ones left.
 _swept: set[str] = set()
 
@@ -112,3 +121,69 @@ def _sweep(folder: Path) -> None:
                     os.unlink(name)
                 finally:
                     os.close(handle)
+
+
+class Lock:
+    """Keeps other processes out until it is released, or until this process ends, however it ends."""
+
+    def __init__(self, held: FileLock | None) -> None:
+        self._held = held
+
+    def release(self) -> None:
+        """Let others in; a second time changes nothing."""
+        if self._held is not None:
+            self._held.release()
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def lock(path: Path, seconds: float = 0.0) -> Lock:
+    """Keep other processes out.
+
+    Args:
+        path: an empty file that the lock is tied to. It stays: one that was removed would lock nobody out.
+        seconds: to wait for another process.
+
+    Raises:
+        BusyError: another process has it. UsageError: the file system has no locks. OSError: as the system says it.
+    """
+    if not _locking:
+        return Lock(None)
+    _require_locks(path.parent)
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=seconds)
+    except Timeout as error:
+        raise BusyError(f"{path.parent}: another process is at work there; wait for that one to end") from error
+    return Lock(held)
+
+
+@contextlib.contextmanager
+def without_locks() -> Iterator[None]:
+    """Inside the block nothing is locked: for file systems that know no locks, at the user's own risk."""
+    global _locking
+    before, _locking = _locking, False
+    try:
+        yield
+    finally:
+        _locking = before
+
+
+def _require_locks(folder: Path) -> None:
+    """See that a folder's file system knows locks; some versions of `filelock` wait for ever where it does not."""
+    if fcntl is None:
+        return
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise UsageError(
+                f"{folder}: this file system has no locks ({error.strerror}), which keep two commands from writing one "
+                "file; use a folder on another one, or add --no-lock and see yourself that one command works there"
+            ) from error

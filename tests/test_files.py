@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from afactl import files
-from afactl.files import whole_file
+from afactl.errors import BusyError, UsageError
+from afactl.files import lock, whole_file, without_locks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,7 +62,8 @@ def test_a_name_of_the_greatest_length_can_be_written(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from afactl.files import whole_file
+from afactl.errors import BusyError, UsageError
+from afactl.files import lock, whole_file, without_locks
 target, letter = Path(sys.argv[1]), sys.argv[2]
 print("ready", flush=True)
 for _ in range(300):
@@ -84,7 +87,8 @@ def test_two_processes_may_write_one_path(tmp_path):
 KEPT_OPEN = """
 import sys, time
 from pathlib import Path
-from afactl.files import whole_file
+from afactl.errors import BusyError, UsageError
+from afactl.files import lock, whole_file, without_locks
 with whole_file(Path(sys.argv[1])) as fresh:
     fresh.write_text("half")
     print("ready", flush=True)
@@ -150,3 +154,50 @@ def test_the_folder_is_searched_once(tmp_path, monkeypatch):
         with whole_file(tmp_path / f"{number}.txt") as fresh:
             fresh.write_text("whole")
     assert len(looked) == 1
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from afactl.files import lock
+with lock(Path(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def test_a_lock_keeps_another_process_out_until_it_ends(tmp_path):
+    holder = process(HOLDER, tmp_path / "lock", 60)
+    assert holder.stdout.readline() == "ready\n"
+    with pytest.raises(BusyError, match="another process is at work there; wait for that one to end"):
+        lock(tmp_path / "lock")
+    holder.kill()
+    holder.wait()
+    held = lock(tmp_path / "lock", 10)
+    held.release()
+    held.release()
+    lock(tmp_path / "lock").release()
+
+
+def test_a_lock_waits_as_long_as_it_is_told(tmp_path):
+    holder = process(HOLDER, tmp_path / "lock", 0.5)
+    assert holder.stdout.readline() == "ready\n"
+    lock(tmp_path / "lock", 60).release()
+    assert holder.wait() == 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said_and_can_be_used_all_the_same(tmp_path, monkeypatch, number):
+    def none_here(handle, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", none_here)
+    with pytest.raises(
+        UsageError, match="this file system has no locks .*; use a folder on another one, or add --no-lock"
+    ):
+        lock(tmp_path / "lock", 60)
+    assert not list(tmp_path.iterdir())
+    with without_locks(), lock(tmp_path / "lock"), lock(tmp_path / "lock"):
+        assert not list(tmp_path.iterdir())
+    with pytest.raises(UsageError, match="no locks"):
+        lock(tmp_path / "lock")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -23,14 +22,16 @@ from afactl.datasets.samples import Split, Track
 from afactl.errors import UsageError, nearest
 from afactl.evaluation.pseudo_labels import score_refined_cams
 from afactl.evaluation.segmentation import evaluate_segmentation
-from afactl.files import whole_file
+from afactl.files import lock, whole_file
 from afactl.inference.trained_run import TrainedRun, open_run, open_split
 from afactl.presets import Preset, differences, load_preset
-from afactl.runs.folder import find_run, run_preset
+from afactl.runs.folder import drop_unstarted, find_run, run_preset
 from afactl.training.job import Event, Report, ignore, preset_changes, train
 
 Reporter = Callable[[], AbstractContextManager[Report]]
 CPU = torch.device("cpu")
+# Another process has the file of results for a moment only.
+LOCK_SECONDS = 10.0
 
 
 def unwatched() -> AbstractContextManager[Report]:
@@ -118,7 +119,7 @@ def _train_row(
     changes = [change.format(max_iters=total) for change in changes]
     folder = root / _slug(changes)
     if (folder / "preset.yaml").is_file() and not any(folder.glob("checkpoints/*/weights.safetensors")):
-        shutil.rmtree(folder)  # stopped before its first checkpoint: nothing to go on with
+        drop_unstarted(folder)
     if not (folder / "preset.yaml").is_file():
         with reporter() as report:
             report(Event("note", 0, total, {"text": f"row {folder}"}))
@@ -187,12 +188,18 @@ def _kept(path: Path, settings: dict[str, Any], job: Callable[[], float]) -> tup
     Returns:
         (mIoU in per cent, whether it was there).
     """
-    results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    results = _results(path)
     if key in results:
-        return results[key]["miou"], True
+        return float(results[key]["miou"]), True
     value = job()
-    results[key] = {"miou": value, **settings}
-    with whole_file(path) as fresh:
-        fresh.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    with lock(path.with_name(f".{path.name}.lock"), LOCK_SECONDS):
+        results = _results(path)  # another table may have put its rows there meanwhile
+        results[key] = {"miou": value, **settings}
+        with whole_file(path) as fresh:
+            fresh.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return value, False
+
+
+def _results(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

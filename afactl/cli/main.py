@@ -28,6 +28,7 @@ from afactl.cli import (
     viz,
 )
 from afactl.errors import AfactlError, UsageError
+from afactl.files import without_locks
 from afactl.machine.allocator import keep_freed_memory
 from afactl.machine.terminal import error_line, keep_quiet, out
 
@@ -35,7 +36,8 @@ app = typer.Typer(
     name="afactl",
     help="Masks from tagged photos: AFA, Learning Affinity from Attention (CVPR 2022).\n\n"
     "Start with: afactl train demo, afactl pseudo-eval --split train, afactl viz-attn --query 60,50, "
-    "afactl predict PHOTOS. With --verbose anywhere, an error shows where it came from.",
+    "afactl predict PHOTOS. With --verbose anywhere, an error shows where it came from. With --no-lock anywhere, "
+    "nothing keeps two commands from writing one file: for file systems without locks, at your own risk.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,15 +94,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: every error becomes one line and an exit code."""
     keep_freed_memory()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    verbose = "--verbose" in arguments
-    arguments = [argument for argument in arguments if argument != "--verbose"]
+    verbose, unlocked = "--verbose" in arguments, "--no-lock" in arguments
+    arguments = [argument for argument in arguments if argument not in ("--verbose", "--no-lock")]
     if not arguments and "_AFACTL_COMPLETE" not in os.environ:  # which the shell's completion sets
         for line in FIRST_STEPS.splitlines():
             out.print(line)
         sys.exit(0)
     command = typer.main.get_command(app)
     try:
-        with _processes(arguments):
+        with _processes(arguments), without_locks() if unlocked else contextlib.nullcontext():
             code = command.main(arguments, prog_name="afactl", standalone_mode=False)
     except AfactlError as error:
         if verbose:

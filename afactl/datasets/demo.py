@@ -19,12 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image, ImageDraw, ImageFilter
 
 from afactl.datasets.folder import FORMAT as FOLDER_FORMAT
 from afactl.datasets.masks import write_mask
-from afactl.errors import DataError
+from afactl.errors import BusyError, DataError
+from afactl.files import lock
 
 CLASSES = ("disc", "square", "triangle", "star", "ring", "cross")
 VERSION = 2
@@ -288,11 +288,11 @@ def generate(folder: Path, *, train: int = TRAIN, val: int = VAL, size: int = SI
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock", timeout=600):
+        with lock(folder.with_name(f"{folder.name}.lock"), 600.0):
             # Another process may have made it while this one waited.
             if _recipe(folder) != recipe:
                 _replace(folder, recipe)
-    except Timeout as error:
+    except BusyError as error:
         raise DataError(
             f"{folder}: another process has been generating it for ten minutes; stop that one first"
         ) from error

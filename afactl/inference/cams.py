@@ -21,7 +21,7 @@ from afactl.datasets.images import read_image
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split, Track
 from afactl.datasets.transforms import normalize
-from afactl.errors import CacheError
+from afactl.errors import CacheError, StaleCacheError
 from afactl.files import whole_file
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
@@ -145,49 +145,85 @@ def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray |
 def dump_cams(run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter) -> tuple[Path, int, int]:
     """Put the CAMs, affinity and attention of a split into the run's cache; finished images are skipped.
 
-    Several processes share the images: each writes a file of its own, which rank 0 takes into the cache when
-    all are done, or at the next call where one was killed.
+    Several processes share the images. Rank 0 has the cache, and nobody else gets it before all are done; each of
+    the others writes a file of its own, which rank 0 takes into the cache in the end, or at the next call where one
+    was killed.
 
     Args:
-        track: wraps the iteration over samples, for a progress bar.
+        overwrite: throw away what is there. track: wraps the iteration over samples, for a progress bar.
 
     Returns:
         (file, images in the split, images passed through the network now, by all processes).
+
+    Raises:
+        CacheError: the cache was made by others (names --overwrite), or another process is writing it.
     """
-    path = cam_cache_path(run, split.name)
-    if distributed.rank() == 0:
+    path, rank = cam_cache_path(run, split.name), distributed.rank()
+    if rank == 0:
         with open_cam_cache(run, split, overwrite) as cache:
+            _take_parts(run, split, cache, overwrite)
+            made = _fill(run, split, cache, distributed.broadcast(sorted(cache.ids())), track)
+            computed = _of_all(made)  # when every other process has closed its file
             _take_parts(run, split, cache)
-            known = set(cache.ids())
     else:
-        known = set()
-    known = set(distributed.broadcast(sorted(known)))
-    missing = [sample for sample in distributed.shard(split.samples) if sample.image_id not in known]
-    part = path if distributed.world_size() == 1 else path.with_name(f"{path.stem}.part-{distributed.rank()}.h5")
-    with Cache.open(part, _cam_header(run, split)) as cache:
-        for sample in track(missing):
-            record_of(run, cache, sample)
-    computed = int(distributed.all_reduce(torch.tensor(len(missing))))
-    if distributed.rank() == 0 and distributed.world_size() > 1:
-        with open_cam_cache(run, split) as cache:
-            _take_parts(run, split, cache)
+        known = distributed.broadcast([])
+        with Cache.open(path.with_name(f"{path.stem}.part-{rank}.h5"), _cam_header(run, split)) as cache:
+            made = _fill(run, split, cache, known, track)
+        computed = _of_all(made)
     return path, len(split.samples), computed
 
 
-def _take_parts(run: TrainedRun, split: Split, cache: Cache) -> None:
-    """Move the images of the files that several processes wrote into the cache; each image goes in once."""
+def _fill(run: TrainedRun, split: Split, cache: Cache, known: Sequence[str], track: Track) -> int:
+    """Put this process's share of the images that are not yet known into a cache; gives how many they were."""
+    done = set(known)
+    missing = [sample for sample in distributed.shard(split.samples) if sample.image_id not in done]
+    for sample in track(missing):
+        record_of(run, cache, sample)
+    return len(missing)
+
+
+def _of_all(count: int) -> int:
+    return int(distributed.all_reduce(torch.tensor(count)))
+
+
+def _take_parts(run: TrainedRun, split: Split, cache: Cache, drop: bool = False) -> None:
+    """Move the images of the files that several processes wrote into the cache; each image goes in once.
+
+    A file is removed when the cache has all of its images, or nothing of it can be used. None that a living process
+    writes: those are locked.
+
+    Args:
+        drop: remove them as they are.
+
+    Raises:
+        CacheError: a process that other ones left is still writing its file; or the disk is full.
+    """
     for path in sorted(cache.path.parent.glob(f"{glob.escape(cache.path.stem)}.part-*.h5")):
         try:
             part = Cache.open(path, _cam_header(run, split))
-        except CacheError:  # of other weights, or damaged: made anew
-            path.unlink()
+        except StaleCacheError:
+            pass
+        else:
+            with part:
+                if not (drop or _taken(part, cache)):
+                    continue
+        for name in (path.name, f"{path.name}.journal", f"{path.name}.lock"):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def _taken(part: Cache, cache: Cache) -> bool:
+    """Copy what the cache lacks; False where an image could not be read, which is then made anew."""
+    whole = True
+    for image_id in part.ids():
+        if image_id in cache:
             continue
-        with part:
-            for image_id in part.ids():
-                if image_id not in cache:
-                    cache.append(image_id, part.read(image_id))
-        path.unlink()
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+        try:
+            arrays = part.read(image_id)
+        except CacheError:
+            whole = False
+        else:
+            cache.append(image_id, arrays)
+    return whole
 
 
 def export_cams(run: TrainedRun, split: Split, track: Track = iter) -> Path:

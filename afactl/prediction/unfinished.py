@@ -8,10 +8,8 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from filelock import FileLock, Timeout
-
-from afactl.errors import UsageError
-from afactl.files import whole_file
+from afactl.errors import BusyError, UsageError
+from afactl.files import lock, whole_file
 
 FOLDER = ".unfinished"
 
@@ -25,16 +23,16 @@ class Unfinished:
         process: number of this process.
 
     Raises:
-        OSError: the folder cannot be written. UsageError: another job is writing into it.
+        OSError: the folder cannot be written.
+        UsageError: another job is writing into it, or its file system has no locks.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], process: int = 0) -> None:
         self.folder, self.settings = out / FOLDER, settings
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder / f"lock-{process}")
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
+            self._lock = lock(self.folder / f"lock-{process}")
+        except BusyError as error:
             raise UsageError(
                 f"{out}: another job is writing there; wait for it, or give another folder with --out"
             ) from error

@@ -21,9 +21,9 @@ from urllib.parse import quote, unquote
 
 import h5py
 import numpy as np
-from filelock import FileLock, Timeout
 
-from afactl.errors import CacheError, first_line
+from afactl.errors import BusyError, CacheError, StaleCacheError, first_line
+from afactl.files import Lock, lock
 from afactl.runs.journal import JournaledFile
 
 SCHEMA = 1
@@ -69,8 +69,8 @@ def decode_id(name: str) -> str:
 class Cache:
     """An open cache; made by `Cache.open`. A context manager, which closes the file."""
 
-    def __init__(self, path: Path, file: h5py.File, disk: JournaledFile, lock: FileLock) -> None:
-        self.path, self._file, self._disk, self._lock = path, file, disk, lock
+    def __init__(self, path: Path, file: h5py.File, disk: JournaledFile, held: Lock) -> None:
+        self.path, self._file, self._disk, self._lock = path, file, disk, held
         self._complete = {name for name, group in file["images"].items() if group.attrs.get("complete")}
 
     @classmethod
@@ -81,26 +81,26 @@ class Cache:
             overwrite: throw away what is there.
 
         Raises:
-            CacheError: made by other weights, data or settings (says which); not a cache;
-                another process has it open; the folder cannot be written.
+            StaleCacheError: made by other weights, data or settings (says which), or not a cache.
+            CacheError: another process has it open, or the folder cannot be written.
+            UsageError: the file system has no locks.
         """
-        lock = FileLock(f"{path}.lock")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout as error:
+            held = lock(path.with_name(f"{path.name}.lock"), LOCK_SECONDS)
+        except BusyError as error:
             raise CacheError(f"{path}: another process is writing it; wait for that one to end") from error
         except OSError as error:
             raise _unwritable(path, error) from error
         try:
-            return cls(path, *_open_file(path, header, overwrite), lock)
+            return cls(path, *_open_file(path, header, overwrite), held)
         except DAMAGE as error:
-            lock.release()
-            raise CacheError(
-                f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew"
-            ) from error
+            held.release()
+            # What the system says of the disk or the memory says nothing of the file.
+            kind = CacheError if isinstance(error, MemoryError) or getattr(error, "errno", None) else StaleCacheError
+            raise kind(f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew") from error
         except BaseException:
-            lock.release()
+            held.release()
             raise
 
     def __enter__(self) -> Cache:
@@ -179,7 +179,7 @@ def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> tuple[h5py.F
     found = _differences(file, header)
     if found:
         file.close()
-        raise CacheError(f"{path}: made with other {'; '.join(found)}; --overwrite makes it anew")
+        raise StaleCacheError(f"{path}: made with other {'; '.join(found)}; --overwrite makes it anew")
     return file, disk
 
 

@@ -8,6 +8,7 @@ runs/<preset>-<date>-<time>/
     cache/          HDF5 of the stages
     scores/         confusion matrices of pseudo-eval and eval, for the report
     figures/        pictures
+    .lock           what a training holds while it runs
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,34 +24,78 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from afactl.errors import UsageError
-from afactl.files import whole_file
+from afactl.errors import BusyError, UsageError
+from afactl.files import Lock, lock, whole_file
 from afactl.presets import Preset, load_preset, save_preset
 
+# The file whose lock a training holds.
+LOCK = ".lock"
 
-def new_run(preset: Preset, name: str, out: Path | None) -> Path:
+
+def new_run(preset: Preset, name: str, out: Path | None) -> tuple[Path, Lock]:
     """Create a run folder with its resolved preset.
 
     Args:
         name: of the preset, for the default folder `runs/<name>-<date>-<time>`.
         out: the folder to use instead.
 
+    Returns:
+        (folder, the lock that keeps other trainings out of it).
+
     Raises:
         UsageError: the folder holds something already, or cannot be written.
     """
     run = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if run.is_dir() and any(run.iterdir()):
+    _require_empty(run)  # first of all: nothing is to be changed in a folder with something else
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        held = lock_run(run)
+        try:
+            _require_empty(run)
+            for part in ("checkpoints", "cache", "figures"):
+                (run / part).mkdir()
+            save_preset(preset, run / "preset.yaml")
+        except BaseException:
+            held.release()
+            raise
+    except OSError as error:
+        raise UsageError(f"--out {run}: cannot be written ({error.strerror or error}); give another folder") from error
+    return run, held
+
+
+def _require_empty(run: Path) -> None:
+    if run.is_dir() and any(path.name != LOCK for path in run.iterdir()):
         what = "a run" if (run / "preset.yaml").exists() else "other files"
         raise UsageError(
             f"--out {run}: the folder holds {what} already; give an empty one, or --resume to go on with a run"
         )
+
+
+def lock_run(run: Path) -> Lock:
+    """Keep other trainings out of a run.
+
+    Raises:
+        BusyError: another process is training it.
+    """
     try:
-        for part in ("checkpoints", "cache", "figures"):
-            (run / part).mkdir(parents=True, exist_ok=True)
-        save_preset(preset, run / "preset.yaml")
-    except OSError as error:
-        raise UsageError(f"--out {run}: cannot be written ({error.strerror or error}); give another folder") from error
-    return run
+        return lock(run / LOCK)
+    except BusyError as error:
+        raise BusyError(f"{run}: another process is training it; wait for that one to end") from error
+
+
+def drop_unstarted(run: Path) -> None:
+    """Take away what a training left that ended before its first checkpoint: there is nothing to go on with.
+
+    Raises:
+        BusyError: it has not ended.
+    """
+    with lock_run(run):
+        if any(run.glob("checkpoints/*/weights.safetensors")):
+            return
+        for name in ("checkpoints", "cache", "figures", "tensorboard"):
+            shutil.rmtree(run / name, ignore_errors=True)
+        for name in ("preset.yaml", "manifest.json", "metrics.jsonl"):
+            (run / name).unlink(missing_ok=True)
 
 
 def find_run(run: Path | None, root: Path = Path("runs")) -> tuple[Path, str]:

@@ -37,6 +37,7 @@ from afactl.runs.folder import (
     change_preset,
     find_run,
     forget_metrics_after,
+    lock_run,
     new_run,
     read_metrics,
     run_preset,
@@ -108,6 +109,7 @@ def train(
 
     Raises:
         UsageError: the options do not go together, or the folder holds something.
+        BusyError: another process is training the run.
         PresetError, DataError, CheckpointError: what is wrong with preset, data or weights.
         AfactlError: the loss stayed non-finite.
         KeyboardInterrupt: passed on after a checkpoint has been written.
@@ -115,38 +117,44 @@ def train(
     started = time.perf_counter()
     device = choose_device(device_name)
     changes = preset_changes(data, init, overrides)
-    if resume:
-        run, how = find_run(out)
-        preset = run_preset(run)
-        report(Event("note", 0, preset.train.max_iters, {"text": f"run: {run} ({how})"}))
-        wanted = load_preset(preset_name or str(run / "preset.yaml"), changes)
-        changed = differences(preset, wanted)
-        if changed and not allow_changes:
-            raise UsageError(
-                f"--resume: {run} was started with other values ({'; '.join(changed)}); leave them, "
-                "go on with the new ones by --allow-changes, or start a new run"
+    with contextlib.ExitStack() as held:
+        if resume:
+            run, how = find_run(out)
+            preset = run_preset(run)
+            report(Event("note", 0, preset.train.max_iters, {"text": f"run: {run} ({how})"}))
+            if distributed.rank() == 0:
+                held.enter_context(lock_run(run))
+            wanted = load_preset(preset_name or str(run / "preset.yaml"), changes)
+            changed = differences(preset, wanted)
+            if changed and not allow_changes:
+                raise UsageError(
+                    f"--resume: {run} was started with other values ({'; '.join(changed)}); leave them, "
+                    "go on with the new ones by --allow-changes, or start a new run"
+                )
+            job = Job(wanted, run, device, report)
+            found = find_checkpoint(run, "last")
+            if found.note:
+                report(Event("note", 0, preset.train.max_iters, {"text": found.note}))
+            job.restore(found.folder)
+            if changed and distributed.rank() == 0:
+                change_preset(run, wanted, job.start, changed)
+        else:
+            if preset_name is None:
+                raise UsageError(f"train: expected a preset, one of {', '.join(preset_names())}, or a YAML file")
+            preset = load_preset(preset_name, changes)
+            job = Job(preset, Path(), device, report)
+            report(
+                Event(
+                    "note", 0, preset.train.max_iters, {"text": f"weights: {initialize(job.model, preset.model.init)}"}
+                )
             )
-        job = Job(wanted, run, device, report)
-        found = find_checkpoint(run, "last")
-        if found.note:
-            report(Event("note", 0, preset.train.max_iters, {"text": found.note}))
-        job.restore(found.folder)
-        if changed and distributed.rank() == 0:
-            change_preset(run, wanted, job.start, changed)
-    else:
-        if preset_name is None:
-            raise UsageError(f"train: expected a preset, one of {', '.join(preset_names())}, or a YAML file")
-        preset = load_preset(preset_name, changes)
-        job = Job(preset, Path(), device, report)
-        report(
-            Event("note", 0, preset.train.max_iters, {"text": f"weights: {initialize(job.model, preset.model.init)}"})
-        )
-        if distributed.rank() == 0:
-            job.run = new_run(preset, Path(preset_name).stem, out)
-            job.describe()
-    if tensorboard and distributed.rank() == 0:
-        job.tensorboard = TensorBoardLog(job.run, job.start)
-    validation = job.run_steps()
+            if distributed.rank() == 0:
+                job.run, lock = new_run(preset, Path(preset_name).stem, out)
+                held.enter_context(lock)
+                job.describe()
+        if tensorboard and distributed.rank() == 0:
+            job.tensorboard = TensorBoardLog(job.run, job.start)
+        validation = job.run_steps()
     return Trained(job.run, job.preset.train.max_iters, time.perf_counter() - started, peak_memory(device), validation)
 
 

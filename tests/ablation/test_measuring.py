@@ -2,18 +2,20 @@
 
 import json
 import string
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import pytest
 import torch
 
-from afactl.ablation.measuring import ablate
+from afactl.ablation.measuring import _kept, ablate
 from afactl.ablation.tables import TABLES
-from afactl.errors import UsageError
+from afactl.errors import BusyError, UsageError
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.inference.trained_run import open_run, open_split
 from afactl.presets import load_preset
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 CPU = torch.device("cpu")
 # Two steps a row: it is the bookkeeping that is tested here.
@@ -90,6 +92,42 @@ def test_trained_rows_go_on_after_a_stop(tmp_path, tiny_data, monkeypatch):
     assert all(row.reused for row in ablate("table2", "demo", **arguments).rows)
     with pytest.raises(UsageError, match="was trained with other values.*train.seed"):
         ablate("table2", "demo", **{**arguments, "overrides": [*SHORT, "train.seed=3"]})
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from afactl.presets import load_preset
+from afactl.runs.folder import new_run
+with new_run(load_preset("demo"), "demo", Path(sys.argv[1]))[1]:
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_row_that_another_process_is_training_is_left_alone(tmp_path, tiny_data):
+    """It has no checkpoint yet: without the lock it would be taken for one that was stopped, and removed."""
+    row = tmp_path / "base"
+    arguments = {"data": tiny_data, "out": tmp_path, "overrides": SHORT, "split": "val", "device": CPU}
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(row)], cwd=ROOT, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"ready\n"
+        before = sorted(row.rglob("*"))
+        with pytest.raises(BusyError, match="base: another process is training it; wait for that one to end"):
+            ablate("table4", "demo", **arguments)
+        assert sorted(row.rglob("*")) == before
+        other.kill()
+    assert f"{row}, step 2" in ablate("table4", "demo", **arguments).where
+
+
+def test_rows_that_another_process_measured_meanwhile_are_kept(tmp_path):
+    path = tmp_path / "results.json"
+
+    def job():
+        _kept(path, {"row": 2}, lambda: 2.0)
+        return 1.0
+
+    assert _kept(path, {"row": 1}, job) == (1.0, False)
+    assert [_kept(path, {"row": row}, not_again) for row in (1, 2)] == [(1.0, True), (2.0, True)]
 
 
 def test_cached_tables_train_their_run_where_a_preset_is_given(tmp_path, tiny_data):

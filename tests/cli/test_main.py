@@ -1,5 +1,6 @@
 """The command line as a whole: its commands, its help, and what it says when something is wrong."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -84,6 +85,22 @@ def test_help_needs_no_torch():
 def test_without_arguments_the_help_is_shown(call):
     code, out, _ = call()
     assert code == 0 and "afactl train demo" in out
+
+
+def test_a_file_system_without_locks_is_said_and_used_at_ones_own_risk(call, run_copy, tiny_data, monkeypatch):
+    def none_here(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none_here)
+    commands = [
+        ["dump-cams", "--split", "val", "--run", run_copy],
+        ["predict", tiny_data / "images/val", "--run", run_copy],
+        ["train", "--resume", "--out", run_copy, "--set", "train.max_iters=5", "--allow-changes"],
+    ]
+    for command in commands:
+        refused(call(*command), 2, "this file system has no locks (No locks available)", "--no-lock")
+        assert call(*command, "--no-lock")[0] == 0
+    refused(call(*commands[0]), 2, "no locks")
 
 
 def test_usage_errors_are_one_line_with_code_2(call, run_copy, tiny_data, tmp_path):

@@ -1,5 +1,8 @@
 """CAMs and attention of one photo, and the cache that keeps them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,8 @@ from afactl.inference.cams import (
 from afactl.inference.trained_run import multi_hot, to_tensor
 from afactl.method.affinity import mean_attention
 from afactl.runs.cache import Cache
+from afactl.runs.journal import JournaledFile
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -49,6 +54,87 @@ def test_a_dump_goes_on_where_it_stopped(run, val):
     fresh = cam_record(run, read_image(val.samples[1].image), val.samples[1].labels)
     assert all(np.array_equal(a, b) for a, b in zip(kept, fresh, strict=True))
     assert path == run.folder / "cache" / "cams-val.h5"
+
+
+@pytest.fixture
+def part(run, val):
+    """A whole dump, in the file of a process that was killed before the images were taken in."""
+    path, *_ = dump_cams(run, val)
+    return path.rename(path.with_name("cams-val.part-1.h5"))
+
+
+def test_what_a_killed_process_finished_is_taken_in(run, val, part):
+    assert dump_cams(run, val)[1:] == (4, 0)
+    assert [path.name for path in part.parent.iterdir() if "part" in path.name] == []
+    with open_cam_cache(run, val) as cache:
+        assert len(cache) == 4
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from afactl.files import lock
+with lock(Path(sys.argv[1] + ".lock")):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_file_that_another_process_writes_is_left_alone(run, val, part):
+    before = part.read_bytes()
+    command = [sys.executable, "-c", HOLDER, str(part)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout.readline() == "ready\n"
+        for overwrite in (False, True):
+            with pytest.raises(CacheError, match="part-1.h5: another process is writing it; wait"):
+                dump_cams(run, val, overwrite)
+        writer.kill()
+    assert part.read_bytes() == before
+    assert dump_cams(run, val)[2] == 0
+
+
+@pytest.mark.parametrize("place", ["_recover", "_apply"])
+def test_a_full_disk_takes_no_finished_image(run, val, part, monkeypatch, place):
+    """While the file is opened, and while its images are taken in."""
+    before, original = part.read_bytes(), getattr(JournaledFile, place)
+    open_cam_cache(run, val).close()
+
+    def full(disk, *arguments):
+        if place == "_apply" or "part-1" in disk._journal.name:
+            raise OSError(28, "No space left on device")
+        original(disk, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(CacheError, match="make room, then call again"):
+        patch.setattr(JournaledFile, place, full)
+        dump_cams(run, val)
+    assert part.read_bytes() == before and dump_cams(run, val)[2] == 0
+
+
+def test_a_damaged_image_is_made_anew_and_the_others_are_taken_in(run, val, part, monkeypatch):
+    read, bad = Cache.read, val.samples[2].image_id
+
+    def damaged(cache, image_id):
+        if image_id == bad and cache.path == part:
+            raise CacheError("damaged")
+        return read(cache, image_id)
+
+    monkeypatch.setattr(Cache, "read", damaged)
+    assert dump_cams(run, val)[1:] == (4, 1)
+    assert not part.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"cut off", None])
+def test_what_cannot_be_used_of_a_killed_process_goes(run, val, part, content):
+    """Cut off before anything was finished, or made by other weights."""
+    if content is None:
+        dump_cams(run._replace(weights_hash="other"), val)[0].rename(part)
+    else:
+        part.write_bytes(content)
+    assert dump_cams(run, val)[1:] == (4, 4) and not part.exists()
+
+
+def test_overwrite_means_the_files_of_killed_processes_too(run, val, part):
+    assert dump_cams(run, val, overwrite=True)[1:] == (4, 4) and not part.exists()
 
 
 def test_a_cache_of_other_weights_is_refused(run, val):

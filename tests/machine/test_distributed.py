@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from afactl.inference.cams import cam_cache_path, open_cam_cache
+from afactl.errors import CacheError
+from afactl.inference.cams import cam_cache_path, dump_cams, open_cam_cache
 from afactl.inference.trained_run import open_run, open_split
 from afactl.machine.distributed import Shares, all_reduce, all_reduce_array, broadcast, shard, step_shares
 from afactl.network.batch_norm import BatchNorm
@@ -201,6 +202,29 @@ def test_commands_share_images_and_merge_their_results(tmp_path, run_copy, tiny_
         *(f"000{i}_overlay.png" for i in range(4)),
         "results.zip",
     ]
+
+
+def dumped(folder):
+    """Rank 1 tries to get at the cache in the middle of the work."""
+    run = open_run(Path(folder), torch.device("cpu"))
+    split = open_split(run, "train", None, masks=False)
+    refused = []
+
+    def track(samples):
+        for sample in samples:
+            if dist.get_rank() == 1:
+                try:
+                    open_cam_cache(run, split).close()
+                except CacheError as error:
+                    refused.append("another process is writing it" in str(error))
+            yield sample
+
+    return {"made": dump_cams(run, split, track=track)[2], "refused": refused}
+
+
+def test_nobody_else_gets_the_cache_before_all_are_done(tmp_path, run_copy):
+    one, two = together(tmp_path / "p", 2, dumped, str(run_copy))
+    assert one["made"] == two["made"] == 8 and two["refused"] == [True] * 4
 
 
 def test_parts_of_a_killed_dump_are_taken_in(run_copy):

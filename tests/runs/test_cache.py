@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afactl.errors import CacheError
+from afactl.errors import CacheError, StaleCacheError
 from afactl.runs.cache import Cache, CacheHeader, decode_id, encode_id
 from afactl.runs.journal import JournaledFile
 
@@ -240,3 +240,25 @@ def test_a_second_process_is_told_to_wait(tmp_path):
     finally:
         process.kill()
         process.wait()
+
+
+def test_only_a_file_that_is_of_no_use_is_called_stale(tmp_path, monkeypatch):
+    """What is stale may be thrown away: not what another process writes, nor what a failing disk keeps back."""
+    path = tmp_path / "c.h5"
+    path.write_bytes(b"cut off")
+    with pytest.raises(StaleCacheError, match="not a readable HDF5 cache"):
+        Cache.open(path, HEADER)
+    with Cache.open(path, HEADER, overwrite=True) as cache:
+        cache.append("a", {"x": np.array([1])})
+        with pytest.raises(CacheError, match="another process is writing it") as caught:
+            Cache.open(path, HEADER)
+    assert not isinstance(caught.value, StaleCacheError)
+    with pytest.raises(StaleCacheError, match="made with other weights"):
+        Cache.open(path, HEADER._replace(weights="other"))
+    for error in (OSError(5, "Input/output error"), MemoryError()):
+        with monkeypatch.context() as patch, pytest.raises(CacheError) as caught:
+            patch.setattr("h5py.File", lambda *arguments, error=error: (_ for _ in ()).throw(error))
+            Cache.open(path, HEADER)
+        assert not isinstance(caught.value, StaleCacheError)
+    with Cache.open(path, HEADER) as cache:
+        assert cache.ids() == ["a"]

@@ -2,11 +2,14 @@ import os
 
 import pytest
 
-from afactl.errors import UsageError
+from afactl.errors import BusyError, UsageError
 from afactl.presets import Preset
 from afactl.runs.folder import (
+    LOCK,
     append_metrics,
+    drop_unstarted,
     find_run,
+    lock_run,
     new_run,
     read_manifest,
     read_metrics,
@@ -17,17 +20,54 @@ from afactl.runs.folder import (
 
 def test_a_new_run_gets_its_folders_and_preset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = new_run(Preset(), "voc", None)
+    run, lock = new_run(Preset(), "voc", None)
+    lock.release()
     assert run.parent.name == "runs" and run.name.startswith("voc-")
     assert run_preset(run) == Preset()
-    assert {p.name for p in run.iterdir()} == {"preset.yaml", "checkpoints", "cache", "figures"}
+    assert {p.name for p in run.iterdir()} == {"preset.yaml", "checkpoints", "cache", "figures", LOCK}
+
+
+def test_a_folder_with_something_in_it_is_refused_and_stays_as_it_is(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(UsageError, match="holds other files already"):
+        new_run(Preset(), "voc", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+    new_run(Preset(), "voc", tmp_path / "run")[1].release()
+    with pytest.raises(UsageError, match="holds a run already"):
+        new_run(Preset(), "voc", tmp_path / "run")
+
+
+def test_a_run_is_trained_by_one_process(tmp_path):
+    run, lock = new_run(Preset(), "voc", tmp_path / "run")
+    with pytest.raises(BusyError, match=f"{run}: another process is training it; wait"):
+        lock_run(run)
+    with pytest.raises(BusyError, match="is training it"):
+        drop_unstarted(run)
+    assert (run / "preset.yaml").is_file()
+    lock.release()
+    lock_run(run).release()
+
+
+def test_a_run_without_a_checkpoint_is_dropped_and_nothing_else(tmp_path):
+    run, lock = new_run(Preset(), "voc", tmp_path / "run")
+    lock.release()
+    append_metrics(run, step=1, loss=0.5)
+    (run / "mine.txt").write_text("keep")
+    drop_unstarted(run)
+    assert {path.name for path in run.iterdir()} == {"mine.txt", LOCK}
+    (run / "mine.txt").unlink()
+    new_run(Preset(), "voc", run)[1].release()
+    (run / "checkpoints" / "last").mkdir()
+    (run / "checkpoints" / "last" / "weights.safetensors").write_text("")
+    drop_unstarted(run)  # another process has come so far meanwhile
+    assert (run / "preset.yaml").is_file()
 
 
 def test_the_newest_run_is_found_and_the_environment_wins(tmp_path, monkeypatch):
     monkeypatch.delenv("AFACTL_RUN", raising=False)
     with pytest.raises(UsageError, match="no run under .*; train one first"):
         find_run(None, tmp_path)
-    older, newer = (new_run(Preset(), "voc", tmp_path / name) for name in ("b", "a"))
+    older, newer = (new_run(Preset(), "voc", tmp_path / name)[0] for name in ("b", "a"))
     os.utime(older / "preset.yaml", (1, 1))
     assert find_run(None, tmp_path) == (newer, f"the newest under {tmp_path}")
     monkeypatch.setenv("AFACTL_RUN", str(older))

@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 
-from afactl.errors import AfactlError, CheckpointError, DataError, PresetError, UsageError
+from afactl.errors import AfactlError, BusyError, CheckpointError, DataError, PresetError, UsageError
 from afactl.presets import load_preset
 from afactl.runs.checkpoints import find_checkpoint, load_model
-from afactl.runs.folder import read_manifest, read_metrics, run_preset
+from afactl.runs.folder import lock_run, read_manifest, read_metrics, run_preset
 from afactl.training.job import MAX_SKIPPED, Job, train
 from tests.conftest import TINY
 
@@ -41,6 +41,32 @@ def test_phases_and_their_losses_are_logged(tiny_run):
     assert [line["phase"] for line in steps] == ["classification", "refined labels"] + ["propagated labels"] * 2
     assert "loss_seg" not in steps[0] and all({"loss_seg", "loss_aff"} <= line.keys() for line in steps[1:])
     assert [line for line in read_metrics(tiny_run) if "val_seg_miou" in line][-1]["step"] == 4
+
+
+def test_a_run_that_another_process_is_training_is_left_alone(run_copy, tiny_data):
+    before = (run_copy / "metrics.jsonl").read_bytes()
+    # Held as a training holds it, which the next test shows.
+    with lock_run(run_copy), pytest.raises(BusyError, match="another process is training it; wait for that one to end"):
+        train(None, out=run_copy, resume=True, overrides=["train.max_iters=6"], allow_changes=True)
+    assert (run_copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_training_holds_its_run_and_lets_it_go(tmp_path, tiny_data):
+    run, busy = tmp_path / "run", []
+
+    def look(event):
+        if event.kind == "step":
+            with pytest.raises(BusyError):
+                lock_run(run)
+            busy.append(event.step)
+
+    train("demo", data=tiny_data, out=run, overrides=TINY, device_name="cpu", report=look)
+    assert busy == [1, 2, 3, 4]
+    lock_run(run).release()
+    more = ["train.max_iters=6"]
+    train(None, out=run, resume=True, overrides=more, allow_changes=True, device_name="cpu", report=look)
+    assert busy[4:] == [5, 6]
+    lock_run(run).release()
 
 
 def test_full_supervision_trains_and_needs_masks(tmp_path, tiny_data):
