@@ -246,7 +246,7 @@ def test_a_process_that_dies_ends_the_job_with_its_message(tmp_path, tiny_data):
     """Rank 1 alone finds its photo missing."""
     script = tmp_path / "job.py"
     script.write_text(
-        "import os, sys\nfrom afactl import training\nfrom afactl.cli.main import main\n"
+        "import os, sys\nfrom afactl.training import job as training\nfrom afactl.cli.main import main\n"
         "from afactl.errors import AfactlError\n"
         "one_step = training.Job.one_step\n"
         "def dies(self, step, batches):\n"

@@ -87,7 +87,7 @@ def test_the_layout_is_what_other_tools_expect(tmp_path):
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        (HEADER._replace(weights_hash="xyz"), r"weights \(abc there, xyz now\)"),
+        (HEADER._replace(weights="xyz"), r"weights \(abc there, xyz now\)"),
         (HEADER._replace(data="xyz"), r"data \(def there, xyz now\)"),
         (HEADER._replace(stage="labels"), r"stage \(cams there, labels now\)"),
         (HEADER._replace(settings={"cam": {"scales": [1.0]}}), r"cam\.scales \(\[1\.0, 0\.5\] there, \[1\.0\] now\)"),
