@@ -9,10 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from afactl.datasets.masks import write_mask
 
 ROOT = Path(__file__).resolve().parent.parent
+# How long an example takes tells of the machine, not of the code.
+settings.register_profile("afactl", deadline=None)
+settings.load_profile("afactl")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The ablation tables: every row is measured once, and a stopped table goes on where it was."""
 
 import json
-import string
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -10,7 +9,6 @@ import pytest
 import torch
 
 from afactl.ablation.measuring import _kept, ablate
-from afactl.ablation.tables import TABLES
 from afactl.errors import BusyError, UsageError
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.inference.trained_run import open_run, open_split
@@ -24,28 +22,6 @@ SHORT = [*TINY, "train.max_iters=2", "train.eval_iters=2", "train.cls_warmup_ite
 
 def not_again(*arguments, **options):
     raise AssertionError("a finished row is measured again")
-
-
-@pytest.mark.parametrize("name", TABLES)
-def test_every_row_of_every_table_is_a_valid_preset(name):
-    for row in TABLES[name].rows:
-        preset = load_preset("voc", [change.format(max_iters=20000) for change in row.changes])
-        assert len(row.paper) == len(TABLES[name].splits)
-        assert row.refiner is None or preset.refiner_settings(row.refiner)
-        assert not [
-            field
-            for change in row.changes
-            for _, field, _, _ in string.Formatter().parse(change)
-            if field not in (None, "max_iters")
-        ]
-
-
-def test_the_papers_figures():
-    paper = {name: [row.paper for row in table.rows] for name, table in TABLES.items()}
-    assert paper["table2"] == [(46.7,), (56.2,), (62.6,), (63.8,), (66.0,)]
-    assert paper["table4"] == [(48.2,), (51.4,), (51.7,), (52.9,), (54.5,)]
-    assert paper["table1"][-1] == (48.2, 48.3) and max(paper["table7"]) == (63.8,)
-    assert len(paper["table9"]) == 16 and len(paper["table10"]) == 10 and len(paper["table8"]) == 9
 
 
 def test_refiners_are_compared_on_cached_cams_and_kept(run_copy, monkeypatch):
