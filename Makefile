@@ -1,12 +1,13 @@
 # make demo: install into .venv and go through the whole chain on generated data.
 # make test: install what the tests need into the same environment and run them.
+# make test-gpu: those that need an accelerator. make gpu-report: its speed, and labels against the CPU, as one page.
 # make check: the same for ruff and mypy. make clean: the environment goes, runs stay.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test check clean
+.PHONY: demo test test-gpu gpu-report check clean
 
 demo: $(VENV)/.installed
 	@rm -rf $(RUN)
@@ -27,6 +28,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest
+
+test-gpu: $(VENV)/.tested
+	$(BIN)/python -m pytest -m gpu
+
+gpu-report: $(VENV)/.tested
+	$(BIN)/python benchmarks/gpu_report.py
 
 check: $(VENV)/.checked
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from afactl.datasets.masks import write_mask
+from tests import stand_in_accelerator  # noqa: F401  (before the first backward pass)
 
 ROOT = Path(__file__).resolve().parent.parent
 # How long an example takes tells of the machine, not of the code.

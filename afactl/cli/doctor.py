@@ -83,12 +83,17 @@ def _torch() -> list[Finding]:
         import torch
     except Exception as error:
         return [Finding("torch", f"cannot be imported: {error}", "pip install --force-reinstall torch", broken=True)]
-    devices = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
+    from afactl.machine.devices import accelerators, why_not
+
+    there = accelerators()
+    cuda = ", ".join(there.pop("cuda", [])) or f"none usable ({why_not('cuda')})"
+    # torch may find further kinds of devices, which others bring.
+    untried = "known to torch, but those who wrote afactl have not tried one"
+    others = [Finding(kind.upper(), ", ".join(names), f"--device {kind}: {untried}") for kind, names in there.items()]
     return [
         Finding("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
-        Finding("CUDA", ", ".join(devices) or "none usable; jobs run on the CPU"),
+        Finding("CUDA", cuda),
+        *others,
         *_torchvision(torch.__version__),
     ]
 

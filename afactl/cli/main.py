@@ -27,7 +27,7 @@ from afactl.cli import (
     train,
     viz,
 )
-from afactl.errors import AfactlError, UsageError
+from afactl.errors import AfactlError, UsageError, first_line
 from afactl.files import without_locks
 from afactl.machine.allocator import keep_freed_memory
 from afactl.machine.terminal import error_line, keep_quiet, out
@@ -86,6 +86,14 @@ def _processes(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
     return joined()
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from afactl.machine.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
+
+
 # Typer brings its own copy of click's exceptions in newer versions: reach them through its own.
 _ParseError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # all of them have its methods
 
@@ -93,6 +101,10 @@ _ParseError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  #
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: every error becomes one line and an exit code."""
     keep_freed_memory()
+    # Operations that Apple's or Intel's devices lack run on the CPU for that call, and torch says so once. torch reads
+    # it when it is imported.
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    os.environ.setdefault("PYTORCH_ENABLE_XPU_FALLBACK", "1")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     verbose, unlocked = "--verbose" in arguments, "--no-lock" in arguments
     arguments = [argument for argument in arguments if argument not in ("--verbose", "--no-lock")]
@@ -123,6 +135,10 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if verbose:
             raise
-        error_line(f"unexpected {type(error).__name__}: {error} (this is a bug; --verbose shows where)")
+        if _is_out_of_memory(error):
+            text = f"out of memory ({first_line(error)}); try smaller photos or --device cpu, or end other programs"
+        else:
+            text = f"unexpected {type(error).__name__}: {error} (this is a bug; --verbose shows where)"
+        error_line(text)
         code = 1
     sys.exit(code)

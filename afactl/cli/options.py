@@ -74,7 +74,7 @@ RunOption = Annotated[
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="folder of the dataset; default: where the run was trained from")
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps or xpu; cuda:1 is the second one")]
 CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="make the caches anew")]

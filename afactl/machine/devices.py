@@ -2,32 +2,155 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import random
+import re
 import shutil
 import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from afactl.errors import DependencyError, UsageError
+from afactl.errors import AfactlError, DependencyError, UsageError, first_line
+from afactl.machine.terminal import log
+
+# Kinds of devices besides the CPU that torch itself knows, in the order in which `auto` takes them: NVIDIA's and
+# AMD's GPUs, Apple's, Intel's. Only CUDA has been tried on a real one.
+ACCELERATORS = ("cuda", "mps", "xpu")
+NVIDIA, DISPLAY = "0x10de", "0x03"  # of the PCI bus
+PCI_DEVICES = Path("/sys/bus/pci/devices")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`; auto takes a GPU where there is one.
+    """The device for `auto`, `cpu`, or a kind of accelerator with or without a number: `cuda`, `cuda:1`, `mps`, `xpu`.
+
+    `auto` takes the accelerator that torch finds here, else the CPU, and tells where a GPU lies idle for want of a
+    driver. Of several processes that torchrun starts, each gets the device of its LOCAL_RANK.
 
     Raises:
-        UsageError: CUDA was asked for and is absent, or the name is none of the three.
+        UsageError: the device is not there (says why), or the name is none of these.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise UsageError(f'--device: expected auto, cpu or cuda, got "{name}"')
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UsageError("--device cuda: no usable CUDA device here (see afactl doctor); use --device cpu or auto")
-    if not available or name == "cpu":
+    there = accelerators()
+    kind, colon, number = name.partition(":")
+    if kind == "cpu" and not colon:
         return torch.device("cpu")
-    # torchrun numbers the processes of a machine: each gets a GPU of its own.
-    return torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda")
+    if kind == "auto" and not colon:
+        if not there:
+            _tell_idle_gpu()
+            return torch.device("cpu")
+        kind = next(iter(there))
+    elif kind not in {*ACCELERATORS, *there} or (colon and not number.isdecimal()):
+        raise UsageError(f'--device: expected auto, cpu, {", ".join(ACCELERATORS)} or such as cuda:1, got "{name}"')
+    if kind not in there:
+        raise UsageError(
+            f"--device {name}: no usable {kind.upper()} device here ({why_not(kind)}; see afactl doctor); "
+            "use --device cpu or auto"
+        )
+    if colon and int(number) >= len(there[kind]):
+        raise UsageError(f"--device {name}: expected {kind}:0 to {kind}:{len(there[kind]) - 1}, which are here")
+    if not colon:
+        # torchrun numbers the processes of a machine: each gets a GPU of its own.
+        number = os.environ.get("LOCAL_RANK", "")
+    return torch.device(f"{kind}:{number}" if number else kind)
+
+
+def accelerators() -> dict[str, list[str]]:
+    """The kinds of accelerators that can be used here, the preferred one first, and the names of their devices."""
+    kinds = list(ACCELERATORS)
+    found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None  # torch 2.6 brought it
+    if found is not None and found.type != "cpu":
+        kinds = [found.type, *(kind for kind in kinds if kind != found.type)]
+    return {kind: _names(kind) for kind in kinds if _is_available(kind)}
+
+
+def _is_available(kind: str) -> bool:
+    module = getattr(torch, kind, None)
+    if module is None or not hasattr(module, "is_available"):
+        return False
+    with warnings.catch_warnings():  # CUDA warns at length where the driver is too old; `why_not` says it in one line
+        warnings.simplefilter("ignore")
+        return bool(module.is_available())
+
+
+def _names(kind: str) -> list[str]:
+    module = getattr(torch, kind)
+    if not hasattr(module, "get_device_name"):
+        return [kind] * module.device_count()
+    return [module.get_device_name(number) for number in range(module.device_count())]
+
+
+def why_not(kind: str) -> str:
+    """Why torch cannot use a kind of accelerator here, in one line."""
+    if kind != "cuda":
+        return f"torch {torch.__version__} finds none"
+    built = torch.version.cuda
+    if built is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA: install one built with it, see pytorch.org"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        found = re.search(r"too old \(found version (\d+)", str(error))
+        if found:  # such as 12040 for 12.4
+            version = f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}"
+            return (
+                f"torch is built for CUDA {built} and the NVIDIA driver is too old, it knows CUDA up to {version}: "
+                "update the driver, or install a torch built for that"
+            )
+        if "no NVIDIA driver" in str(error):
+            return f"torch is built for CUDA {built} and there is no NVIDIA driver"
+        return first_line(error)
+    return "CUDA_VISIBLE_DEVICES hides them" if "CUDA_VISIBLE_DEVICES" in os.environ else "no device is found"
+
+
+def _has_nvidia_card() -> bool:
+    """Whether the PCI bus has a display device of NVIDIA; containers without its driver see it too (Linux)."""
+    for device in PCI_DEVICES.glob("*"):
+        with contextlib.suppress(OSError):
+            if (device / "vendor").read_text().strip() == NVIDIA and (device / "class").read_text().startswith(DISPLAY):
+                return True
+    return False
+
+
+@functools.cache
+def _tell_idle_gpu() -> None:
+    """One line, once, where there is a GPU of NVIDIA and torch cannot use it: a mistake that costs hours otherwise."""
+    why = why_not("cuda")
+    if "too old" in why or _has_nvidia_card():
+        log.print(f"device: the CPU, though there is an NVIDIA GPU ({why})", markup=False)
+
+
+@contextlib.contextmanager
+def memory_advice(device: torch.device, advice: str) -> Iterator[None]:
+    """Let a device that runs out of memory inside the block end the job in one line.
+
+    Args:
+        advice: what was asked of the device, and what to try.
+
+    Raises:
+        AfactlError: it ran out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise AfactlError(f"{device}: out of memory {advice}") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU, had no memory left; not every kind of device has an exception of its own for it."""
+    kinds = (MemoryError, torch.cuda.OutOfMemoryError)
+    texts = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, kinds) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    )
 
 
 def require_compiler() -> None:
@@ -59,12 +182,12 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes this process has held so far: on the GPU, or else resident in memory.
+    """The most bytes this process has held so far: on the device where that counts them, or else resident in memory.
 
     None on systems that do not count it.
     """
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" and hasattr(getattr(torch, device.type), "max_memory_allocated"):
+        return getattr(torch, device.type).max_memory_allocated(device)
     try:
         import resource
     except ImportError:  # Windows

@@ -57,12 +57,12 @@ def save_checkpoint(
     fresh = folder.with_name(folder.name + ".new")
     former = folder.with_name(folder.name + ".old")
     metadata = {"architecture": json.dumps(architecture._asdict()), "iteration": str(iteration)}
-    state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.contiguous() for name, value in _on_cpu(model.state_dict()).items()}
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         save_file(state, fresh / WEIGHTS, metadata=metadata)
-        torch.save({"optimizer": optimizer.state_dict(), "iteration": iteration}, fresh / TRAINING)
+        torch.save({"optimizer": _on_cpu(optimizer.state_dict()), "iteration": iteration}, fresh / TRAINING)
         sums = {name: _checksum(fresh / name) for name in (WEIGHTS, TRAINING)}
         (fresh / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
         # A rename may reach the disk before the bytes of what is renamed.
@@ -83,6 +83,15 @@ def save_checkpoint(
             f"{folder}: the checkpoint of step {iteration} cannot be written ({first_line(error)}); "
             "the former one is kept: make room, then afactl train --resume"
         ) from error
+
+
+def _on_cpu(tree: Any) -> Any:
+    """Nested dictionaries and lists with their tensors on the CPU: a checkpoint knows no device."""
+    if isinstance(tree, Tensor):
+        return tree.cpu()
+    if isinstance(tree, Mapping):
+        return {key: _on_cpu(value) for key, value in tree.items()}
+    return [_on_cpu(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _checksum(path: Path) -> str:

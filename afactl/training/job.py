@@ -25,7 +25,7 @@ from afactl.errors import AfactlError, UsageError
 from afactl.evaluation.segmentation import validate
 from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
-from afactl.machine.devices import choose_device, peak_memory, require_compiler, seed_everything
+from afactl.machine.devices import choose_device, memory_advice, peak_memory, require_compiler, seed_everything
 from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, phase_at
 from afactl.network.backbones import require_whole_tokens
@@ -281,6 +281,11 @@ class Job:
         Ctrl-C or SIGTERM lets the step at hand end and writes a checkpoint before it stops the job.
         """
         job, shares = self.preset.train, self.shares
+        advice = (
+            f"at batch {shares.batch}, crop {job.crop_size} and {job.precision}: try --set train.batch_size="
+            f"{max(1, shares.batch // 2)} (train.effective_batch keeps the photos per step), train.precision=bfloat16 "
+            f"or train.crop_size={max(32, job.crop_size // 32 * 16)}"
+        )
         loader = DataLoader(self.stream, shares.batch, num_workers=job.workers, pin_memory=self.device.type == "cuda")
         if shares.photos > shares.batch:
             processes = f"{shares.processes} processes x " if shares.processes > 1 else ""
@@ -295,7 +300,8 @@ class Job:
         with stop_requests(self.stop):
             batches = iter(loader)
             for step in range(self.start, job.max_iters):
-                values = self.one_step(step, itertools.islice(batches, shares.batches))
+                with memory_advice(self.device, advice):
+                    values = self.one_step(step, itertools.islice(batches, shares.batches))
                 done = step + 1
                 last = done == job.max_iters
                 if done % job.log_iters == 0 or last:

@@ -1,0 +1,104 @@
+"""Labels of one trained run on the CPU and on another device: python benchmarks/agreement.py RUN [DEVICE] [bfloat16]
+
+Where a row says "same CAM", both devices start from the CPU's maps, so that it is the refiner alone that is compared.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from afactl.datasets.images import read_image
+from afactl.datasets.samples import Sample
+from afactl.datasets.transforms import normalize
+from afactl.evaluation.pseudo_labels import pseudo_labels_of
+from afactl.inference.cams import CamRecord, cam_record
+from afactl.inference.segmentation import segment
+from afactl.inference.trained_run import TrainedRun, multi_hot, open_run, open_split, to_tensor
+from afactl.machine.devices import choose_device
+from afactl.method.pseudo_labels import best_class, propagate, propagated_label, refine_cam, refined_label
+from afactl.method.refinement.crf import crf_label
+from afactl.method.refinement.registry import build_refiner
+
+CPU = torch.device("cpu")
+
+
+def agreement(folder: Path, device: torch.device, precision: torch.dtype, count: int) -> dict[str, float]:
+    """The share of pixels to which the CPU in float32 and the device in a precision give the same label, by part.
+
+    Args:
+        folder: a trained run. count: photos of its validation split.
+    """
+    here, there = open_run(folder, CPU), open_run(folder, device)
+    samples = open_split(here, here.preset.data.val_split, None, masks=False).samples[:count]
+    expected = labels_of(here, samples, torch.float32)
+    records = [record for record, _ in expected]
+    found = labels_of(there, samples, precision, records)
+    equal = {name: [] for name in expected[0][1]}
+    for (_, one), (_, other) in zip(expected, found, strict=True):
+        for name in equal:
+            equal[name].append(float((one[name] == other[name]).mean()))
+    return {name: float(np.mean(shares)) for name, shares in equal.items()}
+
+
+@torch.no_grad()
+def labels_of(
+    run: TrainedRun, samples: Sequence[Sample], precision: torch.dtype, records: Sequence[CamRecord] | None = None
+) -> list[tuple[CamRecord, dict[str, np.ndarray]]]:
+    """Per photo what the network says, and every label that is made of it.
+
+    Args:
+        records: maps that PAR, walk and CRF start from; None takes the run's own.
+    """
+    made = []
+    preset, device = run.preset, run.device
+    cam, affinity = preset.cam, preset.affinity
+    par = build_refiner("par", **preset.refiner_settings("par"))
+    for number, sample in enumerate(samples):
+        image = read_image(sample.image)
+        pixels, size = to_tensor(image, device), image.shape[:2]
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            own = cam_record(run, image, sample.labels)
+            start = own if records is None else records[number]
+            maps = torch.from_numpy(start.cam).to(device).float()
+            classes = torch.from_numpy(start.classes).to(device)
+            weights = torch.from_numpy(start.affinity).to(device).float()
+            walk = (affinity.radius, affinity.alpha, affinity.eps)
+            thresholds = (cam.beta_high, cam.beta_low)
+            label = multi_hot(sample.labels, run.model.classes).to(device)[None]
+            passed = run.model.multi_scale_cam(normalize(pixels), cam.scales, max(cam.scales))
+            learned = run.model.affinity(passed).float()
+            betas = (par, cam.beta_low, cam.beta_high)
+            # The maps once more as probabilities of all classes, background first: what the CRF starts from.
+            planes = torch.zeros(1 + run.model.classes, *size, device=device)
+            planes[0], planes[classes + 1] = cam.background, maps
+            logits = segment(run.model, image, device, preset.eval.scales, True, preset.eval.long_side)
+            made_here = {
+                "PAR, same CAM": refine_cam(pixels[0], maps, classes, thresholds, par),
+                "random walk, same CAM": best_class(
+                    propagate(maps, weights, start.grid, thresholds, *walk), classes, size
+                ),
+                "CRF, same CAM": crf_label((pixels[0], 5 * planes), "torch", preset.crf.model_dump()),
+                "refined label of training": refined_label(pixels, passed.cam, label, *betas),
+                "propagated label of training": propagated_label(
+                    pixels, passed.cam, label, learned, passed.grid, *betas, *walk
+                ),
+                "pseudo label (Table 3, AFA + PAR)": torch.from_numpy(
+                    pseudo_labels_of(image, own, preset, device)[-1, 1]
+                ),
+                "segmentation (predict)": logits.max(dim=0).indices,
+                "segmentation + CRF": crf_label((pixels[0], logits), "torch", preset.crf.model_dump()),
+            }
+        made.append((own, {name: one.cpu().numpy() for name, one in made_here.items()}))
+    return made
+
+
+if __name__ == "__main__":
+    device = choose_device(sys.argv[2] if len(sys.argv) > 2 else "auto")
+    precision = torch.bfloat16 if "bfloat16" in sys.argv else torch.float32
+    for name, share in agreement(Path(sys.argv[1]), device, precision, 20).items():
+        print(f"{name}: {100 * share:.3f} % of pixels equal")
