@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from afactl.cli.main import main
-from PIL import Image
 from afactl.inference.trained_run import open_run
 from afactl.machine.devices import choose_device
 from afactl.method.schedule import Phase
@@ -246,12 +246,16 @@ def test_predict_writes_every_form(counts, run_copy, tiny_data, tmp_path, form):
     afactl("predict", tiny_data / "images" / "val", "--out", tmp_path / "out", *how, "--run", run_copy)
 
 
-@pytest.mark.parametrize("how", [["--crf"], ["--window", "48"], []])
+@pytest.mark.parametrize("how", [["--crf"], ["--window", "64"], []])
 def test_predicted_masks_are_those_of_the_cpu(counts, run_copy, tiny_data, tmp_path, how):
+    (tmp_path / "photos").mkdir()
+    small = Image.open(tiny_data / "images" / "val" / "0000.png")
+    small.save(tmp_path / "photos" / "small.png")
+    small.resize((96, 80)).save(tmp_path / "photos" / "large.png")
     for device in ("standin", "cpu"):
         with pytest.raises(SystemExit) as stopped:
             main(
-                ["predict", str(tiny_data / "images" / "val"), "--out", str(tmp_path / device), *how]
+                ["predict", str(tmp_path / "photos"), "--out", str(tmp_path / device), *how]
                 + ["--run", str(run_copy), "--device", device, "--verbose"]
             )
         assert not stopped.value.code
