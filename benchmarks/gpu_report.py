@@ -33,7 +33,7 @@ from afactl.network.model import AFA  # noqa: E402
 from afactl.presets import load_preset  # noqa: E402
 from afactl.training import step as training_step  # noqa: E402
 
-# (title, torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, precision)
+# Title, TF32 in matrix products, TF32 in convolutions, and the precision of autocast.
 PRECISIONS = (
     ("float32", False, False, torch.float32),
     ("float32, TF32 in convolutions (as torch sets it)", False, True, torch.float32),

@@ -94,7 +94,7 @@ def why_not(kind: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.cuda.init()
+            torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         found = re.search(r"too old \(found version (\d+)", str(error))
         if found:  # such as 12040 for 12.4
@@ -187,7 +187,7 @@ def peak_memory(device: torch.device) -> int | None:
     None on systems that do not count it.
     """
     if device.type != "cpu" and hasattr(getattr(torch, device.type), "max_memory_allocated"):
-        return getattr(torch, device.type).max_memory_allocated(device)
+        return int(getattr(torch, device.type).max_memory_allocated(device))
     try:
         import resource
     except ImportError:  # Windows
