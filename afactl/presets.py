@@ -66,7 +66,7 @@ class Data(Section):
 class Model(Section):
     """The network."""
 
-    backbone: str = Field("mit_b1", description="mit_b0 .. mit_b5, mit_demo")
+    backbone: str = Field("mit_b1", description="mit_b0 .. mit_b5, mit_demo, or one that was added")
     pooling: Literal["gmp", "gap"] | Annotated[float, Field(gt=0, le=100)] = Field(
         "gmp", description="pooling of the classifier: gmp, gap, or k of top-k per cent (Table 1)"
     )
@@ -121,7 +121,9 @@ class Cam(Section):
     beta_low: Share = Field(0.35, description="at most this is background")
     beta_high: Share = Field(0.55, description="above this is an object; between the two is ignored")
     background: Share = Field(0.45, description="the one threshold when CAMs are scored")
-    refiner: str = Field("par", description="what refines CAMs on their way to labels: par, pamr, crf or none")
+    refiner: str = Field(
+        "par", description="what refines CAMs on their way to labels: par, pamr, crf, none, or one that was added"
+    )
 
 
 class Par(Section):
@@ -208,14 +210,19 @@ class Preset(Section):
     eval: Eval = Eval()
     crf: Crf = Crf()
 
-    def refiner_settings(self, name: str) -> dict[str, Any]:
-        """The keyword arguments of a refiner, out of the sections `par` and `crf`.
+    def values(self, names: Sequence[str]) -> dict[str, Any]:
+        """Some values, such as that of `par.iterations`, each under the last part of its name.
 
-        One registered by others gets none.
+        Raises:
+            PresetError: a preset has no such value.
         """
-        par = self.par.model_dump()
-        shared = {key: par[key] for key in ("dilations", "iterations")}
-        return {"par": par, "pamr": shared, "crf": self.crf.model_dump()}.get(name, {})
+        sections, chosen = self.model_dump(), {}
+        for name in names:
+            section, _, key = name.partition(".")
+            if key not in sections.get(section, {}):
+                raise PresetError(f'"{name}" is no value of a preset{nearest(name, field_names())}')
+            chosen[key] = sections[section][key]
+        return chosen
 
     @model_validator(mode="after")
     def _consistent(self) -> Preset:

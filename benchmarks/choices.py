@@ -13,10 +13,10 @@ from step import backward, inputs
 
 from afactl.datasets.images import read_image
 from afactl.datasets.transforms import normalize
+from afactl.inference.refiners import preset_refiner
 from afactl.inference.trained_run import multi_hot, open_run, open_split, to_tensor
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method.pseudo_labels import propagated_label, refined_label
-from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase
 from afactl.presets import load_preset
 from afactl.training.step import training_losses
@@ -26,7 +26,7 @@ from afactl.training.step import training_losses
 def labels(run, samples, precision: torch.dtype) -> list[torch.Tensor]:
     """Refined and propagated label of every sample, as training makes them."""
     cam, affinity, found = run.preset.cam, run.preset.affinity, []
-    refine = build_refiner(cam.refiner, **run.preset.refiner_settings(cam.refiner))
+    refine = preset_refiner(run.preset)
     for sample in samples:
         image = to_tensor(read_image(sample.image_path), run.device)
         label = multi_hot(sample.labels, run.model.classes).to(run.device)[None]

@@ -23,6 +23,7 @@ from afactl.errors import UsageError, nearest
 from afactl.evaluation.pseudo_labels import score_refined_cams
 from afactl.evaluation.segmentation import evaluate_segmentation
 from afactl.files import lock, whole_file
+from afactl.inference.refiners import refiner_settings
 from afactl.inference.trained_run import TrainedRun, open_run, open_split
 from afactl.presets import Preset, differences, load_preset
 from afactl.runs.folder import drop_unstarted, find_run, run_preset
@@ -160,7 +161,7 @@ def _measure(
             job = partial(_segmentation, run, found, row.crf, track)
         else:
             preset = _changed(run.preset, row.changes) if table.measure == "refined" else run.preset
-            refiner = (row.refiner, preset.refiner_settings(row.refiner)) if row.refiner else None
+            refiner = (row.refiner, refiner_settings(preset, row.refiner)) if row.refiner else None
             settings |= {"threshold": preset.cam.background, "scales": list(preset.cam.scales), "refiner": refiner}
             job = partial(score_refined_cams, run, found, refiner, track)
         value, kept = _kept(run.folder / "results.json", settings, job)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from afactl.errors import UsageError
 from afactl.machine.terminal import log
+from afactl.prediction.registry import WRITERS
+from afactl.registry import Registry
 
 if TYPE_CHECKING:
     from afactl.inference.trained_run import TrainedRun
@@ -42,18 +46,6 @@ class Backend(str, Enum):
     pydensecrf = "pydensecrf"
 
 
-class Format(str, Enum):
-    """What `predict` writes; see `exports`."""
-
-    png = "png"
-    overlay = "overlay"
-    probabilities = "probabilities"
-    coco_rle = "coco-rle"
-    voc_server = "voc-server"
-    cvat = "cvat"
-    label_studio = "label-studio"
-
-
 class DumpFormat(str, Enum):
     """What `dump-cams` writes."""
 
@@ -66,6 +58,17 @@ class WeightsFormat(str, Enum):
 
     safetensors = "safetensors"
     authors = "authors"
+
+
+def one_of(registry: Registry) -> Callable[[str], str]:
+    """Reads an option whose choices are the names of a registry; nothing is imported for it."""
+
+    def read(text: str) -> str:
+        if text not in registry.names():
+            raise UsageError(f"{registry.setting} {text}: expected one of {', '.join(registry.names())}")
+        return text
+
+    return read
 
 
 RunOption = Annotated[
@@ -88,9 +91,12 @@ BackendOption = Annotated[
     Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")
 ]
 FormatOption = Annotated[
-    Format,
+    str,
     typer.Option(
         "--format",
+        parser=one_of(WRITERS),
+        metavar=f"<{'|'.join(WRITERS.names())}>",
+        autocompletion=WRITERS.names,
         help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat, label-studio: one file for all",
     ),
 ]

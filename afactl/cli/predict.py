@@ -13,7 +13,6 @@ from afactl.cli.options import (
     CheckpointOption,
     CrfOption,
     DeviceOption,
-    Format,
     FormatOption,
     Palette,
     PaletteOption,
@@ -39,7 +38,7 @@ def predict(
     ] = None,
     crf: CrfOption = False,
     crf_backend: BackendOption = Backend.torch,
-    form: FormatOption = Format.png,
+    form: FormatOption = "png",
     overlay: Annotated[
         bool, typer.Option("--overlay", help="also write the photo with its mask over it, contours and class names")
     ] = False,
@@ -63,7 +62,7 @@ def predict(
     found = find_photos(photos)
     trained = open_chosen_run(run, device, checkpoint)
     folder = out_folder or trained.folder / "predictions"
-    forms = [form.value, *(["overlay"] if overlay and form is not Format.overlay else [])]
+    forms = [form, *(["overlay"] if overlay and form != "overlay" else [])]
     result = predict_photos(trained, found, folder, backend, forms, palette.value, window, tracker("predict"))
     for line in result.failed:
         error_line(line)

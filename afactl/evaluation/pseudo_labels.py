@@ -14,6 +14,7 @@ from afactl.datasets.samples import Split, Track
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.scores import Score, keep_scores, to_uint8
 from afactl.inference.cams import CamRecord, open_cam_cache, record_of
+from afactl.inference.refiners import preset_refiner
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
 from afactl.method.refinement.registry import build_refiner
@@ -76,7 +77,7 @@ def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, devic
     Returns:
         3 x 2 x h x w uint8, rows as TABLE3_ROWS, then (without PAR, with PAR).
     """
-    refine = build_refiner("par", **preset.refiner_settings("par"))
+    refine = preset_refiner(preset, "par")
     pixels = to_tensor(image, device)[0]
     cam = torch.from_numpy(record.cam).to(device).float()
     classes = torch.from_numpy(record.classes).to(device)

@@ -24,11 +24,11 @@ from afactl.evaluation.pseudo_labels import (
 )
 from afactl.files import whole_file
 from afactl.inference.cams import CamRecord, cam_record, likely_labels, open_cam_cache, record_of
+from afactl.inference.refiners import preset_refiner
 from afactl.inference.segmentation import segment
 from afactl.inference.trained_run import TrainedRun, open_split, to_tensor
 from afactl.method.affinity import mean_attention
 from afactl.method.pseudo_labels import cut_cam, propagate, refine_cam
-from afactl.method.refinement.registry import build_refiner
 from afactl.pictures.drawing import Content, Tokens, head_chart, overlay, panel, picture_grid, query_token, resize_map
 from afactl.pictures.palettes import PALETTES
 
@@ -299,7 +299,7 @@ def draw_refiners(
     pixels, threshold = to_tensor(look.image, run.device)[0], run.preset.cam.background
 
     def refined(name: str, **changes: object) -> np.ndarray:
-        refine = build_refiner(name, **{**run.preset.refiner_settings(name), **changes})
+        refine = preset_refiner(run.preset, name, **changes)
         return refine_cam(pixels, cam, classes, (threshold,), refine)[0].cpu().numpy()
 
     cut = cut_cam(cam, classes, threshold).cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.refinement.crf import crf_label
 from afactl.prediction.unfinished import Unfinished
-from afactl.prediction.writers import WRITERS, Labelled, OverlayWriter, Writer, require_distinct_names
+from afactl.prediction.writers import Labelled, writer_class
 
 # Photos with more pixels get a mask of that many, which is enlarged: the maps of 21 classes and the
 # CRF's lattice of a larger one would take several GiB.
@@ -112,8 +112,8 @@ def predict(
 
     Args:
         crf: refine with the dense CRF, one of CRF_BACKENDS.
-        forms: what to write, of `exports.WRITERS`.
-        palette: colours of the form "overlay", one of PALETTES; the other forms have those of VOC.
+        forms: what to write, of `WRITERS.names()`.
+        palette: of pictures that are drawn, one of PALETTES; masks have the colours of VOC.
         window: photos with a longer side are passed at their own size, in windows of this side.
 
     Raises:
@@ -121,15 +121,12 @@ def predict(
             with the CRF or the names.
         DependencyError: a form needs a package that is not installed.
     """
-    if crf and "probabilities" in forms:
-        raise UsageError("--format probabilities: they are those of the network; leave --crf out")
-    for form in forms:
-        require_distinct_names(form, [photo.mask for photo in photos])
-    known: dict[str, Callable[[Path, Sequence[str]], Writer]] = {
-        **WRITERS,
-        "overlay": partial(OverlayWriter, palette=palette),
-    }
-    writers: list[Writer] = [known[form](out, run.architecture.classes) for form in forms]
+    kinds = {form: writer_class(form) for form in forms}
+    for form, kind in kinds.items():
+        objection = kind.objection([photo.mask for photo in photos], crf is not None)
+        if objection:
+            raise UsageError(f"--format {form}: {objection}")
+    writers = [kind(out, run.architecture.classes, palette) for kind in kinds.values()]
     settings = {
         "weights": run.weights_hash,
         "crf": run.preset.crf.model_dump() if crf else None,

@@ -13,13 +13,15 @@ Every photo's file is written first, so that a killed job goes on; the last four
 
 from __future__ import annotations
 
+import abc
+import functools
 import json
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -27,11 +29,12 @@ from PIL import Image
 from torch import Tensor
 
 from afactl.datasets.masks import enlarge_mask, indexed_png, voc_palette, write_mask
-from afactl.errors import DependencyError, UsageError
+from afactl.errors import DependencyError
 from afactl.files import whole_file
 from afactl.pictures.drawing import overlay
 from afactl.pictures.palettes import PALETTES
 from afactl.prediction.label_studio import brush_rle, labeling_config
+from afactl.prediction.registry import WRITERS
 from afactl.prediction.unfinished import FOLDER as UNFINISHED
 
 # Where forms that gather all photos in one file keep those of single photos until then.
@@ -62,92 +65,121 @@ class Labelled(NamedTuple):
         return enlarge_mask(self.mask, self.size)
 
 
-class Writer(Protocol):
-    """Takes photos one after the other. Every photo becomes a file of its own, whole or not at all."""
+class Writer(abc.ABC):
+    """Takes photos one after the other. Every photo becomes a file of its own, whole or not at all.
 
+    Args:
+        out: the output folder. classes: C names.
+        palette: colours of pictures that are drawn, one of PALETTES; masks have those of VOC.
+    """
+
+    def __init__(self, out: Path, classes: Sequence[str], palette: str = "safe") -> None:
+        self.out, self.classes, self.palette = out, classes, palette
+
+    @classmethod
+    def objection(cls, paths: Sequence[Path], crf: bool) -> str | None:
+        """Why this form cannot hold these masks, and what to do; None where it can. Asked before any work.
+
+        Args:
+            paths: of the masks, below the output folder. crf: whether the masks are refined by the CRF.
+        """
+        return None
+
+    @abc.abstractmethod
     def target(self, path: Path) -> Path:
         """The file of the photo with this mask path."""
 
-    def add(self, one: Labelled) -> None:
+    @abc.abstractmethod
+    def add(self, labelled: Labelled) -> None:
         """Write the file of a photo."""
 
     def close(self, paths: Sequence[Path]) -> Path | None:
-        """Gather the files of these photos into one, where the form asks for it, and give its name."""
+        """Gather the files of these photos into one and give its name; None where they stay files of their own."""
+        return None
 
 
-class _PerPhoto:
-    """A writer whose photos stay files of their own."""
+def writer_class(form: str) -> type[Writer]:
+    """The writer of a form.
 
-    def __init__(self, out: Path, classes: Sequence[str]) -> None:
-        self.out, self.classes = out, classes
+    Raises:
+        PresetError: no such form. DependencyError: the package that brings it cannot be imported.
+    """
+    found = WRITERS.get(form)
+    if not (isinstance(found, type) and issubclass(found, Writer)):
+        raise WRITERS.strange(form, found, "a subclass of afactl.prediction.writers.Writer")
+    return found
 
-    def close(self, paths: Sequence[Path]) -> None:
-        """Nothing is left to gather."""
 
-
-class PngWriter(_PerPhoto):
+class PngWriter(Writer):
     """Indexed masks with the VOC palette."""
 
     def target(self, path: Path) -> Path:
         return self.out / path
 
-    def add(self, one: Labelled) -> None:
-        write_mask(self.target(one.path), one.full)
+    def add(self, labelled: Labelled) -> None:
+        write_mask(self.target(labelled.path), labelled.full)
 
 
-class OverlayWriter(_PerPhoto):
+class OverlayWriter(Writer):
     """Photos with their masks over them, with contours and class names, at the size that was labelled."""
 
-    def __init__(self, out: Path, classes: Sequence[str], palette: str = "safe") -> None:
-        super().__init__(out, classes)
-        self.colors = PALETTES[palette]()
+    @functools.cached_property
+    def colors(self) -> np.ndarray:
+        """RGB of the background, then of each class."""
+        return PALETTES[self.palette]()
 
     def target(self, path: Path) -> Path:
         return self.out / path.with_name(f"{path.stem}_overlay.png")
 
-    def add(self, one: Labelled) -> None:
-        with whole_file(self.target(one.path)) as fresh:
-            Image.fromarray(overlay(one.image, one.mask, self.colors, classes=self.classes)).save(fresh, format="PNG")
+    def add(self, labelled: Labelled) -> None:
+        with whole_file(self.target(labelled.path)) as fresh:
+            picture = overlay(labelled.image, labelled.mask, self.colors, classes=self.classes)
+            Image.fromarray(picture).save(fresh, format="PNG")
 
 
-class ProbabilityWriter(_PerPhoto):
+class ProbabilityWriter(Writer):
     """softmax over the classes, before any CRF, at the size that was labelled."""
+
+    @classmethod
+    def objection(cls, paths: Sequence[Path], crf: bool) -> str | None:
+        """The CRF gives masks, no probabilities."""
+        return "they are those of the network; leave --crf out" if crf else None
 
     def target(self, path: Path) -> Path:
         return self.out / path.with_suffix(".npy")
 
-    def add(self, one: Labelled) -> None:
-        with whole_file(self.target(one.path)) as fresh, open(fresh, "wb") as file:
-            np.save(file, one.logits.float().softmax(0).cpu().numpy().astype(np.float16))
+    def add(self, labelled: Labelled) -> None:
+        with whole_file(self.target(labelled.path)) as fresh, open(fresh, "wb") as file:
+            np.save(file, labelled.logits.float().softmax(0).cpu().numpy().astype(np.float16))
 
 
-class CocoWriter:
+class CocoWriter(Writer):
     """COCO's result list: image_id, category_id (class c as c + 1), segmentation, score.
 
     image_id is the number at the end of the file's name where there is one, as in COCO, else the path. The
     score is the mean probability of the class over its pixels.
     """
 
-    def __init__(self, out: Path, classes: Sequence[str]) -> None:
+    def __init__(self, out: Path, classes: Sequence[str], palette: str = "safe") -> None:
+        super().__init__(out, classes, palette)
         try:
             from pycocotools import mask as coco_mask
         except ImportError as error:
             raise DependencyError("--format coco-rle needs pycocotools: pip install 'afactl[coco]'") from error
         self.encode = coco_mask.encode
-        self.out = out
 
     def target(self, path: Path) -> Path:
         return self.out / PARTS / "coco-rle" / path.with_suffix(".json")
 
-    def add(self, one: Labelled) -> None:
-        number = re.search(r"(\d+)$", one.path.stem)
-        image_id = int(number[1]) if number else one.path.with_suffix("").as_posix()
-        full, probabilities = one.full, one.logits.float().softmax(0).cpu().numpy()
+    def add(self, labelled: Labelled) -> None:
+        number = re.search(r"(\d+)$", labelled.path.stem)
+        image_id = int(number[1]) if number else labelled.path.with_suffix("").as_posix()
+        full, probabilities = labelled.full, labelled.logits.float().softmax(0).cpu().numpy()
         entries = []
-        for value in np.unique(one.mask[one.mask > 0]).tolist():
+        for value in np.unique(labelled.mask[labelled.mask > 0]).tolist():
             shape = self.encode(np.asfortranarray(full == value, np.uint8))
             counts = shape["counts"]  # ASCII, as bytes
-            score = float(probabilities[value][one.mask == value].mean())
+            score = float(probabilities[value][labelled.mask == value].mean())
             entries.append(
                 {
                     "image_id": image_id,
@@ -159,7 +191,7 @@ class CocoWriter:
                     "score": round(score, 4),
                 }
             )
-        with whole_file(self.target(one.path)) as fresh:
+        with whole_file(self.target(labelled.path)) as fresh:
             fresh.write_text(",\n".join(map(json.dumps, entries)), encoding="utf-8")
 
     def close(self, paths: Sequence[Path]) -> Path:
@@ -168,18 +200,23 @@ class CocoWriter:
         return target
 
 
-class VocServerWriter:
+class VocServerWriter(Writer):
     """What the PASCAL VOC evaluation server takes: every mask in one folder."""
 
-    def __init__(self, out: Path, classes: Sequence[str]) -> None:
-        self.out = out
+    @classmethod
+    def objection(cls, paths: Sequence[Path], crf: bool) -> str | None:
+        """The server knows masks by their name alone."""
+        (name, times), *_ = Counter(path.name for path in paths).most_common(1)
+        if times == 1:
+            return None
+        return f"{times} photos are named {Path(name).stem}; predict them into different --out folders"
 
     def target(self, path: Path) -> Path:
         return self.out / PARTS / "voc-server" / path
 
-    def add(self, one: Labelled) -> None:
-        with whole_file(self.target(one.path)) as fresh:
-            indexed_png(one.full).save(fresh, format="PNG")
+    def add(self, labelled: Labelled) -> None:
+        with whole_file(self.target(labelled.path)) as fresh:
+            indexed_png(labelled.full).save(fresh, format="PNG")
 
     def close(self, paths: Sequence[Path]) -> Path:
         target = self.out / "results.zip"
@@ -189,18 +226,15 @@ class VocServerWriter:
         return target
 
 
-class CvatWriter:
+class CvatWriter(Writer):
     """CVAT's "Segmentation mask 1.1": coloured masks of classes, a list, and what the colours mean."""
-
-    def __init__(self, out: Path, classes: Sequence[str]) -> None:
-        self.out, self.classes = out, classes
 
     def target(self, path: Path) -> Path:
         return self.out / PARTS / "cvat" / path
 
-    def add(self, one: Labelled) -> None:
-        with whole_file(self.target(one.path)) as fresh:
-            Image.fromarray(voc_palette()[one.full]).save(fresh, format="PNG")
+    def add(self, labelled: Labelled) -> None:
+        with whole_file(self.target(labelled.path)) as fresh:
+            Image.fromarray(voc_palette()[labelled.full]).save(fresh, format="PNG")
 
     def close(self, paths: Sequence[Path]) -> Path:
         target = self.out / "masks.zip"
@@ -220,37 +254,34 @@ class CvatWriter:
         return target
 
 
-class LabelStudioWriter:
+class LabelStudioWriter(Writer):
     """Tasks for Label Studio with the masks as predictions; the photos are looked for in its local storage."""
-
-    def __init__(self, out: Path, classes: Sequence[str]) -> None:
-        self.out, self.classes = out, classes
 
     def target(self, path: Path) -> Path:
         return self.out / PARTS / "label-studio" / path.with_suffix(".json")
 
-    def add(self, one: Labelled) -> None:
-        full, probabilities = one.full, one.logits.float().softmax(0).cpu().numpy()
-        found = []
-        for value in np.unique(one.mask[one.mask > 0]).tolist():
+    def add(self, labelled: Labelled) -> None:
+        full, probabilities = labelled.full, labelled.logits.float().softmax(0).cpu().numpy()
+        brushes = []
+        for value in np.unique(labelled.mask[labelled.mask > 0]).tolist():
             name = self.classes[value - 1]
-            found.append(
+            brushes.append(
                 {
                     "type": "brushlabels",
                     "from_name": "tag",
                     "to_name": "image",
                     "image_rotation": 0,
-                    "original_width": one.size[1],
-                    "original_height": one.size[0],
+                    "original_width": labelled.size[1],
+                    "original_height": labelled.size[0],
                     "value": {"format": "rle", "rle": brush_rle(full == value), "brushlabels": [name]},
-                    "score": round(float(probabilities[value][one.mask == value].mean()), 4),
+                    "score": round(float(probabilities[value][labelled.mask == value].mean()), 4),
                 }
             )
         task = {
-            "data": {"image": f"/data/local-files/?d={quote(one.photo.as_posix())}"},
-            "predictions": [{"model_version": "afactl", "result": found}],
+            "data": {"image": f"/data/local-files/?d={quote(labelled.photo.as_posix())}"},
+            "predictions": [{"model_version": "afactl", "result": brushes}],
         }
-        with whole_file(self.target(one.path)) as fresh:
+        with whole_file(self.target(labelled.path)) as fresh:
             fresh.write_text(json.dumps(task), encoding="utf-8")
 
     def close(self, paths: Sequence[Path]) -> Path:
@@ -269,28 +300,3 @@ def _gather_json(target: Path, texts: Iterable[str]) -> None:
             file.write(lead + text)
             lead = ",\n"
         file.write("\n]\n" if lead != "[\n" else "[]\n")
-
-
-def require_distinct_names(form: str, paths: Sequence[Path]) -> None:
-    """The evaluation server knows masks by their name alone.
-
-    Raises:
-        UsageError: the form is for it, and two photos have the same name.
-    """
-    (name, times), *_ = Counter(path.name for path in paths).most_common(1)
-    if form == "voc-server" and times > 1:
-        raise UsageError(
-            f"--format voc-server: {times} photos are named {Path(name).stem}; "
-            "predict them into different --out folders"
-        )
-
-
-WRITERS: dict[str, type[Any]] = {
-    "png": PngWriter,
-    "overlay": OverlayWriter,
-    "probabilities": ProbabilityWriter,
-    "coco-rle": CocoWriter,
-    "voc-server": VocServerWriter,
-    "cvat": CvatWriter,
-    "label-studio": LabelStudioWriter,
-}

@@ -23,10 +23,10 @@ from afactl.datasets.samples import Item, Split
 from afactl.datasets.training_stream import TrainingStream
 from afactl.errors import AfactlError, UsageError
 from afactl.evaluation.segmentation import validate
+from afactl.inference.refiners import preset_refiner
 from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import choose_device, memory_advice, peak_memory, require_compiler, seed_everything
-from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, phase_at
 from afactl.network.backbones import require_whole_tokens
 from afactl.network.model import AFA
@@ -220,7 +220,7 @@ class Job:
 
     def __init__(self, preset: Preset, run: Path, device: torch.device, report: Report) -> None:
         self.preset, self.run, self.device, self.report = preset, run, device, report
-        build_refiner(preset.cam.refiner, **preset.refiner_settings(preset.cam.refiner))  # a wrong name is told now
+        preset_refiner(preset)  # a wrong name is told now
         self.data, self.val = load_data(preset)
         model = preset.model
         self.architecture = Architecture(

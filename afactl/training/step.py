@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afactl.datasets.transforms import normalize
+from afactl.inference.refiners import preset_refiner
 from afactl.machine import distributed
 from afactl.method.affinity import affinity_label
 from afactl.method.cam import ignore_outside
@@ -24,7 +25,6 @@ from afactl.method.losses import (
     segmentation_loss,
 )
 from afactl.method.pseudo_labels import propagated_label, refined_label
-from afactl.method.refinement.registry import build_refiner
 from afactl.method.schedule import Phase, learning_rate
 from afactl.network.model import AFA
 from afactl.presets import Preset
@@ -49,7 +49,7 @@ def training_losses(
     # Labels first: this way the memory of these passes and of the one that keeps its maps for the
     # gradient are never held together.
     cam, affinity = preset.cam, preset.affinity
-    refine = build_refiner(cam.refiner, **preset.refiner_settings(cam.refiner))
+    refine = preset_refiner(preset)
     passed = model.multi_scale_cam(pixels, cam.scales, affinity_scale=max(cam.scales))
     refined = target = refined_label(image, passed.cam, label, refine, cam.beta_low, cam.beta_high, box)
     if phase is Phase.PROPAGATED:

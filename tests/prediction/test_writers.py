@@ -12,9 +12,10 @@ from PIL import Image
 
 from afactl.datasets.images import read_image
 from afactl.datasets.masks import read_mask, voc_palette
-from afactl.errors import DependencyError, UsageError
+from afactl.errors import DependencyError, PresetError, UsageError
 from afactl.prediction.label_studio import brush_rle
-from afactl.prediction.writers import VOC_FOLDER, WRITERS, Labelled, require_distinct_names
+from afactl.prediction.registry import WRITERS
+from afactl.prediction.writers import VOC_FOLDER, Labelled, writer_class
 
 CLASSES = ("cat", "dog")
 
@@ -39,7 +40,7 @@ def one(request):
 
 
 def write(form, out, *photos):
-    writer = WRITERS[form](out, CLASSES)
+    writer = writer_class(form)(out, CLASSES)
     for photo in photos:
         writer.add(photo)
     return [writer.target(photo.path) for photo in photos], writer.close([photo.path for photo in photos])
@@ -138,7 +139,7 @@ def test_label_studio(tmp_path):
 @pytest.mark.parametrize("form", ["voc-server", "cvat", "coco-rle", "label-studio"])
 def test_one_file_for_all_appears_only_when_it_is_whole(tmp_path, form):
     pytest.importorskip("pycocotools", reason="COCO needs the extra [coco]")
-    writer = WRITERS[form](tmp_path, CLASSES)
+    writer = writer_class(form)(tmp_path, CLASSES)
     writer.add(labelled())
     assert not [path for path in tmp_path.iterdir() if path.suffix in (".zip", ".json")]
     assert writer.close([labelled().path]).is_file() and not list(tmp_path.glob(".afactl-*"))
@@ -146,12 +147,25 @@ def test_one_file_for_all_appears_only_when_it_is_whole(tmp_path, form):
 
 def test_the_server_knows_masks_by_their_name_alone(tmp_path):
     both = [Path("x/a.png"), Path("y/a.png")]
-    with pytest.raises(UsageError, match="2 photos are named a"):
-        require_distinct_names("voc-server", both)
-    require_distinct_names("cvat", both)
+    assert "2 photos are named a" in writer_class("voc-server").objection(both, crf=False)
+    assert writer_class("voc-server").objection(both[:1], crf=False) is None
+    assert writer_class("cvat").objection(both, crf=True) is None
+
+
+def test_the_crf_gives_no_probabilities():
+    assert "leave --crf out" in writer_class("probabilities").objection([Path("a.png")], crf=True)
+    assert writer_class("probabilities").objection([Path("a.png")], crf=False) is None
+
+
+def test_a_form_has_a_name_of_its_own_and_is_a_writer(monkeypatch):
+    monkeypatch.setattr(WRITERS, "_registered", {"odd": list})
+    with pytest.raises(PresetError, match='--format: "odd" of this program is the class list; expected a subclass of'):
+        writer_class("odd")
+    with pytest.raises(UsageError, match='--format: "png" is taken by afactl itself'):
+        WRITERS.register("png", object)
 
 
 def test_what_is_missing_is_said_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pycocotools", None)
     with pytest.raises(DependencyError, match="pip install 'afactl\\[coco\\]'"):
-        WRITERS["coco-rle"](tmp_path, CLASSES)
+        writer_class("coco-rle")(tmp_path, CLASSES)

@@ -1,7 +1,4 @@
-"""The refiners by name, behind one protocol.
-
-Shapes: T stacks of P planes that share an image (the two thresholds of the label chain).
-"""
+"""The refiners by name."""
 
 from __future__ import annotations
 
@@ -9,56 +6,55 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from afactl.errors import UsageError, nearest
-from afactl.method.refinement.crf import dense_crf
-from afactl.method.refinement.pamr import pixel_adaptive_mask_refinement
-from afactl.method.refinement.par import pixel_adaptive_refinement
+from afactl.method.refinement.stacks import Refinement
+from afactl.registry import Registry
 
 # (image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w', each summing to 1 over P) -> T x P x h x w.
 Refiner = Callable[[Tensor, Tensor], Tensor]
 
+REFINERS = Registry(
+    "cam.refiner",
+    "afactl.refiners",
+    {name: f"afactl.method.refinement.stacks:{name.upper()}" for name in ("par", "pamr", "crf", "none")},
+)
 
-def build_refiner(name: str, **settings: Any) -> Refiner:
-    """A refiner with its settings, which are the keyword arguments of its function.
+
+def register(name: str, refiner: Callable[..., Tensor] | Refinement) -> None:
+    """Make a refiner available as `cam.refiner: name`.
 
     Args:
-        name: "par", "pamr", "crf", "none" (only brings the planes to the image's size), or one that was registered.
+        refiner: a `Refiner`, or a `Refinement` that also says which values of the preset it takes.
 
     Raises:
-        UsageError: no such refiner.
+        UsageError: the name is taken.
     """
-    if name not in REFINERS:
-        raise UsageError(f'refiner "{name}": expected one of {", ".join(REFINERS)}{nearest(name, REFINERS)}')
-    return partial(REFINERS[name], **settings)
+    REFINERS.register(name, refiner)
 
 
-def register(name: str, refiner: Callable[..., Tensor]) -> None:
-    """Make `refiner(image, stacks)` available as `cam.refiner: name`; shapes as in `Refiner`."""
-    REFINERS[name] = refiner
+def refinement(name: str) -> Refinement:
+    """What is registered under a name.
+
+    Raises:
+        PresetError: nothing. DependencyError: the package that brings it cannot be imported.
+    """
+    found = REFINERS.get(name)
+    if isinstance(found, Refinement):
+        return found
+    if not callable(found):
+        raise REFINERS.strange(name, found, "a function (image, stacks) or a Refinement")
+    return Refinement(found)
 
 
-def _par(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
-    # The filter treats planes alike, so all stacks go through it together.
-    refined = pixel_adaptive_refinement(image, stacks.flatten(0, 1)[None], **settings)[0]
-    return torch.unflatten(refined, 0, stacks.shape[:2])
+def build_refiner(name: str, **settings: Any) -> Refiner:
+    """A refiner with its settings.
 
+    Args:
+        name: one of `REFINERS.names()`.
+        settings: keyword arguments of its function.
 
-def _pamr(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
-    refined = pixel_adaptive_mask_refinement(image, stacks.flatten(0, 1)[None], **settings)[0]
-    return torch.unflatten(refined, 0, stacks.shape[:2])
-
-
-def _crf(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
-    # Mean-field inference couples the planes of a stack, so every stack goes alone.
-    return torch.stack([dense_crf(image[0], stack, **settings) for stack in _resize(image, stacks)])
-
-
-def _resize(image: Tensor, stacks: Tensor) -> Tensor:
-    return F.interpolate(stacks.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
-
-
-REFINERS: dict[str, Callable[..., Tensor]] = {"par": _par, "pamr": _pamr, "crf": _crf, "none": _resize}
+    Raises:
+        PresetError: no such refiner. DependencyError: the package that brings it cannot be imported.
+    """
+    return partial(refinement(name).function, **settings)

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afactl.network.backbones.base import Backbone, BackboneOutput
-from afactl.network.backbones.registry import register
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -204,5 +203,4 @@ VARIANTS = {
     "mit_demo": ((32, 64, 120, 160), (2, 2, 2, 2)),
 }
 
-for _name, (_dims, _depths) in VARIANTS.items():
-    register(_name, partial(MixTransformer, _dims, _depths))
+mit_b0, mit_b1, mit_b2, mit_b3, mit_b4, mit_b5, mit_demo = (partial(MixTransformer, *v) for v in VARIANTS.values())

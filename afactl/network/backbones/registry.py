@@ -4,33 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from afactl.errors import PresetError, nearest
 from afactl.network.backbones.base import Backbone, require_sound
+from afactl.registry import Registry
 
 Builder = Callable[[float], Backbone]
-_BUILDERS: dict[str, Builder] = {}
+
+_MIT = ("mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5", "mit_demo")
+BACKBONES = Registry(
+    "model.backbone", "afactl.backbones", {name: f"afactl.network.backbones.mit:{name}" for name in _MIT}
+)
 
 
 def register(name: str, builder: Builder) -> None:
-    """Make `builder(drop_path)` available as `model.backbone: name`."""
-    _BUILDERS[name] = builder
+    """Make `builder(drop_path)` available as `model.backbone: name`; a subclass of `Backbone` is such a builder.
 
-
-def backbone_names() -> list[str]:
-    """Names that `build_backbone` knows."""
-    return sorted(_BUILDERS)
+    Raises:
+        UsageError: the name is taken.
+    """
+    BACKBONES.register(name, builder)
 
 
 def build_backbone(name: str, drop_path: float) -> Backbone:
     """A backbone with random weights.
 
     Args:
-        name: one of `backbone_names()`.
+        name: one of `BACKBONES.names()`.
         drop_path: stochastic depth of the last block, in [0, 1); rises linearly from 0.
 
     Raises:
         PresetError: no such backbone, or one that breaks the contract of `Backbone`.
+        DependencyError: the package that brings it cannot be imported.
     """
-    if name not in _BUILDERS:
-        raise PresetError(f'model.backbone: "{name}" is unknown{nearest(name, backbone_names())}')
-    return require_sound(_BUILDERS[name](drop_path), name)
+    builder = BACKBONES.get(name)
+    if not callable(builder):
+        raise BACKBONES.strange(name, builder, "a subclass of afactl.network.backbones.Backbone")
+    return require_sound(builder(drop_path), name)

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from afactl.errors import UsageError
+from afactl.errors import PresetError, UsageError
+from afactl.inference.refiners import refiner_settings
 from afactl.method.refinement.crf import dense_crf
 from afactl.method.refinement.pamr import pixel_adaptive_mask_refinement
 from afactl.method.refinement.par import pixel_adaptive_refinement
-from afactl.method.refinement.registry import REFINERS, build_refiner
+from afactl.method.refinement.registry import REFINERS, build_refiner, register
 from afactl.presets import load_preset
 
 
@@ -16,12 +17,12 @@ def stacks():
     return torch.rand(1, 3, 12, 16) * 255, torch.rand(2, 3, 6, 8).softmax(1)
 
 
-@pytest.mark.parametrize("name", REFINERS)
+@pytest.mark.parametrize("name", REFINERS.names())
 def test_every_refiner_gives_every_plane_of_every_stack(stacks, name):
-    refined = build_refiner(name, **load_preset("demo").refiner_settings(name))(*stacks)
+    refined = build_refiner(name, **refiner_settings(load_preset("demo"), name))(*stacks)
     assert refined.shape == (2, 3, 12, 16) and torch.isfinite(refined).all()
     # Stacks do not see each other.
-    alone = build_refiner(name, **load_preset("demo").refiner_settings(name))(stacks[0], stacks[1][1:])
+    alone = build_refiner(name, **refiner_settings(load_preset("demo"), name))(stacks[0], stacks[1][1:])
     torch.testing.assert_close(refined[1:], alone, atol=1e-6, rtol=0)
 
 
@@ -42,3 +43,16 @@ def test_the_names_mean_the_functions(stacks):
 def test_an_unknown_refiner_is_refused():
     with pytest.raises(UsageError, match='did you mean "pamr"'):
         build_refiner("pamrr")
+
+
+def test_a_refiner_of_ones_own_has_a_name_of_its_own(monkeypatch, stacks):
+    monkeypatch.setattr(REFINERS, "_registered", {})
+    register("darker", lambda image, stacks: stacks / 2)
+    assert torch.equal(build_refiner("darker")(*stacks), stacks[1] / 2)
+    with pytest.raises(UsageError, match='cam.refiner: "darker" is taken by this program'):
+        register("darker", lambda image, stacks: stacks)
+    with pytest.raises(UsageError, match='cam.refiner: "par" is taken by afactl itself'):
+        register("par", lambda image, stacks: stacks)
+    register("text", "no function")
+    with pytest.raises(PresetError, match='"text" of this program is a str; expected a function'):
+        build_refiner("text")

@@ -1,0 +1,72 @@
+"""The refiners as the chain of labels calls them: on stacks of planes that share an image.
+
+Shapes: T stacks (the two thresholds of the chain) of P planes, h x w image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from afactl.method.refinement.crf import dense_crf
+from afactl.method.refinement.pamr import pixel_adaptive_mask_refinement
+from afactl.method.refinement.par import pixel_adaptive_refinement
+
+
+class Refinement(NamedTuple):
+    """A refiner as it is registered.
+
+    Attributes:
+        function: (image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w' that each sum to 1 over P, **settings)
+            -> T x P x h x w.
+        settings: the values of a preset that it takes, such as `par.iterations`, each as the keyword argument that
+            the last part of its name says.
+    """
+
+    function: Callable[..., Tensor]
+    settings: tuple[str, ...] = ()
+
+
+def refine_par(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
+    """PAR (Eq. 8-10); settings as in `pixel_adaptive_refinement`."""
+    # The filter treats planes alike, so all stacks go through it together.
+    refined = pixel_adaptive_refinement(image, stacks.flatten(0, 1)[None], **settings)[0]
+    return torch.unflatten(refined, 0, stacks.shape[:2])
+
+
+def refine_pamr(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
+    """PAMR; settings as in `pixel_adaptive_mask_refinement`."""
+    refined = pixel_adaptive_mask_refinement(image, stacks.flatten(0, 1)[None], **settings)[0]
+    return torch.unflatten(refined, 0, stacks.shape[:2])
+
+
+def refine_crf(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
+    """The dense CRF; settings as in `dense_crf`."""
+    # Mean-field inference couples the planes of a stack, so every stack goes alone.
+    return torch.stack([dense_crf(image[0], stack, **settings) for stack in resize_stacks(image, stacks)])
+
+
+def resize_stacks(image: Tensor, stacks: Tensor) -> Tensor:
+    """The stacks at the image's size, otherwise as they are."""
+    return F.interpolate(stacks.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
+
+
+PAR = Refinement(refine_par, ("par.dilations", "par.iterations", "par.w1", "par.w2", "par.w3"))
+PAMR = Refinement(refine_pamr, ("par.dilations", "par.iterations"))
+CRF = Refinement(
+    refine_crf,
+    (
+        "crf.iterations",
+        "crf.gaussian_sxy",
+        "crf.gaussian_weight",
+        "crf.bilateral_sxy",
+        "crf.bilateral_srgb",
+        "crf.bilateral_weight",
+        "crf.drop_below",
+    ),
+)
+NONE = Refinement(resize_stacks)
