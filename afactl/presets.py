@@ -97,6 +97,9 @@ class Train(Section):
         4000, description="steps after those in which refined, not yet propagated, labels supervise the segmentation"
     )
     eval_iters: Count = Field(2000, description="steps between validations")
+    validation_size: Literal["test", "photo"] = Field(
+        "test", description="of the photos in validations: as eval.long_side makes them, or their own"
+    )
     checkpoint_iters: Count = Field(2000, description="steps between checkpoints")
     log_iters: Count = Field(50, description="steps between lines of metrics.jsonl")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order, views and dropout")
@@ -174,13 +177,26 @@ class Optim(Section):
 
 
 class Eval(Section):
-    """Segmentation at test time."""
+    """Segmentation at test time: the protocol. `eval --protocol` takes a named one instead."""
 
     long_side: Annotated[int, Field(ge=32)] | None = Field(
         512, description="photos are resized so first; null keeps their size"
     )
     scales: tuple[Positive, ...] = Field(
         (1.0, 0.5, 0.75), min_length=1, description="fused by maximum, each with its mirror image"
+    )
+    mirror: Literal["mean", "maximum"] = Field(
+        "maximum", description="what the logits of a photo and of its mirror image become, at each scale"
+    )
+    fuse_at: Literal["logits", "photo"] = Field(
+        "photo",
+        description="where the scales are fused: on the grid of the logits of scale 1, a quarter of the resized photo, "
+        "or at the photo's size",
+    )
+    sizes: Literal["nearest", "floor"] = Field(
+        "nearest",
+        description="of the resized photo: nearest takes the nearest whole sides and resizes once for each scale; "
+        "floor cuts them off, gives the exact factor to the resize, and makes the scales of the resized photo",
     )
 
 
@@ -194,6 +210,15 @@ class Crf(Section):
     bilateral_srgb: Positive = Field(5.0, description="bilateral kernel, in grey levels")
     bilateral_weight: Positive = Field(4.0, description="weight of that kernel")
     drop_below: Share = Field(0.001, description="classes nowhere as probable are left out, which saves their time")
+
+
+# Ways to test a segmentation that have a name. The paper does not say how it tested; the authors' script does.
+PROTOCOLS = {"paper": Eval(), "authors": Eval(mirror="mean", fuse_at="logits", sizes="floor")}
+
+
+def protocol_name(settings: Eval) -> str:
+    """The name of a protocol; "own" for one that has none."""
+    return next((name for name, known in PROTOCOLS.items() if known == settings), "own")
 
 
 class Preset(Section):
@@ -234,6 +259,11 @@ class Preset(Section):
         if self.affinity.scale not in self.cam.scales:
             problems.append(
                 f"affinity.scale: expected one of cam.scales {list(self.cam.scales)}, got {self.affinity.scale}"
+            )
+        if self.eval.fuse_at == "logits" and 1.0 not in self.eval.scales:
+            raise ValueError(
+                "eval.scales: expected 1.0 among them, on whose grid eval.fuse_at=logits fuses, "
+                f"got {list(self.eval.scales)}"
             )
         if self.train.scale_range[0] > self.train.scale_range[1]:
             problems.append(f"train.scale_range: expected [from, to], got {list(self.train.scale_range)}")

@@ -35,7 +35,15 @@ def test_the_comparisons_differ_from_voc_in_what_they_are_named_for():
         if "voc-" in name
     }
     assert changed == {
-        "voc-authors": {"train.batch_size", "train.effective_batch", "affinity.eps"},
+        "voc-authors": {
+            "train.batch_size",
+            "train.effective_batch",
+            "train.validation_size",
+            "affinity.eps",
+            "eval.mirror",
+            "eval.fuse_at",
+            "eval.sizes",
+        },
         "voc-baseline": {"cam.refiner", "affinity.enabled", "loss.reg"},
         "voc-rrm": {"cam.refiner", "affinity.enabled"},
         "voc-supervised": {
@@ -217,6 +225,7 @@ def test_all_rules_between_values_are_told_at_once():
         ("cam.scales=[0.5]", "expected 1.0 among them"),
         ("affinity.scale=3.0", "expected one of cam.scales"),
         ("cam.beta_low=0.9", "expected at most beta_high"),
+        ("eval.mirror=min", "expected mean or maximum, got 'min'"),
         ("train.scale_range=[2.0, 1.0]", r"expected \[from, to\]"),
         ("optim.lr=.nan", "expected a number"),
         ("data.root=[", "not readable as YAML"),

@@ -25,7 +25,7 @@ from afactl.evaluation.segmentation import evaluate_segmentation
 from afactl.files import lock, whole_file
 from afactl.inference.refiners import refiner_settings
 from afactl.inference.trained_run import TrainedRun, open_run, open_split
-from afactl.presets import Preset, differences, load_preset
+from afactl.presets import Preset, differences, load_preset, protocol_name
 from afactl.runs.folder import drop_unstarted, find_run, run_preset
 from afactl.training.job import Event, Report, ignore, preset_changes, train
 
@@ -95,7 +95,10 @@ def ablate(
             raise UsageError(f"ablate {name}: its rows are trained, so give --preset PRESET and no --run")
         trainer = partial(_train_row, preset_name, data, out, overrides, device, reporter)
         measured = [_measure(table, row, trainer(row.changes), splits, data, track) for row in table.rows]
-        return Result(f"{name}: {table.title}", splits, measured, f"preset {preset_name}")
+        where = f"preset {preset_name}"
+        if table.measure == "segmentation":
+            where += f", protocol {protocol_name(load_preset(preset_name, overrides).eval)}"
+        return Result(f"{name}: {table.title}", splits, measured, where)
     if run is None and preset_name is not None:
         base = _train_row(preset_name, data, out, overrides, device, reporter, ())
     else:

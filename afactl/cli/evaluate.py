@@ -17,6 +17,7 @@ from afactl.cli.options import (
     Palette,
     PaletteOption,
     PerClassOption,
+    Protocol,
     RunOption,
     SplitOption,
     Which,
@@ -37,6 +38,12 @@ def evaluate(
     split: SplitOption = "val",
     crf: CrfOption = False,
     crf_backend: BackendOption = Backend.torch,
+    protocol: Annotated[
+        Protocol | None,
+        typer.Option(
+            "--protocol", help="test as the paper or as the authors' script does; default: the preset's eval.*"
+        ),
+    ] = None,
     run: RunOption = None,
     data: DataOption = None,
     per_class: PerClassOption = False,
@@ -55,20 +62,25 @@ def evaluate(
     device: DeviceOption = "auto",
 ) -> None:
     """Score the segmentation: single scale, multi-scale + flip, and + CRF; no image-level truth is used."""
-    from afactl.evaluation.segmentation import evaluate_segmentation
+    from afactl.evaluation.segmentation import evaluate_segmentation, with_protocol
     from afactl.inference.trained_run import open_split
+    from afactl.presets import protocol_name
 
     backend = chosen_crf(crf, crf_backend)
     trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
-    scores, images = evaluate_segmentation(trained, found, backend, tracker("segmentation"))
+    chosen = protocol.value if protocol else None
+    scores, images = evaluate_segmentation(trained, found, backend, tracker("segmentation"), chosen)
+    trained = with_protocol(trained, chosen)
     rows = [(score.name, percent(score.miou)) for score in scores]
     out.print(table(f"segmentation of {split}, mIoU %", ("row", "mIoU"), rows))
     settings = trained.preset.eval
     side = f"long side {settings.long_side}" if settings.long_side else "size as stored"
+    name = protocol_name(settings)
     out.print(
-        f"split {split}, {len(found.samples)} images; {side}; "
-        f"multi-scale: {numbers(settings.scales)} with flip, fused by maximum; "
+        f"split {split}, {len(found.samples)} images; protocol: {name} ({side}, sizes: {settings.sizes}; "
+        f"multi-scale: {numbers(settings.scales)}, each with its mirror image by {settings.mirror}, "
+        f"fused at the {settings.fuse_at} by maximum); "
         f"no image-level truth was used; {checkpoint.value} checkpoint, step {trained.iteration}"
     )
     if per_class:
@@ -82,6 +94,7 @@ def evaluate(
                 "images": len(found.samples),
                 "run": str(trained.folder),
                 "step": trained.iteration,
+                "protocol": name,
                 "miou": figures,
             },
         )

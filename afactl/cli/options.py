@@ -32,6 +32,13 @@ class Palette(str, Enum):
     voc = "voc"
 
 
+class Protocol(str, Enum):
+    """Ways to test a segmentation that have a name; see presets.PROTOCOLS."""
+
+    paper = "paper"
+    authors = "authors"
+
+
 class Labels(str, Enum):
     """Which image-level labels pseudo labels are made with."""
 

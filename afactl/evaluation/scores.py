@@ -30,9 +30,9 @@ class Score(NamedTuple):
         return 100 * mean_iou(self.confusion)
 
 
-def keep_scores(run: TrainedRun, name: str, split: Split, confusions: dict[str, np.ndarray]) -> None:
-    """Leave the confusion matrices in the run, for its report."""
+def keep_scores(run: TrainedRun, name: str, split: Split, confusions: dict[str, np.ndarray], **facts: str) -> None:
+    """Leave the confusion matrices and what else is to be known of them in the run, for its report."""
     if distributed.rank() == 0:
         rows = {row: confusion.tolist() for row, confusion in confusions.items()}
-        facts = {"split": split.name, "images": len(split.samples), "classes": list(split.classes)}
-        write_scores(run.folder, name, {**facts, "weights": run.weights_hash, "step": run.iteration, "rows": rows})
+        told = {"split": split.name, "images": len(split.samples), "classes": list(split.classes), **facts}
+        write_scores(run.folder, name, {**told, "weights": run.weights_hash, "step": run.iteration, "rows": rows})

@@ -16,14 +16,14 @@ from afactl.datasets.transforms import normalize
 from afactl.errors import DataError
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.scores import Score, keep_scores, to_uint8
-from afactl.inference.segmentation import segment
+from afactl.inference.segmentation import Passes, multi_scale, segment, single_scale
 from afactl.inference.trained_run import TrainedRun, multi_hot, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.cam import threshold_cam
 from afactl.method.refinement.crf import crf_label
 from afactl.network.model import AFA, evaluation_mode
-from afactl.presets import Preset
+from afactl.presets import PROTOCOLS, Preset, protocol_name
 
 # Rows of `eval`; the last one only where the dense CRF is asked for.
 SEGMENTATION_ROWS = ("single scale", "multi-scale + flip", "multi-scale + flip + CRF")
@@ -36,15 +36,16 @@ def validate(model: AFA, split: Split, preset: Preset, device: torch.device, tra
     Several processes share the photos; each gets the scores of all.
 
     Returns:
-        "val_seg_miou": segmentation, single scale, without image-level truth.
+        "val_seg_miou": segmentation, single scale at `train.validation_size`, without image-level truth.
         "val_cam_miou": multi-scale CAM at the scoring threshold, with image-level truth.
     """
     classes, masks = len(split.classes), split.require_masks()
+    passes = single_scale(preset.eval) if preset.train.validation_size == "test" else Passes()
     seg_counts = cam_counts = np.zeros((classes + 1, classes + 1), np.int64)
     with evaluation_mode(model):
         for sample in track(distributed.shard(split.samples)):
             image, truth = read_image(sample.image_path), masks.read(sample)
-            logits = segment(model, image, device, long_side=preset.eval.long_side)
+            logits = segment(model, image, device, passes)
             seg_counts = seg_counts + confusion_matrix(truth, to_uint8(logits.argmax(0)), classes + 1)
             passed = model.multi_scale_cam(normalize(to_tensor(image, device)), preset.cam.scales, 1.0)
             label = multi_hot(sample.labels, classes).to(device)[None]
@@ -66,14 +67,28 @@ class Segmented(NamedTuple):
     images: np.ndarray
 
 
-def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None, track: Track = iter) -> Segmented:
+def with_protocol(run: TrainedRun, protocol: str | None) -> TrainedRun:
+    """The run, tested by a protocol of PROTOCOLS in place of its own; None leaves it its own."""
+    if protocol is None:
+        return run
+    return run._replace(preset=run.preset.model_copy(update={"eval": PROTOCOLS[protocol]}))
+
+
+def evaluate_segmentation(
+    run: TrainedRun, split: Split, crf: str | None = None, track: Track = iter, protocol: str | None = None
+) -> Segmented:
     """The rows of `eval`: single scale; multi-scale + flip; and with `crf`, one of CRF_BACKENDS, also + CRF.
 
-    No image-level truth is used. Several processes share the photos; each gets the scores of all.
+    No image-level truth is used. Several processes share the photos; each gets the scores of all. The run keeps
+    them in scores/segmentation-SPLIT.json, those of a named protocol in segmentation-SPLIT-PROTOCOL.json.
+
+    Args:
+        protocol: one of PROTOCOLS in place of the run's own section `eval`.
 
     Raises:
         DataError: the network gives non-finite values for a photo.
     """
+    run = with_protocol(run, protocol)
     preset, masks = run.preset, split.require_masks()
     classes = len(split.classes) + 1
     counts = {name: np.zeros((classes, classes), np.int64) for name in SEGMENTATION_ROWS[: 3 if crf else 2]}
@@ -85,8 +100,8 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
     def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for sample in track(samples):
             image, truth = read_image(sample.image_path), masks.read(sample)
-            single = segment(run.model, image, run.device, long_side=preset.eval.long_side)
-            fused = segment(run.model, image, run.device, preset.eval.scales, True, preset.eval.long_side)
+            single = segment(run.model, image, run.device, single_scale(preset.eval))
+            fused = segment(run.model, image, run.device, multi_scale(preset.eval))
             if not torch.isfinite(fused).all():
                 raise DataError(
                     f"{sample.image_path}: the network gives non-finite values (NaN); "
@@ -106,5 +121,7 @@ def evaluate_segmentation(run: TrainedRun, split: Split, crf: str | None = None,
         for label in ordered_map(refine, scored(), processes_for(len(samples), run.device)):
             counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truths.popleft(), to_uint8(label), classes)
     scores = [Score(name, distributed.all_reduce_array(found)) for name, found in counts.items()]
-    keep_scores(run, f"segmentation-{split.name}", split, {score.name: score.confusion for score in scores})
+    name = f"segmentation-{split.name}" + (f"-{protocol}" if protocol else "")
+    confusions = {score.name: score.confusion for score in scores}
+    keep_scores(run, name, split, confusions, protocol=protocol_name(preset.eval))
     return Segmented(scores, distributed.all_reduce_array(images))

@@ -6,7 +6,8 @@ Shapes: C foreground classes, K = C + 1, h x w image, N = hs * ws tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,24 +18,44 @@ from afactl.datasets.transforms import normalize, resize_long_side
 from afactl.errors import UsageError
 from afactl.inference.trained_run import to_tensor
 from afactl.network.model import AFA
+from afactl.presets import Eval
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How a photo is passed through the network, and how the passes become one segmentation.
+
+    Attributes:
+        scales: factors on top of `long_side`, fused by maximum.
+        flip: also pass the mirrored image.
+        long_side: resize the photo so first; None keeps its size.
+        mirror, fuse_at, sizes: as in the preset's section `eval`.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    long_side: int | None = None
+    mirror: Literal["mean", "maximum"] = "maximum"
+    fuse_at: Literal["logits", "photo"] = "photo"
+    sizes: Literal["nearest", "floor"] = "nearest"
+
+
+def single_scale(settings: Eval) -> Passes:
+    """One pass per photo."""
+    return Passes(long_side=settings.long_side, sizes=settings.sizes)
+
+
+def multi_scale(settings: Eval) -> Passes:
+    """All scales, each with its mirror image."""
+    return Passes(flip=True, **settings.model_dump())
 
 
 @torch.inference_mode()
-def segment(
-    model: AFA,
-    image: np.ndarray,
-    device: torch.device,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    long_side: int | None = None,
-) -> Tensor:
-    """Segmentation logits of one photo, fused by maximum over scales and flips.
+def segment(model: AFA, image: np.ndarray, device: torch.device, passes: Passes = Passes()) -> Tensor:
+    """Segmentation logits of one photo, fused over scales and flips.
 
     Args:
         image: h x w x 3 uint8.
-        scales: factors on top of `long_side`.
-        flip: also pass the mirrored image.
-        long_side: resize the photo so first; None keeps its size.
 
     Returns:
         K x h x w float32 at the photo's size.
@@ -43,37 +64,67 @@ def segment(
         UsageError: no scales.
     """
     pixels = normalize(to_tensor(image, device))
-    height, width = size = image.shape[:2]
-    base = resize_long_side(height, width, long_side) if long_side else size
+    size = (image.shape[0], image.shape[1])
+    grid = size if passes.fuse_at == "photo" else None
     fused: Tensor | None = None
-    for scale in scales:
-        target = (max(1, math.floor(scale * base[0])), max(1, math.floor(scale * base[1])))
-        scaled = pixels
-        if target != size:
-            scaled = F.interpolate(pixels, size=target, mode="bilinear", align_corners=False)
-        views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
+    # Scale 1 comes first: with `fuse_at` = logits its grid is that of all.
+    for scale in sorted(passes.scales, key=lambda scale: scale != 1.0):
+        scaled = _resized(pixels, scale, passes)
+        views = torch.cat([scaled, scaled.flip(-1)]) if passes.flip else scaled
         logits = model.decoder(model.backbone(views).features).float()
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        logits = torch.maximum(logits[0], logits[1].flip(-1)) if flip else logits[0]
-        fused = logits if fused is None else torch.maximum(fused, logits)
+        grid = grid or tuple(logits.shape[2:])
+        logits = _resize(logits, grid)
+        if passes.flip:
+            # Mirroring commutes with the resize.
+            both = torch.stack([logits[0], logits[1].flip(-1)])
+            one = both.mean(dim=0) if passes.mirror == "mean" else both.amax(dim=0)
+        else:
+            one = logits[0]
+        fused = one if fused is None else torch.maximum(fused, one)
     if fused is None:
         raise UsageError("scales: expected one or more, got none")
-    return fused
+    return _resize(fused[None], size)[0]
+
+
+def _resized(pixels: Tensor, scale: float, passes: Passes) -> Tensor:
+    """The photo, 1 x 3 x h x w, at a scale."""
+    height, width = size = (pixels.shape[2], pixels.shape[3])
+    if passes.sizes == "floor":
+        factors = (passes.long_side / max(size) if passes.long_side else 1.0, scale)
+        for factor in factors:
+            pixels = _scaled(pixels, factor)
+        return pixels
+    base = resize_long_side(height, width, passes.long_side) if passes.long_side else size
+    return _resize(pixels, (max(1, math.floor(scale * base[0])), max(1, math.floor(scale * base[1]))))
+
+
+def _scaled(pixels: Tensor, factor: float) -> Tensor:
+    """Sides times the factor, cut off to whole ones; pixels are sampled 1 / factor apart all the same."""
+    if min(math.floor(side * factor) for side in pixels.shape[2:]) < 1:
+        return _resize(pixels, tuple(max(1, math.floor(side * factor)) for side in pixels.shape[2:]))
+    return F.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False)
+
+
+def _resize(maps: Tensor, size: tuple[int, ...]) -> Tensor:
+    """B x D x h x w -> B x D x size, bilinear; the same maps where they have that size already."""
+    if tuple(maps.shape[2:]) == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def segment_windows(
     model: AFA,
     image: np.ndarray,
     device: torch.device,
-    scales: Sequence[float],
-    flip: bool,
+    passes: Passes,
     window: int,
     size: tuple[int, int],
 ) -> Tensor:
     """Segmentation logits of a large photo, passed at its own size in windows that overlap by a third.
 
-    Each window is a photo of its own for `segment`. Where windows overlap, the mean of their logits is taken,
-    weighted by the distance from the window's edge, near which the network sees the least around a pixel.
+    Each window is a photo of its own for `segment`, without `long_side`. Where windows overlap, the mean of their
+    logits is taken, weighted by the distance from the window's edge, near which the network sees the least around
+    a pixel.
 
     Args:
         image: h x w x 3 uint8.
@@ -83,12 +134,13 @@ def segment_windows(
     Returns:
         K x h' x w' float32.
     """
+    passes = replace(passes, long_side=None)
     total = torch.zeros(model.classes + 1, *size, device=device)
     weights = torch.zeros(size, device=device)
     rows, columns = (_windows(side, small, window) for side, small in zip(image.shape[:2], size, strict=True))
     for row, small_row in rows:
         for column, small_column in columns:
-            logits = segment(model, image[row, column], device, scales, flip)
+            logits = segment(model, image[row, column], device, passes)
             target = (small_row.stop - small_row.start, small_column.stop - small_column.start)
             if logits.shape[1:] != target:
                 logits = F.interpolate(logits[None], size=target, mode="area")[0]

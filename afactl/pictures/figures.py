@@ -25,7 +25,7 @@ from afactl.evaluation.pseudo_labels import (
 from afactl.files import whole_file
 from afactl.inference.cams import CamRecord, cam_record, likely_labels, open_cam_cache, record_of
 from afactl.inference.refiners import preset_refiner
-from afactl.inference.segmentation import segment
+from afactl.inference.segmentation import multi_scale, segment
 from afactl.inference.trained_run import TrainedRun, open_split, to_tensor
 from afactl.method.affinity import mean_attention
 from afactl.method.pseudo_labels import cut_cam, propagate, refine_cam
@@ -349,10 +349,9 @@ def draw_examples(
         UsageError: `out` cannot be written.
     """
     colors, cells, masks = PALETTES[palette](), [], split.require_masks()
-    settings = run.preset.eval
     for sample, score in zip(samples, scores, strict=True):
         image = read_image(sample.image_path)
-        logits = segment(run.model, image, run.device, settings.scales, True, settings.long_side)
+        logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
         mask = logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
         small = reduce_image(image, SHEET_PIXELS)
         shown = [

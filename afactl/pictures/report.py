@@ -23,7 +23,7 @@ from afactl.errors import AfactlError, UsageError
 from afactl.evaluation.metrics import class_iou, mean_iou
 from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
 from afactl.files import whole_file
-from afactl.inference.segmentation import segment
+from afactl.inference.segmentation import multi_scale, segment
 from afactl.inference.trained_run import TrainedRun
 from afactl.method.schedule import phase_starts
 from afactl.pictures.drawing import confusion_chart, curve_chart, map_over, overlay
@@ -183,7 +183,14 @@ def _table3(run: TrainedRun, scores: dict[str, Any], without_afa: Path | None) -
 
 def _segmentation(run: TrainedRun, scores: dict[str, Any]) -> dict[str, Any]:
     rows = [{"name": name, "miou": _percent(100 * mean_iou(np.array(one)))} for name, one in scores["rows"].items()]
-    return {"split": scores["split"], "images": scores["images"], "note": _note(run, scores), "rows": rows}
+    protocol = scores.get("protocol", "not noted")  # earlier versions had one only
+    return {
+        "split": scores["split"],
+        "images": scores["images"],
+        "protocol": protocol,
+        "note": _note(run, scores),
+        "rows": rows,
+    }
 
 
 def _per_class(name: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +208,11 @@ def _per_class(name: str, scores: dict[str, Any]) -> dict[str, Any]:
 
 def _matrix(scores: dict[str, Any]) -> dict[str, str]:
     name, confusion = list(scores["rows"].items())[min(1, len(scores["rows"]) - 1)]
-    caption = f"Confusion matrix of {scores['split']}, {name}: where the pixels of each true class went, in per cent"
+    protocol = f", protocol {scores['protocol']}" if "protocol" in scores else ""
+    caption = (
+        f"Confusion matrix of {scores['split']}, {name}{protocol}: "
+        "where the pixels of each true class went, in per cent"
+    )
     return {
         "image": _drawing(confusion_chart(np.array(confusion), ("background", *scores["classes"]))),
         "caption": caption,
@@ -214,11 +225,11 @@ def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[st
         photos = first_photos(run, data, count)
     except AfactlError as error:
         return [], f"No photos: {error}"
-    colors, classes, settings = PALETTES["safe"](), run.architecture.classes, run.preset.eval
+    colors, classes = PALETTES["safe"](), run.architecture.classes
     shown = []
     for photo in photos:
         look = look_at(run, photo, data)
-        logits = segment(run.model, look.image, run.device, settings.scales, True, settings.long_side)
+        logits = segment(run.model, look.image, run.device, multi_scale(run.preset.eval))
         masks = {
             "pseudo label": pseudo_labels_of(look.image, look.record, run.preset, run.device)[-1, 1],
             "segmentation": logits.max(dim=0).indices.to(torch.uint8).cpu().numpy(),

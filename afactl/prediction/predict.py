@@ -18,7 +18,7 @@ from torch import Tensor
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.datasets.samples import Track
 from afactl.errors import DataError, UsageError
-from afactl.inference.segmentation import segment, segment_windows
+from afactl.inference.segmentation import multi_scale, segment, segment_windows
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
@@ -179,7 +179,7 @@ def _labelled(
     run: TrainedRun, photos: Sequence[Photo], crf: str | None, window: int | None, track: Track
 ) -> Iterator[tuple[Photo, dict[str, Any], Labelled | None]]:
     """Every photo, what is to be noted about it ("failed": why, or None; "reduced"), and its mask if it has one."""
-    settings = run.preset.eval
+    passes = multi_scale(run.preset.eval)
     waiting: deque[tuple[Photo, tuple[int, int], np.ndarray, Tensor]] = deque()
     failed: deque[tuple[Photo, dict[str, Any], None]] = deque()
 
@@ -193,9 +193,9 @@ def _labelled(
             size = image.shape[:2]
             small = reduce_image(image, MAX_PIXELS)
             if window and max(size) > window:
-                logits = segment_windows(run.model, image, run.device, settings.scales, True, window, small.shape[:2])
+                logits = segment_windows(run.model, image, run.device, passes, window, small.shape[:2])
             else:
-                logits = segment(run.model, small, run.device, settings.scales, True, settings.long_side)
+                logits = segment(run.model, small, run.device, passes)
             image = small
             if not torch.isfinite(logits).all():
                 text = f"{photo.path}: the network gives non-finite values (NaN); its weights are broken, train again"

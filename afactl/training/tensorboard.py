@@ -13,7 +13,7 @@ from afactl.datasets.samples import Split
 from afactl.errors import DependencyError
 from afactl.evaluation.pseudo_labels import pseudo_labels_of
 from afactl.inference.cams import cam_record
-from afactl.inference.segmentation import segment
+from afactl.inference.segmentation import segment, single_scale
 from afactl.inference.trained_run import TrainedRun
 from afactl.network.model import evaluation_mode
 from afactl.pictures.drawing import map_over, overlay, query_token, resize_map
@@ -51,7 +51,7 @@ class TensorBoardLog:
 
         CAM, attention of the centre, pseudo label, segmentation.
         """
-        colors, settings = PALETTES["safe"](), run.preset.eval
+        colors = PALETTES["safe"]()
         with evaluation_mode(run.model):
             for sample in split.samples[:PHOTOS]:
                 image = read_image(sample.image_path)
@@ -59,7 +59,7 @@ class TensorBoardLog:
                 record = cam_record(run, image, sample.labels)
                 centre = query_token((size[1] // 2, size[0] // 2), size, record.grid)
                 attention = resize_map(record.attention[centre].astype(np.float32).reshape(record.grid), size)
-                logits = segment(run.model, image, run.device, long_side=settings.long_side)
+                logits = segment(run.model, image, run.device, single_scale(run.preset.eval))
                 shown = {
                     "CAM": map_over(image, record.cam.astype(np.float32).max(axis=0, initial=0.0)),
                     "attention": map_over(image, attention / max(float(attention.max()), 1e-12)),

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 
 from afactl.datasets.masks import write_mask
 from tests.cli.conftest import refused
@@ -14,6 +15,16 @@ def test_eval_prints_its_rows(call, run_copy, tmp_path):
     assert code == 0 and "single scale" in out and "multi-scale + flip" in out and "CRF" not in out
     assert "no image-level truth was used" in out
     assert set(json.loads((tmp_path / "e.json").read_text())["miou"]) == {"single scale", "multi-scale + flip"}
+
+
+@pytest.mark.parametrize("protocol", ["paper", "authors"])
+def test_eval_by_a_named_protocol_says_which(call, run_copy, tmp_path, protocol):
+    code, out, _ = call(
+        "eval", "--split", "val", "--run", run_copy, "--protocol", protocol, "--json", tmp_path / "e.json"
+    )
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert code == 0 and f"protocol: {protocol} (long side 512" in out and figures["protocol"] == protocol
+    refused(call("eval", "--run", run_copy, "--protocol", "mine"), 2, "mine")
 
 
 def test_eval_with_crf(call, run_copy):

@@ -6,7 +6,7 @@ from PIL import Image
 from afactl.datasets.images import read_image
 from afactl.datasets.masks import read_mask
 from afactl.errors import UsageError
-from afactl.inference.segmentation import segment, segment_windows
+from afactl.inference.segmentation import multi_scale, segment, segment_windows
 from afactl.inference.trained_run import open_run
 from afactl.method.refinement.crf import dense_crf
 from afactl.prediction.predict import find_photos, predict
@@ -67,7 +67,7 @@ def test_masks_are_what_eval_would_score(run, photos, tmp_path):
         p.mask for p in found
     ]
     image = read_image(photos / "a.jpg")
-    expected = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side).argmax(0)
+    expected = segment(run.model, image, run.device, multi_scale(run.preset.eval)).argmax(0)
     assert np.array_equal(read_mask(tmp_path / "out" / "a.png", 6), expected.numpy())
     assert read_image(tmp_path / "out" / "deep" / "ü.v2_overlay.png").shape == (40, 56, 3)
 
@@ -76,7 +76,7 @@ def test_crf_refines_the_mask(run, photos, tmp_path):
     found = find_photos([str(photos / "a.jpg")])
     (written,) = predict(run, found, tmp_path / "crf", crf="torch").written
     image = read_image(photos / "a.jpg")
-    logits = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side)
+    logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
     expected = dense_crf(
         torch.from_numpy(image).permute(2, 0, 1), logits.softmax(0), **run.preset.crf.model_dump()
     ).argmax(0)
@@ -100,7 +100,7 @@ def test_a_window_is_for_photos_that_are_larger(run, photos, tmp_path):
     assert below.read_bytes() == whole.read_bytes()
     (cut,) = predict(run, found, tmp_path / "cut", window=32, forms=("probabilities",)).written
     logits = segment_windows(
-        run.model, read_image(photos / "a.jpg"), run.device, run.preset.eval.scales, True, 32, (40, 56)
+        run.model, read_image(photos / "a.jpg"), run.device, multi_scale(run.preset.eval), 32, (40, 56)
     )
     np.testing.assert_array_equal(np.load(cut), logits.softmax(0).half().numpy())
 
@@ -160,5 +160,5 @@ def test_probabilities_are_the_networks(run, photos, tmp_path):
         predict(run, found, tmp_path / "out", crf="torch", forms=("probabilities",))
     (path,) = predict(run, found, tmp_path / "out", forms=("probabilities",)).written
     image = read_image(photos / "a.jpg")
-    logits = segment(run.model, image, run.device, run.preset.eval.scales, True, run.preset.eval.long_side)
+    logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
     assert np.allclose(np.load(path), logits.softmax(0).numpy(), atol=1e-3)
