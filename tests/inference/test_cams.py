@@ -51,7 +51,7 @@ def test_a_dump_goes_on_where_it_stopped(run, val):
     with open_cam_cache(run, val) as cache:
         assert sorted(cache.ids()) == sorted(sample.image_id for sample in val.samples)
         kept = read_record(cache, val.samples[1].image_id)
-    fresh = cam_record(run, read_image(val.samples[1].image), val.samples[1].labels)
+    fresh = cam_record(run, read_image(val.samples[1].image_path), val.samples[1].labels)
     assert all(np.array_equal(a, b) for a, b in zip(kept, fresh, strict=True))
     assert path == run.folder / "cache" / "cams-val.h5"
 
