@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and by one process at a time."""
+"""Writing files whole or not at all, by one process at a time, and over nothing that somebody else wrote."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -121,6 +122,75 @@ def _sweep(folder: Path) -> None:
                     os.unlink(name)
                 finally:
                     os.close(handle)
+
+
+def require_free(
+    outputs: Iterable[tuple[str, Path | None]], overwrite: bool = False, inputs: Iterable[Path] = ()
+) -> None:
+    """See that a command may write the files that its user names. Called before any work; the rule for all of them:
+
+    - Nothing is replaced that is there already, unless the user says so.
+    - What the command reads, such as a photo, is never replaced.
+    - No two results have one name, nor two that some systems take for one ("A.png" and "a.png").
+
+    What a command names itself in a run folder, such as a figure, is its own. A device or a pipe is no file.
+
+    Args:
+        outputs: pairs of the option, as the user knows it, and a file; None where the option was not given.
+        overwrite: the user says so.
+        inputs: files that the command reads.
+
+    Raises:
+        UsageError: what is in the way, and what to do.
+    """
+    files = [(option, path) for option, path in outputs if path is not None and not is_device(path)]
+    read = {key for path in inputs if (key := _identity(path)) is not None}
+    names: dict[str, Path] = {}
+    there: dict[str, list[Path]] = {}
+    for option, path in files:
+        other = names.setdefault(_folded(path), path)
+        if other is not path:
+            raise UsageError(
+                f"{option}: {other} and {path} would be one file; rename one of them, or write it elsewhere"
+            )
+        if path.is_dir():
+            raise UsageError(f"{option}: {path} is a folder; give another name")
+        if not os.path.lexists(path):
+            _require_writable(option, path)
+            continue
+        if _identity(path) in read:
+            raise UsageError(f"{option}: {path} is read by this command and never overwritten; give another name")
+        there.setdefault(option, []).append(path)
+    for option, paths in there.items() if not overwrite else ():
+        more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+        raise UsageError(
+            f"{option}: {paths[0]}{more} is there already; give another name, or --overwrite to replace it"
+        )
+
+
+def _require_writable(option: str, path: Path) -> None:
+    """See that the folders which are missing can be made, so that a long job does not end at its last line."""
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UsageError(f"{option} {path}: cannot be written ({folder} is no folder); give another name")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"{option} {path}: cannot be written (no permission in {folder}); give another name")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file a name stands for, whatever the name; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _folded(path: Path) -> str:
+    """Equal for names that a file system may take for one: they may differ in case, or in how an accent is written."""
+    return unicodedata.normalize("NFC", os.path.realpath(path.parent) + os.sep + path.name).casefold()
 
 
 class Lock:

@@ -31,9 +31,9 @@ def clocked(module, name: str) -> None:
     setattr(module, name, call)
 
 
-def seconds(run, split, overwrite: bool) -> tuple[float, evaluation.Table3]:
+def seconds(run, split) -> tuple[float, evaluation.Table3]:
     start = time.perf_counter()
-    table = evaluation.score_pseudo_labels(run, split, overwrite)
+    table = evaluation.score_pseudo_labels(run, split)
     return time.perf_counter() - start, table
 
 
@@ -44,9 +44,11 @@ if __name__ == "__main__":
     split = inference.open_split(run, sys.argv[3] if len(sys.argv) > 3 else "val", Path(sys.argv[2]), masks=True)
     for module, name in ((inference, "cam_record"), (evaluation, "pseudo_labels_of")):
         clocked(module, name)
-    cold, first = seconds(run, split, True)
+    for name in ("cams", "pseudo-labels"):
+        (run.folder / "cache" / f"{name}-{split.name}.h5").unlink(missing_ok=True)
+    cold, first = seconds(run, split)
     share = sum(spent.values()) / cold
-    warm, second = seconds(run, split, False)
+    warm, second = seconds(run, split)
     print(
         f"{len(split.samples)} images, cold: {cold:.1f} s, of which network {spent['cam_record']:.1f} s, "
         f"refiners and propagation {spent['pseudo_labels_of']:.1f} s: {100 * share:.1f} %"

@@ -9,7 +9,7 @@ import pytest
 
 from afactl import files
 from afactl.errors import BusyError, UsageError
-from afactl.files import lock, whole_file, without_locks
+from afactl.files import lock, require_free, whole_file, without_locks
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,7 +63,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from afactl.errors import BusyError, UsageError
-from afactl.files import lock, whole_file, without_locks
+from afactl.files import lock, require_free, whole_file, without_locks
 target, letter = Path(sys.argv[1]), sys.argv[2]
 print("ready", flush=True)
 for _ in range(300):
@@ -88,7 +88,7 @@ KEPT_OPEN = """
 import sys, time
 from pathlib import Path
 from afactl.errors import BusyError, UsageError
-from afactl.files import lock, whole_file, without_locks
+from afactl.files import lock, require_free, whole_file, without_locks
 with whole_file(Path(sys.argv[1])) as fresh:
     fresh.write_text("half")
     print("ready", flush=True)
@@ -201,3 +201,57 @@ def test_a_file_system_without_locks_is_said_and_can_be_used_all_the_same(tmp_pa
         assert not list(tmp_path.iterdir())
     with pytest.raises(UsageError, match="no locks"):
         lock(tmp_path / "lock")
+
+
+def test_what_is_there_is_replaced_only_where_the_user_says_so(tmp_path):
+    there, free = tmp_path / "a.json", tmp_path / "deep" / "b.json"
+    there.write_text("mine")
+    require_free([("--json", None), ("--out", free)])
+    with pytest.raises(UsageError, match="--json: .*a.json is there already; give another name, or --overwrite"):
+        require_free([("--json", there), ("--out", free)])
+    require_free([("--json", there), ("--out", free)], overwrite=True)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UsageError, match=r"--out: .*a.json \(and 1 more\) is there already"):
+        require_free([("--out", there), ("--out", tmp_path / "link")])
+    with pytest.raises(UsageError, match="--out .*a.json/deep/b.json: cannot be written .*a.json is no folder"):
+        require_free([("--out", there / "deep" / "b.json")])
+    with pytest.raises(UsageError, match="is a folder; give another name"):
+        require_free([("--out", tmp_path)], overwrite=True)
+    assert not free.parent.exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["photo.png", "./deep/../photo.png", "link.png", "same.png", "linked/photo.png"])
+def test_what_is_read_is_never_replaced_whatever_its_name(tmp_path, monkeypatch, name, overwrite):
+    photo = tmp_path / "photo.png"
+    photo.write_text("mine")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link.png").symlink_to(photo)
+    (tmp_path / "same.png").hardlink_to(photo)
+    (tmp_path / "linked").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="--out: .* is read by this command and never overwritten; give another name"):
+        require_free([("--out", Path(name))], overwrite, [photo, tmp_path / "gone.png"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("a.png", "./a.png"), ("A.png", "a.png"), ("x/a.png", "linked/a.png"), ("\u00e9.png", "e\u0301.png")],
+)
+def test_two_results_with_one_name_are_refused(tmp_path, monkeypatch, one, other):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "linked").symlink_to("x")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="would be one file; rename one of them"):
+        require_free([("--out", Path(one)), ("--gif", Path(other))], overwrite=True)
+    require_free([("--out", Path(one)), ("--gif", Path("b") / other)])
+
+
+def test_a_folder_without_permission_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda folder, how: Path(folder) != tmp_path)  # root may write everywhere
+    with pytest.raises(UsageError, match="--out .*b.json: cannot be written .no permission in .*; give another name"):
+        require_free([("--out", tmp_path / "deep" / "b.json")])
+
+
+def test_a_device_may_be_named(tmp_path):
+    require_free([("--json", Path("/dev/null")), ("--out", Path("/dev/stdout")), ("--gif", Path("/dev/stdout"))])

@@ -10,7 +10,9 @@ import typer
 from afactl.cli.options import (
     DeviceOption,
     JsonOption,
+    OverwriteOption,
 )
+from afactl.files import require_free
 from afactl.machine.terminal import out, percent, table, tracker, write_json
 from afactl.training.live_view import training_reporter
 
@@ -42,12 +44,14 @@ def ablate(
         typer.Option("--set", metavar="KEY=VALUE", help="change a value of the base preset; repeatable"),
     ] = None,
     json_file: JsonOption = None,
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure an ablation table of the paper, row by row; finished rows are skipped."""
     from afactl.ablation.measuring import ablate as measure
     from afactl.machine.devices import choose_device
 
+    require_free([("--json", json_file)], overwrite)
     result = measure(
         name,
         preset,

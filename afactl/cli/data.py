@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from afactl.cli.options import JsonOption, Palette, PaletteOption, SplitOption
+from afactl.cli.options import JsonOption, OverwriteOption, Palette, PaletteOption, SplitOption
 from afactl.errors import DataError, UsageError, nearest
+from afactl.files import require_free
 from afactl.machine.terminal import out, table, tracker, write_json
 
 # So many defects of a kind are printed; --json holds all.
@@ -57,10 +58,12 @@ def prepare_voc(
         bool, typer.Option("--difficult/--no-difficult", help="whether objects marked difficult count, in XML")
     ] = True,
     json_file: JsonOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write the list train_aug and the labels of PASCAL VOC 2012, and compare masks with XML."""
     from afactl.datasets import preparing
 
+    require_free([("--json", json_file)], overwrite)
     done = preparing.prepare_voc(data, sbd, labels_from is LabelSource.xml, difficult, tracker("masks of SBD"))
     rows = [(split, str(count), str(preparing.KNOWN_VOC[split])) for split, count in done.counts.items()]
     out.print(table("photos by split", ("split", "here", "in the full dataset"), rows))
@@ -151,11 +154,13 @@ def check(
     dataset: DatasetArgument,
     data: FolderOption = None,
     json_file: JsonOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Read every photo and mask, show what is there, and list what is wrong; exit code 1 if anything is."""
     from afactl.datasets.checking import check_splits
     from afactl.datasets.registry import load_all
 
+    require_free([("--json", json_file)], overwrite)
     name, root, train = _locate(dataset, data)
     splits = load_all(name, root)
     names = [split.name for split in splits]
@@ -212,13 +217,16 @@ def preview(
     seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
     out_file: Annotated[Path, typer.Option("--out", help="picture to write (.png, .svg, .pdf)")] = Path("preview.png"),
     palette: PaletteOption = Palette.safe,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw a contact sheet: photos with their labels, and their masks where there are any."""
     from afactl.datasets.registry import load_split
     from afactl.pictures.figures import draw_contact_sheet
 
     name, root, _ = _locate(dataset, data)
-    shown = draw_contact_sheet(load_split(name, root, split), out_file, count, seed, palette.value)
+    chosen = load_split(name, root, split)
+    require_free([("--out", out_file)], overwrite, [sample.image_path for sample in chosen.samples])
+    shown = draw_contact_sheet(chosen, out_file, count, seed, palette.value)
     out.print(f"{shown} photos of {split}")
     out.print(f"picture: {out_file}")
 

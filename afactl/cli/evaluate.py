@@ -14,6 +14,7 @@ from afactl.cli.options import (
     DataOption,
     DeviceOption,
     JsonOption,
+    OverwriteOption,
     Palette,
     PaletteOption,
     PerClassOption,
@@ -25,6 +26,7 @@ from afactl.cli.options import (
     open_chosen_run,
 )
 from afactl.cli.tables import numbers, print_per_class
+from afactl.files import require_free
 from afactl.machine.terminal import out, percent, table, tracker, write_json
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ def evaluate(
     ] = 0,
     palette: PaletteOption = Palette.safe,
     json_file: JsonOption = None,
+    overwrite: OverwriteOption = False,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
@@ -66,6 +69,7 @@ def evaluate(
     from afactl.inference.trained_run import open_split
     from afactl.presets import protocol_name
 
+    require_free([("--json", json_file)], overwrite)
     backend = chosen_crf(crf, crf_backend)
     trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)

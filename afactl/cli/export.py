@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from afactl.cli.options import CheckpointOption, RunOption, WeightsFormat, Which, say_which
+from afactl.cli.options import CheckpointOption, OverwriteOption, RunOption, WeightsFormat, Which, say_which
+from afactl.files import require_free
 from afactl.machine.terminal import out
 
 app = typer.Typer(rich_markup_mode=None)
@@ -24,12 +25,14 @@ def export(
             help="safetensors: for --init and other tools; authors: .pth under the names of the authors' code",
         ),
     ] = WeightsFormat.safetensors,
+    overwrite: OverwriteOption = False,
     checkpoint: CheckpointOption = Which.last,
 ) -> None:
     """Write the weights alone, to be passed on or to start another training from."""
     from afactl.runs.checkpoints import WEIGHTS, export_weights, find_checkpoint
     from afactl.runs.folder import find_run, run_preset
 
+    require_free([("--out", out_file)], overwrite)
     folder, how = find_run(run)
     say_which(folder, how)
     found = find_checkpoint(folder, checkpoint.value, needed=(WEIGHTS,))

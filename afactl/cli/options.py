@@ -87,7 +87,12 @@ DataOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps or xpu; cuda:1 is the second one")]
 CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="make the caches anew")]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="replace what is in the way: files named here, caches of other weights, settings or data"
+    ),
+]
 PaletteOption = Annotated[
     Palette, typer.Option("--palette", help="colours of pictures: safe for all eyes, or VOC's own")
 ]

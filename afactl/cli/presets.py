@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from afactl.cli.options import OverwriteOption
 from afactl.errors import UsageError
+from afactl.files import require_free, whole_file
 from afactl.machine.terminal import out, table
 
 app = typer.Typer(rich_markup_mode=None)
@@ -17,10 +19,12 @@ app = typer.Typer(rich_markup_mode=None)
 def presets(
     name: Annotated[str | None, typer.Argument(help="print this preset")] = None,
     copy: Annotated[Path | None, typer.Option("--copy", help="write it to this file, to be changed")] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """List the shipped presets, print one, or copy one."""
     from afactl.presets import find_preset, preset_names, preset_summary
 
+    require_free([("--copy", copy)], overwrite)
     if name is None:
         if copy is not None:
             raise UsageError("--copy: which preset? give its name: afactl presets voc --copy mine.yaml")
@@ -31,10 +35,9 @@ def presets(
         for line in text.splitlines():
             out.print(line)
         return
-    if copy.exists():
-        raise UsageError(f"--copy {copy}: the file exists; give a new name")
     try:
-        copy.write_text(text, encoding="utf-8")
+        with whole_file(copy) as fresh:
+            fresh.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--copy {copy}: cannot be written ({error.strerror})") from error
     out.print(f"{copy}: train it with afactl train {copy}")

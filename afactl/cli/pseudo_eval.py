@@ -22,6 +22,7 @@ from afactl.cli.options import (
 )
 from afactl.cli.tables import numbers, print_per_class
 from afactl.errors import UsageError
+from afactl.files import require_free
 from afactl.machine.terminal import out, percent, table, tracker, write_json
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def pseudo_eval(
     from afactl.inference.cams import with_predicted_labels
     from afactl.inference.trained_run import open_split
 
+    require_free([("--json", json_file)], overwrite)
     trained = open_chosen_run(run, device, checkpoint)
     found = open_split(trained, split, data, masks=True)
     result = score_pseudo_labels(trained, found, overwrite, tracker("pseudo labels"))

@@ -11,11 +11,13 @@ from afactl.cli.options import (
     CheckpointOption,
     DataOption,
     DeviceOption,
+    OverwriteOption,
     RunOption,
     Which,
     open_chosen_run,
 )
 from afactl.errors import UsageError
+from afactl.files import require_free
 from afactl.machine.terminal import out
 
 app = typer.Typer(rich_markup_mode=None)
@@ -35,6 +37,7 @@ def report(
     ] = None,
     photos: Annotated[int, typer.Option("--photos", min=0, max=100, help="how many photos are shown")] = 6,
     data: DataOption = None,
+    overwrite: OverwriteOption = False,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
@@ -43,6 +46,7 @@ def report(
 
     if run is not None and run_option is not None:
         raise UsageError("report: give the run once, as RUN or as --run RUN")
+    require_free([("--out", out_file)], overwrite)
     trained = open_chosen_run(run or run_option, device, checkpoint)
     made = write_report(trained, out_file, data, without_afa, photos)
     for text in made.missing:

@@ -19,6 +19,7 @@ from afactl.cli.options import (
     open_chosen_run,
 )
 from afactl.errors import UsageError
+from afactl.files import require_free
 from afactl.machine.terminal import out
 
 OutOption = Annotated[
@@ -66,6 +67,7 @@ def viz_attn(
     from afactl.pictures.drawing import parse_query
     from afactl.pictures.figures import draw_attention
 
+    require_free([("--out", out_file)], overwrite, [image] if image else [])
     queries = [parse_query(text) for text in query or []]
     if head is not None and layer is None:
         raise UsageError("--head: of which layer? give --layer too")
@@ -81,11 +83,13 @@ def viz_attn(
 def viz_heads(
     run: RunOption = None,
     out_file: OutOption = None,
+    overwrite: OverwriteOption = False,
     checkpoint: CheckpointOption = Which.last,
 ) -> None:
     """Draw the learned weight of each head in the affinity, as in figure 14."""
     from afactl.pictures.figures import draw_heads
 
+    require_free([("--out", out_file)], overwrite)
     drawn = draw_heads(open_chosen_run(run, "cpu", checkpoint), out_file)
     out.print(drawn.source)
     out.print(f"picture: {drawn.file}")
@@ -105,12 +109,14 @@ def viz_cams(
     data: DataOption = None,
     out_file: OutOption = None,
     palette: PaletteOption = Palette.safe,
+    overwrite: OverwriteOption = False,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
     """Compare CAMs: as they are, spread by MHSA, and spread by the learned affinity (Fig. 2, 9)."""
     from afactl.pictures.figures import draw_cams, first_photos
 
+    require_free([("--out", out_file)], overwrite, images or [])
     trained = open_chosen_run(run, device, checkpoint)
     other = open_chosen_run(without_afa, device, checkpoint) if without_afa else None
     drawn = draw_cams(trained, images or first_photos(trained, data, 3), data, out_file, palette.value, other)
@@ -126,12 +132,14 @@ def viz_par(
     data: DataOption = None,
     out_file: OutOption = None,
     palette: PaletteOption = Palette.safe,
+    overwrite: OverwriteOption = False,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
     """Compare labels before and after each refiner, and over the iterations of PAR (Fig. 5, 10)."""
     from afactl.pictures.figures import draw_refiners
 
+    require_free([("--out", out_file), ("--gif", gif)], overwrite, [image] if image else [])
     drawn = draw_refiners(open_chosen_run(run, device, checkpoint), image, data, out_file, palette.value, gif)
     out.print(drawn.source)
     out.print(f"picture: {drawn.file}")

@@ -150,7 +150,8 @@ def dump_cams(run: TrainedRun, split: Split, overwrite: bool = False, track: Tra
     was killed.
 
     Args:
-        overwrite: throw away what is there. track: wraps the iteration over samples, for a progress bar.
+        overwrite: throw away what is there, where it was made by others.
+        track: wraps the iteration over samples, for a progress bar.
 
     Returns:
         (file, images in the split, images passed through the network now, by all processes).
@@ -161,7 +162,7 @@ def dump_cams(run: TrainedRun, split: Split, overwrite: bool = False, track: Tra
     path, rank = cam_cache_path(run, split.name), distributed.rank()
     if rank == 0:
         with open_cam_cache(run, split, overwrite) as cache:
-            _take_parts(run, split, cache, overwrite)
+            _take_parts(run, split, cache)
             made = _fill(run, split, cache, distributed.broadcast(sorted(cache.ids())), track)
             computed = _of_all(made)  # when every other process has closed its file
             _take_parts(run, split, cache)
@@ -186,14 +187,11 @@ def _of_all(count: int) -> int:
     return int(distributed.all_reduce(torch.tensor(count)))
 
 
-def _take_parts(run: TrainedRun, split: Split, cache: Cache, drop: bool = False) -> None:
+def _take_parts(run: TrainedRun, split: Split, cache: Cache) -> None:
     """Move the images of the files that several processes wrote into the cache; each image goes in once.
 
     A file is removed when the cache has all of its images, or nothing of it can be used. None that a living process
     writes: those are locked.
-
-    Args:
-        drop: remove them as they are.
 
     Raises:
         CacheError: a process that other ones left is still writing its file; or the disk is full.
@@ -205,7 +203,7 @@ def _take_parts(run: TrainedRun, split: Split, cache: Cache, drop: bool = False)
             pass
         else:
             with part:
-                if not (drop or _taken(part, cache)):
+                if not _taken(part, cache):
                     continue
         for name in (path.name, f"{path.name}.journal", f"{path.name}.lock"):
             path.with_name(name).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from afactl.errors import UsageError
+from afactl.files import whole_file
 
 Item = TypeVar("Item")
 
@@ -131,12 +132,16 @@ def error_line(message: str) -> None:
 
 
 def write_json(path: Path, figures: object) -> None:
-    """Write figures for `--json`.
+    """Write figures for `--json`. A name that is no UTF-8 stands there by escapes, which JSON has.
 
     Raises:
         UsageError: the file cannot be written.
     """
+    text = json.dumps(figures, indent=2, ensure_ascii=False)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        text = json.dumps(figures, indent=2)
     try:
-        path.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with whole_file(path) as fresh:
+            fresh.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--json {path}: cannot be written ({error.strerror}); give another file") from error

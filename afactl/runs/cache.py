@@ -78,7 +78,7 @@ class Cache:
         """Open a cache for appending, or make it.
 
         Args:
-            overwrite: throw away what is there.
+            overwrite: throw away what is there, where nothing of it can be used.
 
         Raises:
             StaleCacheError: made by other weights, data or settings (says which), or not a cache.
@@ -93,15 +93,27 @@ class Cache:
         except OSError as error:
             raise _unwritable(path, error) from error
         try:
-            return cls(path, *_open_file(path, header, overwrite), held)
-        except DAMAGE as error:
-            held.release()
-            # What the system says of the disk or the memory says nothing of the file.
-            kind = CacheError if isinstance(error, MemoryError) or getattr(error, "errno", None) else StaleCacheError
-            raise kind(f"{path}: not a readable HDF5 cache ({first_line(error)}); --overwrite makes it anew") from error
+            return cls._open_locked(path, header, overwrite, held)
         except BaseException:
             held.release()
             raise
+
+    @classmethod
+    def _open_locked(cls, path: Path, header: CacheHeader, overwrite: bool, held: Lock) -> Cache:
+        try:
+            return cls(path, *_open_file(path, header), held)
+        except StaleCacheError:
+            if not overwrite:
+                raise
+        except DAMAGE as error:
+            # What the system says of the disk or the memory says nothing of the file.
+            known = isinstance(error, MemoryError) or getattr(error, "errno", None)
+            text = f"{path}: not a readable HDF5 cache ({first_line(error)})"
+            if known:
+                raise CacheError(f"{text}; mend that, then call again") from error
+            if not overwrite:
+                raise StaleCacheError(f"{text}; --overwrite makes it anew") from error
+        return cls(path, *_create(path, header), held)
 
     def __enter__(self) -> Cache:
         return self
@@ -134,7 +146,7 @@ class Cache:
         """
         name = encode_id(image_id)
         if name in self._complete:
-            raise CacheError(f"{self.path}: {image_id} is there already; --overwrite makes the cache anew")
+            raise CacheError(f"{self.path}: {image_id} is there already")
         for key, array in arrays.items():
             if array.dtype.hasobject:
                 raise CacheError(f"{self.path}: {key} of {image_id} holds Python objects; only plain arrays are kept")
@@ -164,12 +176,12 @@ class Cache:
             return {key: dataset[()] for key, dataset in self._file["images"][name].items()}
         except DAMAGE as error:
             raise CacheError(
-                f"{self.path}: {image_id} cannot be read ({error}); --overwrite makes the cache anew"
+                f"{self.path}: {image_id} cannot be read ({error}); remove the file, which is then made anew"
             ) from error
 
 
-def _open_file(path: Path, header: CacheHeader, overwrite: bool) -> tuple[h5py.File, JournaledFile]:
-    if overwrite or not path.exists():
+def _open_file(path: Path, header: CacheHeader) -> tuple[h5py.File, JournaledFile]:
+    if not path.exists():
         return _create(path, header)
     disk = _open_disk(path)
     file = h5py.File(disk, "r+")

@@ -123,7 +123,9 @@ def test_usage_errors_are_one_line_with_code_2(call, run_copy, tiny_data, tmp_pa
     )
     refused(call("viz-attn", "--query", "3", "--run", run_copy), 2, "expected X,Y")
     refused(call("predict", tmp_path / "none", "--run", run_copy), 2, "expected a photo")
-    refused(call("eval", "--run", run_copy, "--json", tmp_path / "no" / "x.json"), 2, "--json", "cannot be written")
+    refused(
+        call("eval", "--run", run_copy, "--json", run_copy / "preset.yaml" / "x.json"), 2, "--json", "cannot be written"
+    )
     refused(call("train", "voc"), 2, "give --data DIR")
 
 

@@ -8,6 +8,6 @@ def test_presets_are_listed_printed_and_copied(call, tmp_path):
     assert code == 0 and all(name in out for name in ("animals", "coco", "demo", "voc"))
     assert "max_iters: 20000" in call("presets", "voc")[1]
     assert call("presets", "voc", "--copy", tmp_path / "mine.yaml")[0] == 0
-    refused(call("presets", "voc", "--copy", tmp_path / "mine.yaml"), 2, "the file exists")
+    refused(call("presets", "voc", "--copy", tmp_path / "mine.yaml"), 2, "mine.yaml is there already")
     refused(call("presets", "vok"), 2, 'did you mean "voc"')
     refused(call("presets", "--copy", tmp_path / "x.yaml"), 2, "which preset?")

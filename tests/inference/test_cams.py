@@ -133,8 +133,11 @@ def test_what_cannot_be_used_of_a_killed_process_goes(run, val, part, content):
     assert dump_cams(run, val)[1:] == (4, 4) and not part.exists()
 
 
-def test_overwrite_means_the_files_of_killed_processes_too(run, val, part):
-    assert dump_cams(run, val, overwrite=True)[1:] == (4, 4) and not part.exists()
+def test_overwrite_keeps_what_can_be_used(run, val, part):
+    """It may be given to replace a file of figures, and must not cost hours."""
+    assert dump_cams(run, val, overwrite=True)[1:] == (4, 0) and not part.exists()
+    assert dump_cams(run, val, overwrite=True)[1:] == (4, 0)
+    assert dump_cams(run._replace(weights_hash="other"), val, overwrite=True)[1:] == (4, 4)
 
 
 def test_a_cache_of_other_weights_is_refused(run, val):

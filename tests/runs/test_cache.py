@@ -258,7 +258,7 @@ def test_only_a_file_that_is_of_no_use_is_called_stale(tmp_path, monkeypatch):
     for error in (OSError(5, "Input/output error"), MemoryError()):
         with monkeypatch.context() as patch, pytest.raises(CacheError) as caught:
             patch.setattr("h5py.File", lambda *arguments, error=error: (_ for _ in ()).throw(error))
-            Cache.open(path, HEADER)
+            Cache.open(path, HEADER, overwrite=True)
         assert not isinstance(caught.value, StaleCacheError)
     with Cache.open(path, HEADER) as cache:
         assert cache.ids() == ["a"]
