@@ -1,13 +1,15 @@
 # make demo: install into .venv and go through the whole chain on generated data.
 # make test: install what the tests need into the same environment and run them.
 # make test-gpu: those that need an accelerator. make gpu-report: its speed, and labels against the CPU, as one page.
-# make check: the same for ruff and mypy. make clean: the environment goes, runs stay.
+# make check: the same for ruff and mypy. make coverage: the tests, and which lines none of them reaches.
+# make wheel: build the package and try it in an environment of its own.
+# make clean: the environment and what tools leave go, runs stay.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test test-gpu gpu-report check clean
+.PHONY: demo test test-gpu gpu-report check coverage wheel clean
 
 demo: $(VENV)/.installed
 	@rm -rf $(RUN)
@@ -35,10 +37,23 @@ test-gpu: $(VENV)/.tested
 gpu-report: $(VENV)/.tested
 	$(BIN)/python benchmarks/gpu_report.py
 
+coverage: $(VENV)/.tested
+	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/coverage report --show-missing
+
 check: $(VENV)/.checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+wheel: $(VENV)/.installed
+	rm -rf build/wheel dist
+	$(BIN)/python -m pip install --quiet build
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	cd build && wheel/bin/afactl --version && wheel/bin/afactl presets voc > /dev/null
+	cd build && wheel/bin/python -c "import afactl, pathlib; pathlib.Path(afactl.__file__).with_name('py.typed').stat()"
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,4 +69,4 @@ $(VENV)/.checked: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -23,7 +23,7 @@ from afactl.errors import BusyError, UsageError
 try:
     import fcntl
 except ImportError:  # Windows, where a file that was left is known by nothing, and stays
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 # What the system says of a file system that knows no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}

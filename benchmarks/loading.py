@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,8 @@ if __name__ == "__main__":
         ]
     )[:count]
     decoding = Decoding([split.samples[i].image for i in order])
-    one_by_one = [sum(seconds(lambda: source[i]) for i in range(min(count, 400))) for source in (stream, decoding)]  # noqa: B023
+    first = range(min(count, 400))
+    one_by_one = [sum(seconds(partial(source.__getitem__, i)) for i in first) for source in (stream, decoding)]
     rounds = [
         (
             after_the_first(DataLoader(stream, 8, num_workers=WORKERS), lambda batch: normalize(batch["image"])),

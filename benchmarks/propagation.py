@@ -1,5 +1,7 @@
 """Window mask, propagation and confusion matrix against their textbook forms: python benchmarks/propagation.py"""
 
+from functools import partial
+
 import numpy as np
 import textbook
 import torch
@@ -7,6 +9,12 @@ from ratio import compare, machine
 
 from afactl.evaluation.metrics import confusion_matrix
 from afactl.method.affinity import neighborhood_mask, random_walk
+
+
+def in_halves(planes: torch.Tensor, affinity: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    """Once for the planes of each threshold."""
+    return [textbook.propagate(half, affinity, mask, 2.0) for half in planes.chunk(2, dim=1)]
+
 
 if __name__ == "__main__":
     machine()
@@ -22,9 +30,9 @@ if __name__ == "__main__":
         count = side[0] * side[1]
         affinity, planes = torch.rand(1, count, count), torch.rand(1, 8, count)
         mask = neighborhood_mask(*side, 8)
-        walk = lambda: random_walk(planes.view(1, 8, *side), affinity, 8, 2.0)  # noqa: B023, E731
-        once = lambda: textbook.propagate(planes, affinity, mask, 2.0)  # noqa: B023, E731
-        twice = lambda: [textbook.propagate(half, affinity, mask, 2.0) for half in planes.chunk(2, dim=1)]  # noqa: B023, E731
+        walk = partial(random_walk, planes.view(1, 8, *side), affinity, 8, 2.0)
+        once = partial(textbook.propagate, planes, affinity, mask, 2.0)
+        twice = partial(in_halves, planes, affinity, mask)
         difference = (walk().flatten(2) - torch.cat(twice(), dim=1)).abs().max().item()
         compare(
             f"propagation {side[0]} x {side[1]}, both thresholds, 4 planes each",

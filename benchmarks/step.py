@@ -1,6 +1,7 @@
 """A whole training step against plain cross-entropy on the same network: python benchmarks/step.py [SIDE]"""
 
 import sys
+from collections.abc import Callable
 from functools import partial
 
 import textbook
@@ -16,6 +17,11 @@ from afactl.training.step import supervised_losses, training_losses
 
 def backward(losses: dict[str, torch.Tensor]) -> None:
     sum(losses.values()).backward()
+
+
+def one_step(losses: Callable[[], dict[str, torch.Tensor]]) -> None:
+    """Forward and backward."""
+    backward(losses())
 
 
 def inputs(side: int) -> tuple[AFA, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -34,11 +40,11 @@ if __name__ == "__main__":
     side = int(sys.argv[1]) if len(sys.argv) > 1 else 512
     model, image, label, box = inputs(side)
     mask = torch.randint(0, 21, (2, side, side), dtype=torch.uint8)
-    plain = lambda: backward(supervised_losses(model, image, mask))  # noqa: E731
+    plain = partial(one_step, partial(supervised_losses, model, image, mask))
     print(f"MiT-B1, batch 2, {side}, float32; the ratio is how much longer the AFA step takes")
     for title, changes in (("without the energy loss", ["loss.reg=0"]), ("with it", [])):
         step = partial(training_losses, model, image, label, box, Phase.PROPAGATED, load_preset("voc", changes))
-        compare(f"  {title}", plain, lambda: backward(step()), "AFA step")  # noqa: B023
+        compare(f"  {title}", plain, partial(one_step, step), "AFA step")
     preset = load_preset("voc", ["loss.reg=0"])
     compare(
         "  against the textbook step, without the energy loss",

@@ -18,7 +18,7 @@ from afactl.presets import field_names, load_preset, preset_names
 from tests.conftest import TINY
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def every_command(commands, before=""):

@@ -9,10 +9,11 @@ import contextlib
 import os
 import sys
 import traceback
-from typing import cast
+from typing import Annotated, cast
 
 import typer
 
+from afactl import __version__
 from afactl.cli import (
     ablate,
     data,
@@ -42,6 +43,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        out.print(f"afactl {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
 
 
 # In the order of the help.

@@ -1,6 +1,7 @@
 """The command line as a whole: its commands, its help, and what it says when something is wrong."""
 
 import errno
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import pytest
 import typer
 
+import afactl
 from afactl.cli.main import app, main
 from tests.cli.conftest import refused
 
@@ -73,6 +75,12 @@ def test_the_shell_completes_commands_and_options():
 def test_every_command_has_help_with_an_example(call, command):
     code, out, _ = call(*command.split(), "--help")
     assert code == 0 and f"Example: afactl {command}" in out and "--help" in out
+
+
+def test_the_version_is_that_of_the_package(call):
+    code, out, err = call("--version")
+    assert (code, out, err) == (0, f"afactl {afactl.__version__}\n", "")
+    assert importlib.metadata.version("afactl") == afactl.__version__
 
 
 def test_help_needs_no_torch():

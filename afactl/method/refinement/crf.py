@@ -127,7 +127,7 @@ def require_pydensecrf() -> None:
         DependencyError: pydensecrf is not installed; says how to get it.
     """
     try:
-        import pydensecrf.densecrf  # noqa: F401  (only to see whether it is there)
+        import pydensecrf.densecrf  # noqa: F401  (to see whether it is there and loads)
     except ImportError as error:
         raise DependencyError(
             "--crf-backend pydensecrf needs pydensecrf, which is not installed: pip install 'afactl[crf]' "

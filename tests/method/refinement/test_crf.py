@@ -1,6 +1,7 @@
 """The dense CRF: against the exact Gaussian by brute force, and the two implementations against each other."""
 
 import builtins
+import importlib.util
 import sys
 
 import numpy as np
@@ -11,12 +12,7 @@ from PIL import Image
 from afactl.errors import DependencyError, ShapeError
 from afactl.method.refinement.crf import CRF_BACKENDS, dense_crf, dense_crf_pydensecrf
 
-try:
-    import pydensecrf.densecrf  # noqa: F401
-
-    BACKENDS = list(CRF_BACKENDS)
-except ImportError:
-    BACKENDS = ["torch"]
+BACKENDS = list(CRF_BACKENDS) if importlib.util.find_spec("pydensecrf") else ["torch"]
 needs_pydensecrf = pytest.mark.skipif(len(BACKENDS) == 1, reason="the cross-check needs the extra [crf]")
 
 
