@@ -25,13 +25,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import torch  # noqa: E402
+import torch  # noqa: E402  (found by the path above)
 
-from afactl.machine.devices import choose_device, peak_memory  # noqa: E402
-from afactl.method.schedule import Phase  # noqa: E402
-from afactl.network.model import AFA  # noqa: E402
-from afactl.presets import load_preset  # noqa: E402
-from afactl.training import step as training_step  # noqa: E402
+from afactl.machine.devices import choose_device, peak_memory  # noqa: E402  (found by the path above)
+from afactl.method.schedule import Phase  # noqa: E402  (found by the path above)
+from afactl.network.model import AFA  # noqa: E402  (found by the path above)
+from afactl.presets import load_preset  # noqa: E402  (found by the path above)
+from afactl.training import step as training_step  # noqa: E402  (found by the path above)
 
 # Title, TF32 in matrix products, TF32 in convolutions, and the precision of autocast.
 PRECISIONS = (

@@ -101,7 +101,10 @@ def _cast_first(name: str):
 
     def call(*arguments):
         dtype = torch.get_autocast_dtype(NAME)
-        lower = lambda one: one.to(dtype) if isinstance(one, torch.Tensor) and one.is_floating_point() else one  # noqa: E731
+
+        def lower(one):
+            return one.to(dtype) if isinstance(one, torch.Tensor) and one.is_floating_point() else one
+
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
             return getattr(aten, name)(*map(lower, arguments))
 

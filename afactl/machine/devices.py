@@ -94,7 +94,7 @@ def why_not(kind: str) -> str:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.cuda.init()  # type: ignore[no-untyped-call]
+            torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it so
     except (RuntimeError, AssertionError) as error:
         found = re.search(r"too old \(found version (\d+)", str(error))
         if found:  # such as 12040 for 12.4
