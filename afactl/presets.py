@@ -57,6 +57,11 @@ class Data(Section):
     root: str | None = Field(None, description="folder of the dataset; --data sets it; null: demo makes its own")
     train_split: str = Field("train_aug", description="split that is trained on")
     val_split: str = Field("val", description="split that is scored during training")
+    labels: str | None = Field(
+        None,
+        description="source of the image-level labels: masks or xml for voc (data prepare keeps both); null: the "
+        "format's own, for voc what an earlier version prepared the folder for, or else the masks",
+    )
 
     def folder(self, given: Path | None = None) -> Path | None:
         """Where the dataset lies: the folder that is given (--data), or else `root`; None: the format makes its own."""

@@ -48,7 +48,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)  # two workers are all the cores of a small machine
     keep_freed_memory()
     preset = load_preset(sys.argv[1])
-    split = load_split(preset.data.name, Path(sys.argv[2]), preset.data.train_split)
+    split = load_split(preset.data.name, Path(sys.argv[2]), preset.data.train_split, preset.data.labels)
     count = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
     job = preset.train
     stream = TrainingStream(split, job.crop_size, job.scale_range, flip=True, masks=False, seed=0, start=0, stop=count)

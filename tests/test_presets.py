@@ -36,6 +36,7 @@ def test_the_comparisons_differ_from_voc_in_what_they_are_named_for():
     }
     assert changed == {
         "voc-authors": {
+            "data.labels",
             "train.batch_size",
             "train.effective_batch",
             "train.validation_size",
@@ -74,7 +75,7 @@ def test_every_preset_is_complete_explained_and_builds(name):
 
 def test_voc_and_the_defaults_are_the_papers():
     preset = load_preset("voc")
-    assert differences(Preset(), preset) == []
+    assert differences(Preset(), preset) == ["data.labels: None -> masks"], "which no other format has"
     train, affinity = preset.train, preset.affinity
     assert (train.max_iters, train.batch_size, train.crop_size) == (20000, 8, 512)
     assert (train.cls_warmup_iters, train.cls_warmup_iters + train.aff_warmup_iters) == (2000, 6000)

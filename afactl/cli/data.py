@@ -29,13 +29,6 @@ prepare_app = typer.Typer(
 app.add_typer(prepare_app, name="prepare")
 
 
-class LabelSource(str, Enum):
-    """Where image-level labels come from."""
-
-    masks = "masks"
-    xml = "xml"
-
-
 class TagSource(str, Enum):
     """Where the labels of own photos come from."""
 
@@ -51,28 +44,31 @@ def prepare_voc(
     sbd: Annotated[
         Path | None, typer.Option("--sbd", help="SBD's folder with cls/*.mat, or a folder of its masks as PNG")
     ] = None,
-    labels_from: Annotated[
-        LabelSource, typer.Option("--labels-from", help="image-level labels: from the masks, or from Annotations/*.xml")
-    ] = LabelSource.masks,
+    labels_from: Annotated[str | None, typer.Option("--labels-from", hidden=True)] = None,
     difficult: Annotated[
         bool, typer.Option("--difficult/--no-difficult", help="whether objects marked difficult count, in XML")
     ] = True,
     json_file: JsonOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Write the list train_aug and the labels of PASCAL VOC 2012, and compare masks with XML."""
+    """Write the list train_aug of PASCAL VOC 2012, keep the labels of its XML, and compare masks with XML."""
     from afactl.datasets import preparing
 
+    if labels_from is not None:
+        raise UsageError(
+            "--labels-from: a prepared folder has both kinds of labels now; leave it out here, "
+            "and choose for each training: --set data.labels=masks or --set data.labels=xml"
+        )
     require_free([("--json", json_file)], overwrite)
-    done = preparing.prepare_voc(data, sbd, labels_from is LabelSource.xml, difficult, tracker("masks of SBD"))
+    done = preparing.prepare_voc(data, sbd, difficult, tracker("masks of SBD"))
     rows = [(split, str(count), str(preparing.KNOWN_VOC[split])) for split, count in done.counts.items()]
     out.print(table("photos by split", ("split", "here", "in the full dataset"), rows))
     if not done.augmented:
         out.print("no masks of SBD: train on the plain list, --set data.train_split=train, or give --sbd DIR")
     out.print(f"{done.converted} masks of SBD written")
     out.print(
-        f"labels from {labels_from.value}; {done.compared} photos have a mask and XML, "
-        f"{done.without_xml} have no XML (their labels are the mask's)"
+        f"{done.compared} photos have a mask and XML, {done.without_xml} have no XML (their labels are the mask's); "
+        "the preset's data.labels chooses between masks and xml"
     )
     out.print(f"{len(done.disagreements)} photos whose mask and XML disagree")
     for one in done.disagreements[:SHOWN]:
@@ -161,8 +157,8 @@ def check(
     from afactl.datasets.registry import load_all
 
     require_free([("--json", json_file)], overwrite)
-    name, root, train = _locate(dataset, data)
-    splits = load_all(name, root)
+    name, root, train, source = _locate(dataset, data)
+    splits = load_all(name, root, source)
     names = [split.name for split in splits]
     train = train if train in names else names[0]
     report = check_splits(splits, train, tracker("reading"))
@@ -223,16 +219,16 @@ def preview(
     from afactl.datasets.registry import load_split
     from afactl.pictures.figures import draw_contact_sheet
 
-    name, root, _ = _locate(dataset, data)
-    chosen = load_split(name, root, split)
+    name, root, _, source = _locate(dataset, data)
+    chosen = load_split(name, root, split, source)
     require_free([("--out", out_file)], overwrite, [sample.image_path for sample in chosen.samples])
     shown = draw_contact_sheet(chosen, out_file, count, seed, palette.value)
     out.print(f"{shown} photos of {split}")
     out.print(f"picture: {out_file}")
 
 
-def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | None]:
-    """(format, folder, training split if known) of a preset's dataset or of a folder."""
+def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | None, str | None]:
+    """(format, folder, training split if known, source of labels if chosen) of a preset's dataset or of a folder."""
     from afactl.datasets.registry import format_of
     from afactl.presets import load_preset, preset_names
 
@@ -240,9 +236,9 @@ def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | No
     if Path(dataset).is_dir() and (data is None or dataset not in preset_names()):
         if data is not None:
             raise UsageError(f"--data {data}: {dataset} is a folder already; leave --data out")
-        return format_of(Path(dataset)), Path(dataset), None
+        return format_of(Path(dataset)), Path(dataset), None, None
     if dataset not in preset_names() and not Path(dataset).exists():
         raise UsageError(f'"{dataset}": expected a folder or a preset, found neither{nearest(dataset, preset_names())}')
     preset = load_preset(dataset)
     root = preset.data.folder(data)
-    return preset.data.name, root, preset.data.train_split
+    return preset.data.name, root, preset.data.train_split, preset.data.labels

@@ -54,17 +54,14 @@ class PreparedVoc(NamedTuple):
     disagreements: list[Disagreement]
 
 
-def prepare_voc(
-    root: Path, sbd: Path | None = None, from_xml: bool = False, difficult: bool = True, track: Track = iter
-) -> PreparedVoc:
-    """Write the list train_aug and the image-level labels of VOC.
+def prepare_voc(root: Path, sbd: Path | None = None, difficult: bool = True, track: Track = iter) -> PreparedVoc:
+    """Write the list train_aug of VOC, and the image-level labels of Annotations/*.xml for `data.labels: xml`.
 
     train_aug is every photo with a mask, official or of SBD, that is not in val.
 
     Args:
         sbd: SBD's folder of `.mat` files, or a folder of its masks as PNG; they go to SegmentationClassAug.
-        from_xml: take the labels from Annotations/*.xml instead of the masks, where there is one.
-        difficult: objects marked as difficult count as well.
+        difficult: objects marked as difficult count as well in the labels of XML.
 
     Raises:
         DataError: another layout, a damaged file, or a folder that cannot be written.
@@ -103,11 +100,8 @@ def prepare_voc(
             disagreements.append(
                 Disagreement(image_id, tuple(sorted(in_mask - in_xml)), tuple(sorted(in_xml - in_mask)))
             )
-    chosen = root / voc.LABELS
-    if from_xml:
-        _write_text(chosen, json.dumps(labels, indent=0))
-    else:
-        chosen.unlink(missing_ok=True)
+    if labels:
+        _write_text(root / voc.XML_LABELS, json.dumps(labels, indent=0))
     counts = {split: len(found) for split, found in listed.items()}
     return PreparedVoc(counts, converted, augmented, compared, len(ids) - compared, disagreements)
 

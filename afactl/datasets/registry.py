@@ -6,11 +6,12 @@ A new format is one module with a `DatasetFormat`, registered here or by an entr
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from afactl.datasets import folder
 from afactl.datasets.samples import DatasetFormat, Split
-from afactl.errors import AfactlError, DataError, UsageError
+from afactl.errors import AfactlError, DataError, PresetError, UsageError, nearest
 from afactl.registry import Registry
 
 FORMATS = Registry(
@@ -57,19 +58,21 @@ def dataset_folder(name: str, root: Path | None) -> Path:
     return root
 
 
-def load_split(name: str, root: Path | None, split: str) -> Split:
+def load_split(name: str, root: Path | None, split: str, labels: str | None = None) -> Split:
     """A split of a dataset.
 
     Args:
         name: one of `FORMATS.names()`.
         root: its folder; None makes generated data where they belong.
+        labels: the source of the image-level labels, where the format has several; None: its own choice.
 
     Raises:
-        PresetError: no such format. UsageError: no folder given. DataError: the folder or split
-            is not what the format expects.
+        PresetError: no such format or source of labels. UsageError: no folder given. DataError: the folder or
+            split is not what the format expects.
     """
+    loader = _loader(name, labels)
     root = dataset_folder(name, root)
-    found = dataset_format(name).load(root, split)
+    found = loader(root, split)
     if not found.samples:
         raise DataError(f"--data {root}: split {split} is empty")
     for sample in found.samples:
@@ -80,6 +83,19 @@ def load_split(name: str, root: Path | None, split: str) -> Split:
                 f"--data {root}: the image id {sample.image_id!r} leaves the folder that results go to; rename it"
             )
     return found
+
+
+def _loader(name: str, labels: str | None) -> Callable[[Path, str], Split]:
+    known = dataset_format(name)
+    if labels is None:
+        return known.load
+    if labels not in known.sources:
+        choices = f"one of {', '.join(known.sources)}, or null{nearest(labels, known.sources)}"
+        raise PresetError(
+            f'data.labels: "{labels}" is no source of labels of the format {name}; '
+            f"expected {choices if known.sources else 'null'}"
+        )
+    return known.sources[labels]
 
 
 def check_files(split: Split, masks: bool) -> None:
@@ -122,13 +138,13 @@ def is_missing(name: str, root: Path | None, split: str) -> bool:
     return dataset_format(name).val_may_be_missing and split not in split_names(name, root)
 
 
-def load_all(name: str, root: Path | None) -> list[Split]:
-    """Every split of a dataset.
+def load_all(name: str, root: Path | None, labels: str | None = None) -> list[Split]:
+    """Every split of a dataset; arguments as in `load_split`.
 
     Raises:
         DataError: there is none. Others: as in `load_split`.
     """
-    found = [load_split(name, root, split) for split in split_names(name, root)]
+    found = [load_split(name, root, split, labels) for split in split_names(name, root)]
     if not found:
         raise DataError(f"--data {root}: expected a dataset in the {name} format, found no split of it")
     return found

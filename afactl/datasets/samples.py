@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -86,6 +86,7 @@ class DatasetFormat:
         recognizes: whether a folder holds this format, told by what lies in it; for commands that get a folder alone.
         generate: makes the data and gives their folder; None: the user has to give one.
         val_may_be_missing: training goes without validation where the split for it is not there.
+        sources: other sources of the image-level labels, `data.labels`, by name: each loads as `load` does.
     """
 
     load: Callable[[Path, str], Split]
@@ -93,6 +94,7 @@ class DatasetFormat:
     recognizes: Callable[[Path], bool] = _never
     generate: Callable[[], Path] | None = None
     val_may_be_missing: bool = False
+    sources: Mapping[str, Callable[[Path, str], Split]] = field(default_factory=dict)
 
 
 class Track(Protocol):

@@ -3,8 +3,10 @@
 JPEGImages/  SegmentationClass/  SegmentationClassAug/ (SBD, optional)  ImageSets/Segmentation/
 
 Lists `train`, `val` and `trainval` come from ImageSets; `train_aug` is the list that
-`afactl data prepare voc` wrote, or else every mask of SegmentationClassAug that is not in val. Image-level
-labels are derived from the masks, but for photos in the file that `prepare --labels-from xml` wrote.
+`afactl data prepare voc` wrote, or else every mask of SegmentationClassAug that is not in val.
+
+Image-level labels have two sources (`data.labels`): the masks, and the XML of Annotations/, whose classes
+`afactl data prepare voc` keeps in a file. Both differ for some photos: XML also names small and difficult objects.
 """
 
 from __future__ import annotations
@@ -42,17 +44,44 @@ CLASSES = (
 LISTS = ("train", "val", "trainval")
 AUGMENTED = "train_aug"
 AUGMENTED_FOLDER = "SegmentationClassAug"
-# Labels from XML: image id -> class names.
-LABELS = "image_labels.json"
+# Image id -> class names, out of Annotations/.
+XML_LABELS = "xml_labels.json"
+# The same where an earlier version was called with `prepare --labels-from xml`: it stands for the folder's own choice.
+CHOSEN_LABELS = "image_labels.json"
 
 
 def load(root: Path, split: str) -> Split:
-    """A split of VOC.
+    """A split of VOC, with the labels that an earlier version chose for the folder, or else those of the masks.
 
     Raises:
         DataError: another layout (says which folder to give), no such split, or a list or mask
             is missing.
     """
+    return _load(root, split, CHOSEN_LABELS if (root / CHOSEN_LABELS).is_file() else None)
+
+
+def load_with_mask_labels(root: Path, split: str) -> Split:
+    """A split of VOC with image-level labels out of the masks; raises as `load`."""
+    return _load(root, split, None)
+
+
+def load_with_xml_labels(root: Path, split: str) -> Split:
+    """A split of VOC with image-level labels out of Annotations/; a photo without XML has those of its mask.
+
+    Raises:
+        DataError: as `load`, and where `afactl data prepare voc` has not kept them.
+    """
+    _check_layout(root)
+    if not (root / XML_LABELS).is_file():
+        raise DataError(
+            f"{root / XML_LABELS}: data.labels=xml needs what afactl data prepare voc keeps of Annotations/; "
+            f"call it with --data {root}, or set data.labels=masks"
+        )
+    return _load(root, split, XML_LABELS)
+
+
+def _load(root: Path, split: str, table: str | None) -> Split:
+    """A split whose labels stand in a table of the folder, as far as it goes, or else in the masks."""
     _check_layout(root)
     if split not in (*LISTS, AUGMENTED):
         raise DataError(f'{root}: VOC has no split "{split}"{nearest(split, (*LISTS, AUGMENTED))}')
@@ -65,7 +94,7 @@ def load(root: Path, split: str) -> Split:
         )
     paths = [masks[image_id] for image_id in ids]
     labels = labels_from_masks(paths, len(CLASSES))
-    chosen = _chosen_labels(root)
+    chosen = _read_labels(root / table) if table else {}
     samples = tuple(
         Sample(image_id, root / "JPEGImages" / f"{image_id}.jpg", chosen.get(image_id, present))
         for image_id, present in zip(ids, labels, strict=True)
@@ -103,10 +132,7 @@ def mask_files(root: Path) -> dict[str, Path]:
     }
 
 
-def _chosen_labels(root: Path) -> dict[str, tuple[int, ...]]:
-    path = root / LABELS
-    if not path.is_file():
-        return {}
+def _read_labels(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         return {image_id: tuple(sorted(CLASSES.index(name) for name in names)) for image_id, names in table.items()}
@@ -150,4 +176,4 @@ def recognizes(root: Path) -> bool:
     return (root / "ImageSets" / "Segmentation").is_dir()
 
 
-FORMAT = DatasetFormat(load, splits, recognizes)
+FORMAT = DatasetFormat(load, splits, recognizes, sources={"masks": load_with_mask_labels, "xml": load_with_xml_labels})

@@ -65,7 +65,8 @@ def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> S
         DataError: no such split, missing files. UsageError: masks are needed and the dataset has none.
         CheckpointError: the dataset's classes are not those of the network.
     """
-    found = load_split(run.preset.data.name, run.preset.data.folder(data), split)
+    settings = run.preset.data
+    found = load_split(settings.name, settings.folder(data), split, settings.labels)
     if found.classes != run.architecture.classes:
         raise CheckpointError(
             f"{run.folder}: trained on the classes {', '.join(run.architecture.classes)}, "

@@ -101,7 +101,7 @@ def _find_sample(run: TrainedRun, photo: Path, data: Path | None) -> tuple[Split
     root = run.preset.data.folder(data)
     for name in names:
         try:
-            split = load_split(run.preset.data.name, root, name)
+            split = load_split(run.preset.data.name, root, name, run.preset.data.labels)
         except AfactlError:
             continue  # the dataset is not at hand: any photo can still be looked at
         for sample in split.samples:

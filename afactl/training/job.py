@@ -177,14 +177,14 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
         DataError: what is missing.
     """
     root = preset.data.folder()
-    data = load_split(preset.data.name, root, preset.data.train_split)
+    data = load_split(preset.data.name, root, preset.data.train_split, preset.data.labels)
     masks = preset.train.supervision == "masks"
     if masks:
         data.require_masks("train.supervision=masks")
     check_files(data, masks=masks)
     if is_missing(preset.data.name, root, preset.data.val_split):
         return data, None
-    val = load_split(preset.data.name, root, preset.data.val_split)
+    val = load_split(preset.data.name, root, preset.data.val_split, preset.data.labels)
     if val.masks is None:
         return data, None
     check_files(val, masks=True)

@@ -64,10 +64,11 @@ def test_data_prepare_tells_what_it_found(call, tmp_path):
     root = make_voc(tmp_path / "VOC2012", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 12], "v1": [0, 12]})
     (root / "Annotations").mkdir()
     (root / "Annotations" / "t1.xml").write_text("<a><filename>t1.jpg</filename><object><name>cat</name></object></a>")
-    code, out, _ = call("data", "prepare", "voc", "--data", root, "--labels-from", "xml", "--json", tmp_path / "p.json")
+    code, out, _ = call("data", "prepare", "voc", "--data", root, "--json", tmp_path / "p.json")
     assert code == 0 and "1464" in out and "no masks of SBD: train on the plain list" in out
     assert "1 photos whose mask and XML disagree" in out and "t1: only in the mask: dog; only in the XML: cat" in out
     assert json.loads((tmp_path / "p.json").read_text())["counts"] == {"train": 1, "val": 1}
     refused(call("data", "prepare", "voc", "--data", tmp_path), 1, "expected JPEGImages/")
+    refused(call("data", "prepare", "voc", "--data", root, "--labels-from", "xml"), 2, "--set data.labels=xml")
     refused(call("data", "prepare", "coco", "--data", tmp_path), 1, "instances_train2014.json")
     refused(call("data", "prepare", "coco", "--data", tmp_path, "--year", "2017"), 2, "expected 2014")

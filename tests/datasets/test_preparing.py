@@ -13,7 +13,7 @@ from afactl.datasets import coco, demo, preparing, voc
 from afactl.datasets.masks import read_mask, write_mask
 from afactl.datasets.preparing import Disagreement, prepare_coco, prepare_folder, prepare_voc, set_aside
 from afactl.datasets.registry import load_split
-from afactl.errors import DataError, UsageError
+from afactl.errors import DataError, PresetError, UsageError
 from tests.conftest import make_voc
 
 XML = "<annotation><filename>{name}.jpg</filename>{objects}</annotation>"
@@ -32,8 +32,8 @@ def root(tmp_path):
     return make_voc(tmp_path / "VOC2012", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 1], "v1": [15, 255]})
 
 
-def labels(root, split):
-    return [(sample.image_id, sample.labels) for sample in voc.load(root, split).samples]
+def labels(root, split, source=None):
+    return [(sample.image_id, sample.labels) for sample in load_split("voc", root, split, source).samples]
 
 
 def test_without_sbd_the_plain_list_serves(root):
@@ -65,23 +65,46 @@ def test_sbd_as_mat(root, tmp_path):
         prepare_voc(root, sbd=tmp_path / "sbd")
 
 
-def test_labels_from_xml_and_what_disagrees(root):
+def test_a_prepared_folder_serves_labels_of_masks_and_of_xml(root):
     xml(root, "t1", aeroplane=0, dog=1)
-    xml(root, "v1", person=0)
-    done = prepare_voc(root, from_xml=True)
-    assert done.disagreements == [Disagreement("t1", (), ("dog",))] and (done.compared, done.without_xml) == (2, 0)
-    assert labels(root, "train") == [("t1", (0, 11))]
-    assert not prepare_voc(root, from_xml=True, difficult=False).disagreements
-    assert labels(root, "train") == [("t1", (0,))]
+    done = prepare_voc(root)
+    assert done.disagreements == [Disagreement("t1", (), ("dog",))] and (done.compared, done.without_xml) == (1, 1)
+    assert labels(root, "train", "xml") == [("t1", (0, 11))]
+    assert labels(root, "train", "masks") == labels(root, "train") == [("t1", (0,))]
+    assert labels(root, "val", "xml") == [("v1", (14,))], "without XML those of the mask"
+    assert not prepare_voc(root, difficult=False).disagreements
+    assert labels(root, "train", "xml") == [("t1", (0,))]
     xml(root, "t1", cat=0)
     assert prepare_voc(root).disagreements == [Disagreement("t1", ("aeroplane",), ("cat",))]
-    assert labels(root, "train") == [("t1", (0,))], "from masks again"
+    assert labels(root, "train", "xml") == [("t1", (7,))] and labels(root, "train", "masks") == [("t1", (0,))]
 
 
-def test_labels_that_are_no_labels_are_refused(root):
-    (root / voc.LABELS).write_text(json.dumps({"t1": ["../../x"]}))
+def test_labels_that_an_earlier_version_chose_for_the_folder_stay_its_own(root):
+    (root / voc.CHOSEN_LABELS).write_text(json.dumps({"t1": ["dog"]}))
+    assert labels(root, "train") == [("t1", (11,))]
+    assert labels(root, "train", "masks") == [("t1", (0,))]
+    xml(root, "t1", cat=0)
+    prepare_voc(root)
+    assert labels(root, "train") == [("t1", (11,))] and labels(root, "train", "xml") == [("t1", (7,))]
+
+
+def test_sources_of_labels_that_are_not_there_are_told(root, tiny_data):
+    prepare_voc(root)
+    with pytest.raises(DataError, match=r"xml_labels.json: data.labels=xml needs .*or set data.labels=masks"):
+        labels(root, "train", "xml")
+    with pytest.raises(
+        PresetError, match='data.labels: "xlm" .* expected one of masks, xml, or null; did you mean "xml"'
+    ):
+        labels(root, "train", "xlm")
+    with pytest.raises(PresetError, match="no source of labels of the format folder; expected null$"):
+        load_split("folder", tiny_data, "train", "xml")
+
+
+@pytest.mark.parametrize(("name", "source"), [(voc.CHOSEN_LABELS, None), (voc.XML_LABELS, "xml")])
+def test_labels_that_are_no_labels_are_refused(root, name, source):
+    (root / name).write_text(json.dumps({"t1": ["../../x"]}))
     with pytest.raises(DataError, match="expected image ids with class names"):
-        voc.load(root, "train")
+        labels(root, "train", source)
 
 
 def test_folders_without_masks_are_refused(root, tmp_path):
@@ -106,6 +129,9 @@ def test_voc_mini(shared, tmp_path):
     assert {s.image_id for s in voc.load(copy, "train_aug").samples} == {
         s.image_id for s in voc.load(data, "train_aug").samples
     }
+    of_masks, of_xml = (dict(labels(copy, "train_aug", source)) for source in ("masks", "xml"))
+    differing = {image_id for image_id in of_masks if of_masks[image_id] != of_xml[image_id]}
+    assert differing == {one.image_id for one in done.disagreements} & set(of_masks)
 
 
 @pytest.fixture
