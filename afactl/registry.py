@@ -49,8 +49,12 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names: those of the package in their own order, then the others sorted."""
-        others = {*self._registered, *(point.name for point in installed(self.group))} - self._built_in.keys()
+        others = {*self._registered, *self.added()} - self._built_in.keys()
         return [*self._built_in, *sorted(others)]
+
+    def added(self) -> list[str]:
+        """Names that installed packages bring, sorted."""
+        return sorted({point.name for point in installed(self.group)})
 
     def providers(self, name: str) -> list[Provider]:
         """Everyone who brings this name; one, unless packages contradict each other."""

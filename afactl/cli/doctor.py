@@ -15,7 +15,7 @@ from typing import NamedTuple
 import typer
 
 from afactl import __version__
-from afactl.errors import first_line
+from afactl.errors import AfactlError, first_line
 from afactl.machine.terminal import out, table
 
 app = typer.Typer(rich_markup_mode=None)
@@ -59,6 +59,7 @@ def examine() -> list[Finding]:
         findings.append(_package(module, module, f"pip install {module}", broken=True))
     for module, distribution, advice in OPTIONAL:
         findings.append(_package(module, distribution, advice, broken=False))
+    findings += _added()
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     advice = "" if compiler else "needed to install the extra [crf] only"
     findings.append(Finding("C++ compiler", compiler or "none", advice))
@@ -121,6 +122,28 @@ def _package(module: str, distribution: str, advice: str, broken: bool) -> Findi
         return Finding(distribution, f"missing ({error})", advice, broken)
     names = _distributions().get(module.partition(".")[0], [distribution])
     return Finding(distribution, importlib.metadata.version(names[0]))
+
+
+def _added() -> list[Finding]:
+    """What installed packages add by entry points, and which of it cannot be used."""
+    try:
+        from afactl.datasets.registry import FORMATS
+        from afactl.method.refinement.registry import REFINERS
+        from afactl.network.backbones import BACKBONES
+        from afactl.prediction.registry import WRITERS
+    except ImportError:  # of torch or another package that is told about above
+        return []
+    findings = []
+    for registry in (BACKBONES, FORMATS, REFINERS, WRITERS):
+        for name in registry.added():
+            owners = " and ".join(provider.owner for provider in registry.providers(name))
+            try:
+                registry.get(name)
+                advice = ""
+            except AfactlError as error:
+                advice = str(error)
+            findings.append(Finding(f"{registry.setting} {name}", f"from {owners}", advice))
+    return findings
 
 
 @lru_cache(maxsize=1)

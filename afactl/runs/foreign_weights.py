@@ -129,7 +129,7 @@ def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         return from_hugging_face(state)
     if any(name.startswith("encoder.patch_embed1.") for name in names):
         return from_authors(state)
-    if any(name.startswith("backbone.patch_embed1.") for name in names):
+    if any(name.startswith("backbone.") for name in names):
         return dict(state)
     if any(name.startswith("patch_embed1.") for name in names):
         return from_imagenet({name.removeprefix("module."): value for name, value in state.items()})

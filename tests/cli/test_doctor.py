@@ -1,5 +1,6 @@
 import importlib
 import sys
+from importlib.metadata import EntryPoint
 
 from afactl.cli.doctor import examine
 
@@ -26,6 +27,17 @@ def test_what_is_missing_comes_with_advice(monkeypatch):
     found = {finding.what: finding for finding in examine()}
     assert "pip install 'afactl[coco]'" in found["pycocotools"].advice and not found["pycocotools"].broken
     assert found["h5py"].broken
+
+
+def test_what_packages_add_is_listed_and_what_is_broken_is_no_failure(monkeypatch):
+    points = {
+        "afactl.refiners": (EntryPoint("fine", "math:cos", "afactl.refiners"),),
+        "afactl.writers": (EntryPoint("odd", "no_such_module:x", "afactl.writers"),),
+    }
+    monkeypatch.setattr("afactl.registry.installed", lambda group: points.get(group, ()))
+    found = {finding.what: finding for finding in examine()}
+    assert not found["cam.refiner fine"].advice and not found["--format odd"].broken
+    assert "cannot be imported (ModuleNotFoundError" in found["--format odd"].advice
 
 
 def test_a_folder_without_rights_is_reported(monkeypatch, tmp_path):

@@ -55,7 +55,7 @@ def call(*arguments):
 def test_a_backbone_of_any_stride_trains_scores_and_draws(stride, crop, tmp_path, tiny_data, capsys):
     """All three phases; photos of 64 pixels, which 14 does not divide."""
     run = tmp_path / "run"
-    sets = [*TINY, f"model.backbone=plain_{stride}", f"train.crop_size={crop}", "model.init=none", "affinity.radius=2"]
+    sets = [*TINY, f"model.backbone=plain_{stride}", f"train.crop_size={crop}", "affinity.radius=2"]
     sets = [part for override in sets for part in ("--set", override)]
     assert call("train", "demo", "--data", tiny_data, "--out", run, "--device", "cpu", *sets) == 0
     lines = (run / "metrics.jsonl").read_text()
@@ -74,6 +74,9 @@ def test_a_backbone_of_any_stride_trains_scores_and_draws(stride, crop, tmp_path
     assert call("viz-heads", "--run", run) == 0
     assert call("predict", photo, "--run", run, "--out", tmp_path / "masks") == 0
     assert read_mask(tmp_path / "masks" / "0001.png", 6).shape == read_image(photo).shape[:2]
+    again = [*sets, "--set", "train.max_iters=1", "--init", run / "checkpoints/last/weights.safetensors"]
+    assert call("train", "demo", "--data", tiny_data, "--out", tmp_path / "again", "--device", "cpu", *again) == 0
+    assert "all weights from" in capsys.readouterr().err
 
 
 def test_every_part_learns_at_a_stride_of_its_own(tmp_path, tiny_data):
