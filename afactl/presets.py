@@ -71,7 +71,10 @@ class Data(Section):
 class Model(Section):
     """The network."""
 
-    backbone: str = Field("mit_b1", description="mit_b0 .. mit_b5, mit_demo, or one that was added")
+    backbone: str = Field(
+        "mit_b1",
+        description="mit_b0 .. mit_b5, mit_demo; timm's name of a PVTv2 or plain ViT; hybrid:NAME; or an added one",
+    )
     pooling: Literal["gmp", "gap"] | Annotated[float, Field(gt=0, le=100)] = Field(
         "gmp", description="pooling of the classifier: gmp, gap, or k of top-k per cent (Table 1)"
     )

@@ -44,12 +44,14 @@ class Backbone(nn.Module, abc.ABC):
         strides: pixels of the image per cell, per stage, finest first; the last one, of the tokens, is whole.
         attention_layers: L, the last blocks whose queries and keys come out.
         attention_heads: n, the heads of these blocks together, as many in each.
+        fresh: names of its parts that no published weights exist for; they learn at the rate of the heads.
     """
 
     out_channels: tuple[int, ...]
     strides: tuple[float, ...]
     attention_layers: int
     attention_heads: int
+    fresh: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def forward(self, image: Tensor) -> BackboneOutput:
