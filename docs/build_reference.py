@@ -1,10 +1,14 @@
-"""Write docs/cli.md, docs/presets.md and docs/errors.md from the code: python docs/build_reference.py"""
+"""Write the pages that follow from the code: python docs/build_reference.py
+
+docs/cli.md, docs/presets.md, docs/errors.md, and the tree of the package in docs/architecture.md.
+"""
 
 from __future__ import annotations
 
 import ast
 import html
 import json
+import re
 from pathlib import Path
 
 import typer.main
@@ -15,6 +19,7 @@ from afactl.cli.main import app
 from afactl.presets import Preset, preset_names, preset_summary
 
 HERE = Path(__file__).resolve().parent
+TREE_START, TREE_END = "<!-- tree: written by docs/build_reference.py -->\n```\n", "\n```\n"
 
 
 def cli_page() -> str:
@@ -77,6 +82,41 @@ def errors_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def architecture_page() -> str:
+    """docs/architecture.md with the tree of the package as it is now."""
+    before, _, rest = (HERE / "architecture.md").read_text(encoding="utf-8").partition(TREE_START)
+    return before + TREE_START + package_tree() + TREE_END + rest.partition(TREE_END)[2]
+
+
+def package_tree() -> str:
+    """Rooms and modules, each with the first sentence of its docstring."""
+    package = Path(errors.__file__).parent
+    lines = []
+
+    def add(folder: Path, depth: int) -> None:
+        lines.append(_line(f"{folder.name}/", depth, _first_sentence(folder / "__init__.py")))
+        inside = [path for path in folder.iterdir() if path.name not in ("__init__.py", "__pycache__", ".DS_Store")]
+        for path in sorted(inside, key=lambda path: (path.is_dir(), path.name)):
+            if (path / "__init__.py").is_file():
+                add(path, depth + 1)
+            elif path.is_file():
+                lines.append(_line(path.name, depth + 1, _first_sentence(path)))
+
+    add(package, 0)
+    return "\n".join(lines)
+
+
+def _line(name: str, depth: int, text: str) -> str:
+    return f"{'    ' * depth + name:<34}{text}".rstrip()
+
+
+def _first_sentence(path: Path) -> str:
+    if path.suffix != ".py":
+        return ""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return re.split(r"(?<=[^.]\.)\s+(?=[A-Z])", text.partition("\n\n")[0].replace("\n", " "))[0]
+
+
 def _template(node: ast.expr) -> str:
     """A message with its placeholders named; "" where it is made elsewhere."""
     if isinstance(node, ast.Constant):
@@ -100,6 +140,7 @@ def _template(node: ast.expr) -> str:
 
 
 if __name__ == "__main__":
-    for name, page in (("cli.md", cli_page()), ("presets.md", presets_page()), ("errors.md", errors_page())):
-        (HERE / name).write_text(page, encoding="utf-8")
-        print(HERE / name)
+    pages = {"cli": cli_page, "presets": presets_page, "errors": errors_page, "architecture": architecture_page}
+    for name, page in pages.items():
+        (HERE / f"{name}.md").write_text(page(), encoding="utf-8")
+        print(HERE / f"{name}.md")

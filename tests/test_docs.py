@@ -16,6 +16,7 @@ from afactl.cli.main import app, main
 from afactl.datasets import demo
 from afactl.presets import field_names, load_preset, preset_names
 from tests.conftest import TINY
+from tests.test_layers import MODULES, WALLS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -88,15 +89,104 @@ def test_the_reference_holds_every_option(name):
             )
 
 
-def test_the_reference_of_presets_is_current():
+@pytest.fixture(scope="module")
+def reference():
+    """The script that writes pages from the code."""
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        from build_reference import presets_page
+        yield importlib.import_module("build_reference")
     finally:
         sys.path.pop(0)
+
+
+@pytest.mark.parametrize("name", ["presets", "errors", "architecture"])
+def test_pages_that_follow_from_the_code_are_current(reference, name):
+    written = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+    assert written == getattr(reference, f"{name}_page")(), "run python docs/build_reference.py"
+
+
+def test_the_reference_is_complete():
     page = (ROOT / "docs" / "presets.md").read_text(encoding="utf-8")
-    assert page == presets_page(), "run python docs/build_reference.py"
     assert all(f"`{name}`" in page for name in field_names())
+    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8").count("<code>") > 120
+
+
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_tree_is_that_of_the_package():
+    """Every file that git would take and every folder, at its place; and a sentence beside each module."""
+    tree = re.search(r"```\n(afactl/ .*?)```", ARCHITECTURE, re.DOTALL)[1]
+    shown, folders = set(), {}
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 4
+        name, _, sentence = line.strip().partition(" ")
+        assert sentence.strip() or not name.endswith((".py", "/")), f"{name} has no docstring"
+        folders[depth] = name
+        if not name.endswith("/"):
+            shown.add("".join(folders[level] for level in range(depth)) + name)
+    real = {path.relative_to(ROOT).as_posix() for path in (ROOT / "afactl").rglob("*") if path.is_file()}
+    assert shown == {path for path in real if "__pycache__" not in path and not path.endswith("__init__.py")}
+
+
+def test_the_table_of_rooms_has_every_room_in_its_order():
+    rows = [row.split("|")[1] for row in ARCHITECTURE.splitlines() if row.startswith("| `")]
+    named = [name.rstrip("/").removesuffix(".py") for row in rows for name in re.findall(r"`([\w./]+)`", row)]
+    rooms = [room for room in WALLS if not room.startswith("__")]
+    assert [name for name in named if (ROOT / "afactl" / name).is_dir()] == [
+        room for room in rooms if (ROOT / "afactl" / room).is_dir()
+    ]
+    assert set(named) == set(rooms)
+
+
+FILES = (
+    "jpg",
+    "png",
+    "csv",
+    "json",
+    "jsonl",
+    "txt",
+    "xml",
+    "html",
+    "h5",
+    "zip",
+    "tar",
+    "tgz",
+    "pth",
+    "safetensors",
+    "toml",
+)
+NAMES = [
+    pytest.param(page, name, id=f"{page.name}: {name}")
+    for page in PAGES
+    for name in sorted(
+        set(re.findall(r"`((?:\w+[./])+\w+)`", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)))
+    )
+    if name.rpartition(".")[2] not in FILES and "NAME" not in name
+]
+
+
+@pytest.mark.parametrize(("page", "name"), NAMES)
+def test_names_in_the_pages_are_where_they_are_said_to_be(page, name):
+    """A file from the project's folder on or the package's (or a benchmark); a key of a preset; or a dotted name."""
+    if "/" in name or name.endswith(".py"):
+        places = [ROOT, ROOT / "afactl", *([ROOT / "benchmarks"] if page.name == "performance.md" else [])]
+        assert any((place / name).exists() for place in places)
+    elif name not in field_names():
+        resolve(name.removeprefix("afactl."))
+
+
+def resolve(name):
+    """What a dotted name below the package stands for."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        module = ROOT.joinpath("afactl", *parts[:length])
+        if module.with_suffix(".py").is_file() or (module / "__init__.py").is_file():
+            found = importlib.import_module(".".join(["afactl", *parts[:length]]))
+            for part in parts[length:]:
+                found = getattr(found, part)
+            return found
+    raise AssertionError(f"{name}: no such module, nor a key of a preset")
 
 
 RUN_PAGES = [page for page in PAGES if page.name != "cli.md"]
@@ -174,17 +264,6 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert "cdn" not in (tmp_path / "index.html").read_text()
 
 
-def test_the_list_of_errors_is_current():
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        from build_reference import errors_page
-    finally:
-        sys.path.pop(0)
-    page = errors_page()
-    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == page, "run python docs/build_reference.py"
-    assert page.count("<code>") > 120
-
-
 def test_troubleshooting_speaks_of_messages_that_there_are():
     """The first column of the first table, piece by piece, is found among the messages of the code."""
     source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "afactl").rglob("*.py"))
@@ -194,7 +273,7 @@ def test_troubleshooting_speaks_of_messages_that_there_are():
     for row in rows:
         pieces = [
             piece.strip()
-            for piece in re.split(r"\.\.\.|0\.\.C|W x H|runs/|voc|train_aug|checkpoints/last|last\.old|hf:|#", row)
+            for piece in re.split(r"`, `|\.\.\.|0\.\.C|W x H|runs/|voc|train_aug|checkpoints/last|last\.old|hf:|#", row)
             if len(piece.strip()) > 6
         ]
         assert pieces and all(piece in source for piece in pieces), row
@@ -221,15 +300,24 @@ def test_make_shows_what_it_would_do():
 
 
 def test_the_diagram_names_functions_that_exist():
-    texts = re.findall(r'monospace">([^<]+)<', (ROOT / "docs" / "data-way.svg").read_text(encoding="utf-8"))
-    functions = [text for text in texts if "." in text and not text.endswith(".py")]
-    assert len(functions) > 8
+    """Its boxes are small: a function stands there by its module, or alone where it is the chain's own."""
+    drawing = (ROOT / "docs" / "data-way.svg").read_text(encoding="utf-8")
+    texts = re.findall(r'monospace">([^<]+)<', drawing)
+    functions = [text for text in texts if "." in text]
+    assert len(functions) > 8 and len(texts) == drawing.count("<rect x=")
     for text in functions:
-        module, name = text.split(".")
-        owner = importlib.import_module(f"afactl.{module}")
-        assert hasattr(owner, name) or hasattr(owner.AFA, name), text
-    assert all(
-        hasattr(importlib.import_module("afactl.method.pseudo_labels"), text)
-        for text in texts
-        if text.endswith("_label") and "." not in text
-    )
+        stem, _, name = text.partition(".")
+        owners = [
+            resolve(".".join(path.relative_to(ROOT / "afactl").with_suffix("").parts))
+            for path in MODULES
+            if path.stem == stem
+        ]
+        assert any(hasattr(owner, name) or hasattr(getattr(owner, "AFA", None), name) for owner in owners), text
+    for text in texts:
+        if text.endswith("_label") and "." not in text:
+            resolve(f"method.pseudo_labels.{text}")
+        elif "." not in text:
+            assert all(
+                (ROOT / "afactl" / part).exists() or [path for path in MODULES if path.stem == part]
+                for part in text.split(", ")
+            )

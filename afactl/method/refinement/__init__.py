@@ -1,0 +1,1 @@
+"""Refiners of maps along the edges of a photo: PAR, PAMR, dense CRF."""
