@@ -276,11 +276,12 @@ def launches(page: Page, training: Training) -> None:
 
 def demo(page: Page, device: torch.device, folder: Path, changes: list[str]) -> None:
     """A whole training of the demo on the device, which the comparison of labels then uses."""
-    from afactl.training.job import train
+    from afactl.training.launch import Request, start
 
     for precision in ("float32", "bfloat16"):
         run = folder / precision
-        done = train("demo", out=run, overrides=[*changes, f"train.precision={precision}"], device_name=str(device))
+        preset = load_preset("demo", [*changes, f"train.precision={precision}"])
+        done = start(Request(preset, out=run, device=str(device)))
         scores = {name: round(value, 1) for name, value in (done.validation or {}).items()}
         page.add(f"- {precision}: {done.steps} steps in {done.seconds:.0f} s, validation included: {scores}")
 

@@ -12,7 +12,7 @@ from ratio import machine, seconds
 from torch.utils.data import DataLoader, Dataset
 
 from afactl.datasets.registry import load_split
-from afactl.datasets.training_stream import TrainingStream
+from afactl.datasets.training_stream import Crops, TrainingStream
 from afactl.datasets.transforms import normalize
 from afactl.machine.allocator import keep_freed_memory
 from afactl.presets import load_preset
@@ -51,7 +51,7 @@ if __name__ == "__main__":
     split = load_split(preset.data.name, Path(sys.argv[2]), preset.data.train_split, preset.data.labels)
     count = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
     job = preset.train
-    stream = TrainingStream(split, job.crop_size, job.scale_range, flip=True, masks=False, seed=0, start=0, stop=count)
+    stream = TrainingStream(split, Crops(job.crop_size, job.scale_range), 0, range(count))
     order = np.concatenate(
         [
             np.random.default_rng((0, 0, epoch)).permutation(len(split.samples))

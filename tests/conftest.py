@@ -48,12 +48,28 @@ TINY = [
     "train.aff_warmup_iters=1",
     "train.batch_size=2",
     "train.crop_size=64",
+    "train.workers=0",
     "train.log_iters=1",
     "train.eval_iters=4",
     "train.checkpoint_iters=2",
     "model.decoder_width=16",
     "par.iterations=2",
 ]
+
+
+def tiny_preset(data, *changes):
+    """The demo's preset for four steps on pictures of 64 pixels, with changes."""
+    from afactl.presets import load_preset
+    from afactl.training.launch import preset_changes
+
+    return load_preset("demo", preset_changes(data, None, [*TINY, *changes]))
+
+
+def train_tiny(data, out, *changes, device="cpu", observers=()):
+    """A training of `tiny_preset` from its start to its end."""
+    from afactl.training.launch import Request, start
+
+    return start(Request(tiny_preset(data, *changes), out=out, device=device, observers=observers))
 
 
 @pytest.fixture(scope="session")
@@ -67,11 +83,7 @@ def tiny_data(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory, tiny_data):
     """A run that went through all three phases in four steps. Tests that change it copy it first."""
-    from afactl.training.job import train
-
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    train("demo", data=tiny_data, out=run, overrides=TINY, device_name="cpu")
-    return run
+    return train_tiny(tiny_data, tmp_path_factory.mktemp("runs") / "tiny").run
 
 
 @pytest.fixture

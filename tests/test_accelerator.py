@@ -13,10 +13,11 @@ from afactl.network.model import AFA
 from afactl.pictures.figures import draw_heads
 from afactl.presets import load_preset
 from afactl.runs.folder import read_metrics
-from afactl.training.job import train
+from afactl.training.events import Saved
+from afactl.training.launch import resume
 from afactl.training.step import StepLosses, build_optimizer
 from tests import stand_in_accelerator
-from tests.conftest import TINY
+from tests.conftest import TINY, train_tiny
 from tests.stand_in_accelerator import stand_in
 
 pytestmark = pytest.mark.skipif(
@@ -150,14 +151,14 @@ def test_a_step_in_bfloat16(counts):
 def test_a_job_goes_on_on_another_device(counts, tmp_path, tiny_data):
     """Half of it here, half there, and the other way round, is the job of the CPU."""
     expected = tmp_path / "whole"
-    overrides = [*TINY, "train.workers=0", "loss.reg=0.01"]
-    train("demo", tiny_data, expected, overrides=overrides, device_name="cpu")
+    overrides = ["train.workers=0", "loss.reg=0.01"]
+    train_tiny(tiny_data, expected, *overrides)
     for first, second in (("standin", "cpu"), ("cpu", "standin")):
         run = tmp_path / f"{first}-{second}"
         stopped = pytest.raises(KeyboardInterrupt)
         with stopped:
-            train("demo", tiny_data, run, overrides=overrides, device_name=first, report=stop_after(2))
-        train(None, out=run, resume=True, device_name=second)
+            train_tiny(tiny_data, run, *overrides, device=first, observers=(stop_after(2),))
+        resume(run, device=second)
         lines = zip(read_metrics(run), read_metrics(expected), strict=True)
         for one, other in lines:
             assert set(one) == set(other)
@@ -166,11 +167,11 @@ def test_a_job_goes_on_on_another_device(counts, tmp_path, tiny_data):
 
 
 def stop_after(steps):
-    def report(event):
-        if event.kind == "checkpoint" and event.step == steps:
+    def observe(event):
+        if isinstance(event, Saved) and event.step == steps:
             raise KeyboardInterrupt
 
-    return report
+    return observe
 
 
 def test_the_weights_of_heads_are_drawn(counts, run_copy):

@@ -13,7 +13,7 @@ from afactl.machine.devices import choose_device
 from afactl.method.schedule import Phase
 from afactl.presets import load_preset
 from afactl.runs.folder import read_metrics
-from afactl.training.job import train
+from afactl.training.launch import Request, resume, start
 from benchmarks.agreement import agreement
 from tests import stand_in_accelerator
 from tests.stand_in_accelerator import stand_in
@@ -45,7 +45,7 @@ def device():
 def trained(device, tmp_path_factory, own_cache):
     """A run of the demo, trained on the device."""
     run = tmp_path_factory.mktemp("gpu") / "run"
-    train("demo", out=run, overrides=SHORT, device_name=str(device))
+    start(Request(load_preset("demo", SHORT), out=run, device=str(device)))
     return run
 
 
@@ -107,5 +107,6 @@ def test_predict(device, trained, own_cache, tmp_path, how):
 def test_training_goes_on_where_it_was_on_the_cpu(device, tmp_path, tiny_run):
     run = tmp_path / "run"
     shutil.copytree(tiny_run, run)
-    train(None, out=run, resume=True, overrides=["train.max_iters=6"], device_name=str(device), allow_changes=True)
+    longer = load_preset(str(run / "preset.yaml"), ["train.max_iters=6"])
+    resume(run, longer, allow_changes=True, device=str(device))
     assert read_metrics(run)[-1]["step"] == 6

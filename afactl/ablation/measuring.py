@@ -10,11 +10,10 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import torch
 
 from afactl.ablation.tables import TABLES, Row, Table
 from afactl.datasets.registry import data_fingerprint
@@ -25,18 +24,24 @@ from afactl.evaluation.segmentation import evaluate_segmentation
 from afactl.files import lock, whole_file
 from afactl.inference.refiners import refiner_settings
 from afactl.inference.trained_run import TrainedRun, open_run, open_split
+from afactl.machine.devices import choose_device
 from afactl.presets import Preset, differences, load_preset, protocol_name
 from afactl.runs.folder import drop_unstarted, find_run, run_preset
-from afactl.training.job import Event, Report, ignore, preset_changes, train
+from afactl.training.events import Event, Noted, Observer
+from afactl.training.launch import Request, preset_changes, resume, start
 
-Reporter = Callable[[], AbstractContextManager[Report]]
-CPU = torch.device("cpu")
+# Opens what shows a training, and closes it after that.
+Watch = Callable[[], AbstractContextManager[Observer]]
 # Another process has the file of results for a moment only.
 LOCK_SECONDS = 10.0
 
 
-def unwatched() -> AbstractContextManager[Report]:
-    """The reporter of a table that nobody watches."""
+def ignore(event: Event) -> None:
+    """The observer of a training that nobody watches."""
+
+
+def unwatched() -> AbstractContextManager[Observer]:
+    """For a table that nobody watches."""
     return nullcontext(ignore)
 
 
@@ -58,83 +63,85 @@ class Result(NamedTuple):
     where: str
 
 
-def ablate(
-    name: str,
-    preset_name: str | None,
-    data: Path | None = None,
-    out: Path | None = None,
-    run: Path | None = None,
-    split: str = "train",
-    overrides: Sequence[str] = (),
-    device: torch.device = CPU,
-    reporter: Reporter = unwatched,
-    track: Track = iter,
-) -> Result:
+@dataclass(frozen=True)
+class TableRequest:
+    """A table that is to be measured.
+
+    Attributes:
+        table: a key of TABLES.
+        preset: name or file of what the trained rows start from; not needed where the table refines cached CAMs.
+        data, overrides: changes of that preset.
+        out: folder of the trained rows, by default `runs/ablate-PRESET`.
+        run: whose CAMs are refined, where the table does that; by default the run of `preset`
+            in `out`, trained if need be, or else the newest run.
+        split: of those CAMs.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    table: str
+    preset: str | None = None
+    data: Path | None = None
+    overrides: tuple[str, ...] = ()
+    out: Path | None = None
+    run: Path | None = None
+    split: str = "train"
+    device: str = "auto"
+
+
+def ablate(request: TableRequest, watch: Watch = unwatched, track: Track = iter) -> Result:
     """Measure every row of a table that is not yet finished.
 
     Args:
-        name: a key of TABLES.
-        preset_name: base of the rows that are trained; needed unless the table refines cached CAMs.
-        data, overrides: changes of the base preset.
-        out: folder of the trained rows, by default `runs/ablate-PRESET`.
-        run: whose CAMs are refined, where the table does that; by default the run of `preset_name`
-            in `out`, trained if need be, or else the newest run.
-        split: of those CAMs.
-        reporter: opened around each training, gives what is called for its events.
+        watch: opened around each training, gives its observer.
         track: wraps the walk over the images that are scored.
 
     Raises:
         UsageError: no such table, or options that do not go together.
     """
+    name = request.table
     if name not in TABLES:
         raise UsageError(f'ablate "{name}": expected one of {", ".join(TABLES)}{nearest(name, TABLES)}')
     table = TABLES[name]
-    splits = tuple(one or split for one in table.splits)
+    splits = tuple(column or request.split for column in table.splits)
+    of_row: Callable[[Sequence[str]], TrainedRun]
     if table.measure != "refined":
-        if run is not None or preset_name is None:
+        if request.run is not None or request.preset is None:
             raise UsageError(f"ablate {name}: its rows are trained, so give --preset PRESET and no --run")
-        trainer = partial(_train_row, preset_name, data, out, overrides, device, reporter)
-        measured = [_measure(table, row, trainer(row.changes), splits, data, track) for row in table.rows]
-        where = f"preset {preset_name}"
+        where, of_row = f"preset {request.preset}", partial(_trained_row, request, request.preset, watch)
         if table.measure == "segmentation":
-            where += f", protocol {protocol_name(load_preset(preset_name, overrides).eval)}"
-        return Result(f"{name}: {table.title}", splits, measured, where)
-    if run is None and preset_name is not None:
-        base = _train_row(preset_name, data, out, overrides, device, reporter, ())
+            where += f", protocol {protocol_name(load_preset(request.preset, request.overrides).eval)}"
     else:
-        base = open_run(find_run(run)[0], device)
-    measured = [_measure(table, row, base, splits, data, track) for row in table.rows]
-    return Result(f"{name}: {table.title}", splits, measured, f"CAMs of {base.folder}, step {base.iteration}")
+        if request.run is None and request.preset is not None:
+            base = _trained_row(request, request.preset, watch, ())
+        else:
+            base = open_run(find_run(request.run)[0], choose_device(request.device))
+        where, of_row = f"CAMs of {base.folder}, step {base.iteration}", lambda changes: base
+    measured = [_measure(table, row, of_row(row.changes), splits, request.data, track) for row in table.rows]
+    return Result(f"{name}: {table.title}", splits, measured, where)
 
 
-def _train_row(
-    preset_name: str,
-    data: Path | None,
-    out: Path | None,
-    overrides: Sequence[str],
-    device: torch.device,
-    reporter: Reporter,
-    changes: Sequence[str],
-) -> TrainedRun:
+def _trained_row(request: TableRequest, preset_name: str, watch: Watch, changes: Sequence[str]) -> TrainedRun:
     """The finished run of a row: as it lies there, gone on with, or trained anew."""
-    root = out or Path("runs") / f"ablate-{Path(preset_name).stem}"
-    own = preset_changes(data, None, overrides)
+    device = choose_device(request.device)
+    own = preset_changes(request.data, None, request.overrides)
     total = load_preset(preset_name, own).train.max_iters
     changes = [change.format(max_iters=total) for change in changes]
-    folder = root / _slug(changes)
+    preset = load_preset(preset_name, [*own, *changes])
+    folder = (request.out or Path("runs") / f"ablate-{Path(preset_name).stem}") / _slug(changes)
     if (folder / "preset.yaml").is_file() and not any(folder.glob("checkpoints/*/weights.safetensors")):
         drop_unstarted(folder)
     if not (folder / "preset.yaml").is_file():
-        with reporter() as report:
-            report(Event("note", 0, total, {"text": f"row {folder}"}))
-            train(preset_name, data, folder, None, False, [*overrides, *changes], str(device), report)
+        with watch() as observer:
+            observer(Noted(0, f"row {folder}"))
+            start(Request(preset, out=folder, device=request.device, observers=(observer,)))
         return open_run(folder, device)
-    changed = differences(run_preset(folder), load_preset(preset_name, [*own, *changes]))
+    changed = differences(run_preset(folder), preset)
     if changed:
         raise UsageError(f"{folder}: was trained with other values ({'; '.join(changed)}); give another --out")
     if open_run(folder, device).iteration < total:
-        with reporter() as report:
-            train(None, out=folder, resume=True, device_name=str(device), report=report)
+        with watch() as observer:
+            observer(Noted(0, f"row {folder}"))
+            resume(folder, device=request.device, observers=(observer,))
     return open_run(folder, device)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,10 +14,7 @@ from afactl.cli.options import (
 )
 from afactl.files import require_free
 from afactl.machine.terminal import out, percent, table, tracker, write_json
-from afactl.training.live_view import training_reporter
-
-if TYPE_CHECKING:
-    pass
+from afactl.training.observers.live_view import watch_training
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -48,22 +45,12 @@ def ablate(
     device: DeviceOption = "auto",
 ) -> None:
     """Measure an ablation table of the paper, row by row; finished rows are skipped."""
+    from afactl.ablation.measuring import TableRequest
     from afactl.ablation.measuring import ablate as measure
-    from afactl.machine.devices import choose_device
 
     require_free([("--json", json_file)], overwrite)
-    result = measure(
-        name,
-        preset,
-        data,
-        out_folder,
-        run,
-        split,
-        overrides or [],
-        choose_device(device),
-        training_reporter,
-        tracker("scoring"),
-    )
+    request = TableRequest(name, preset, data, tuple(overrides or ()), out_folder, run, split, device)
+    result = measure(request, watch_training, tracker("scoring"))
     columns = [f"{column}{whose}" for column in result.columns for whose in (", here", ", the paper's on VOC")]
     rows = []
     for row in result.rows:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from afactl.cli.options import (
-    DeviceOption,
-)
+from afactl.cli.options import DeviceOption
+from afactl.errors import UsageError
 from afactl.machine.terminal import duration, out, percent, table
-from afactl.training.live_view import training_reporter
-
-if TYPE_CHECKING:
-    pass
+from afactl.training.events import Noted
+from afactl.training.observers.live_view import watch_training
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -41,12 +38,24 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train from image-level labels; writes a run folder."""
-    from afactl.training.job import train as train_preset
+    from afactl.presets import load_preset, preset_names
+    from afactl.runs.folder import find_run
+    from afactl.training import launch
+    from afactl.training.observers.tensorboard import TensorBoardLog
 
-    with training_reporter() as report:
-        result = train_preset(
-            preset, data, out_folder, init, resume, overrides or [], device, report, allow_changes, tensorboard
-        )
+    changes = launch.preset_changes(data, init, overrides or [])
+    with watch_training() as show:
+        observers = (show, TensorBoardLog()) if tensorboard else (show,)
+        if resume:
+            run, how = find_run(out_folder)
+            show(Noted(0, f"run: {run} ({how})"))
+            wanted = load_preset(preset or str(run / "preset.yaml"), changes)
+            result = launch.resume(run, wanted, allow_changes, device, observers)
+        elif preset is None:
+            raise UsageError(f"train: expected a preset, one of {', '.join(preset_names())}, or a YAML file")
+        else:
+            chosen = load_preset(preset, changes)
+            result = launch.start(launch.Request(chosen, Path(preset).stem, out_folder, device, observers))
     if result.validation:
         names = {"val_seg_miou": "segmentation", "val_cam_miou": "CAM, image-level truth used"}
         rows = [(names[name], percent(value)) for name, value in result.validation.items()]

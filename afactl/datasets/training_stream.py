@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,38 +14,31 @@ from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import image_view, mask_view, random_window
 
 
+class Crops(NamedTuple):
+    """The random views of photos; see `transforms.random_window`."""
+
+    size: int
+    scale_range: tuple[float, float]
+    flip: bool = True
+
+
 class TrainingStream(Dataset[dict[str, Any]]):
-    """Positions `start` to `stop` - 1 of the stream.
+    """Some positions of the stream.
 
     Position p shows photo number permutation(seed, epoch)[p % n] of epoch p // n, in a view drawn
     with (seed, p). So resuming at any position needs no stored random state.
 
     Args:
-        split: what to show.
-        crop_size, scale_range, flip: see `transforms.random_window`.
-        masks: whether the items also have the true "mask", for full supervision.
+        split: what to show. crops: in which views.
         seed: of order and views.
-        start, stop, step: range of positions; item i is position start + i step. Several processes
-            walk the stream with `step` their number.
+        positions: item i is positions[i]. Several processes walk the stream with their number as step.
+        masks: whether the items also have the true "mask", for full supervision.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        crop_size: int,
-        scale_range: tuple[float, float],
-        flip: bool,
-        masks: bool,
-        seed: int,
-        start: int,
-        stop: int,
-        step: int = 1,
-    ) -> None:
+    def __init__(self, split: Split, crops: Crops, seed: int, positions: range, masks: bool = False) -> None:
         # Worker processes get a copy of this: without masks that nobody reads.
         self.split = split if masks else dataclasses.replace(split, masks=None)
-        self.crop_size, self.scale_range, self.flip = crop_size, scale_range, flip
-        self.masks = masks
-        self.seed, self.positions = seed, range(start, stop, step)
+        self.crops, self.seed, self.positions, self.masks = crops, seed, positions, masks
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
@@ -68,7 +61,7 @@ class TrainingStream(Dataset[dict[str, Any]]):
         sample = self.sample_at(position)
         rng = np.random.default_rng((self.seed, 1, position))
         image = read_image(sample.image_path)
-        window = random_window(image.shape[:2], rng, self.crop_size, self.scale_range, self.flip)
+        window = random_window(image.shape[:2], rng, *self.crops)
         label = torch.zeros(len(self.split.classes))
         label[list(sample.labels)] = 1
         view = {

@@ -10,7 +10,7 @@ from PIL import Image
 
 from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import Sample, Split
-from afactl.datasets.training_stream import TrainingStream
+from afactl.datasets.training_stream import Crops, TrainingStream
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def split(tmp_path):
 
 
 def stream(split, start=0, stop=20, seed=0, masks=False):
-    return TrainingStream(split, 32, (0.5, 2.0), True, masks, seed, start, stop)
+    return TrainingStream(split, Crops(32, (0.5, 2.0)), seed, range(start, stop), masks)
 
 
 def test_each_epoch_shows_every_photo_once_in_another_order(split):
@@ -75,8 +75,8 @@ def test_reading_two_thousand_photos_takes_no_more_memory(tiny_data):
 import sys
 from pathlib import Path
 from afactl.datasets.registry import load_split
-from afactl.datasets.training_stream import TrainingStream
-stream = TrainingStream(load_split("folder", Path(sys.argv[1]), "train"), 64, (0.5, 2.0), True, True, 0, 0, 2000)
+from afactl.datasets.training_stream import Crops, TrainingStream
+stream = TrainingStream(load_split("folder", Path(sys.argv[1]), "train"), Crops(64, (0.5, 2.0)), 0, range(2000), True)
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])
 for item in range(2000):

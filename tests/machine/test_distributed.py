@@ -20,7 +20,9 @@ from afactl.network.batch_norm import BatchNorm
 from afactl.presets import load_preset
 from afactl.runs.checkpoints import find_checkpoint, load_model
 from afactl.runs.folder import read_metrics
-from afactl.training.job import Job, ignore
+from afactl.training.job import Job
+from afactl.training.observers.metrics_file import MetricsFile
+from afactl.training.prepared import prepare
 from tests.conftest import TINY
 
 
@@ -118,19 +120,15 @@ FIVE = [
 def five_steps(data, run, batch_size):
     """Weights after five steps, one in the first phase and two in each other one."""
     Path(run).mkdir(exist_ok=True)
-    job = Job(
-        load_preset("demo", [*FIVE, f"data.root={data}", f"train.batch_size={batch_size}"]),
-        Path(run),
-        torch.device("cpu"),
-        ignore,
-    )
+    preset = load_preset("demo", [*FIVE, f"data.root={data}", f"train.batch_size={batch_size}"])
+    prepared = prepare(preset, torch.device("cpu"))
     # Noise is drawn by each process for itself; without it the steps must be the same.
-    job.model.decoder.dropout.p = 0.0
+    prepared.model.decoder.dropout.p = 0.0
     # A bias before a batch norm has no effect and no gradient but rounding, of which AdamW makes whole steps.
-    for projection in job.model.decoder.project:
+    for projection in prepared.model.decoder.project:
         projection.bias.requires_grad_(False)
-    job.run_steps()
-    return dict(job.model.state_dict())
+    Job(prepared, Path(run), (MetricsFile(Path(run)),)).run_steps()
+    return dict(prepared.model.state_dict())
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path, tiny_data):
@@ -283,16 +281,16 @@ def test_a_process_that_dies_ends_the_job_with_its_message(tmp_path, tiny_data):
 
 def stopped_in_one(data, run):
     """Rank 1 is asked to stop in the middle of its third step."""
-    job = Job(load_preset("demo", [*FIVE, f"data.root={data}"]), Path(run), torch.device("cpu"), ignore)
-    losses, seen = job.losses, []
+    job = Job(prepare(load_preset("demo", [*FIVE, f"data.root={data}"]), torch.device("cpu")), Path(run))
+    take, seen = job.updater.take, []
 
-    def asked(batch, phase):
-        seen.append(phase)
+    def asked(step, batches):
+        seen.append(step)
         if len(seen) == 3 and dist.get_rank() == 1:
             job.stop.set()
-        return losses(batch, phase)
+        return take(step, batches)
 
-    job.losses = asked
+    job.updater.take = asked
     try:
         job.run_steps()
     except KeyboardInterrupt:

@@ -5,9 +5,9 @@ import pytest
 
 from afactl.errors import DependencyError
 from afactl.runs.folder import read_metrics
-from afactl.training.job import train
-from afactl.training.tensorboard import TensorBoardLog
-from tests.conftest import TINY
+from afactl.training.launch import resume
+from afactl.training.observers.tensorboard import TensorBoardLog
+from tests.conftest import train_tiny
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def events():
 
 
 def test_curves_and_pictures_of_a_training(tmp_path, tiny_data, tiny_run, events):
-    run = train("demo", data=tiny_data, out=tmp_path / "run", overrides=TINY, device_name="cpu", tensorboard=True).run
+    run = train_tiny(tiny_data, tmp_path / "run", observers=(TensorBoardLog(),)).run
     found = events(run)
     lines = read_metrics(run)
     for name in ("loss", "loss_cls", "lr", "val_seg_miou"):
@@ -47,14 +47,14 @@ def test_curves_and_pictures_of_a_training(tmp_path, tiny_data, tiny_run, events
 
 
 def test_a_resumed_training_hides_the_steps_that_it_does_again(tmp_path, tiny_data, events):
-    run = train("demo", data=tiny_data, out=tmp_path / "run", overrides=TINY, device_name="cpu", tensorboard=True).run
+    run = train_tiny(tiny_data, tmp_path / "run", observers=(TensorBoardLog(),)).run
     shutil.rmtree(run / "checkpoints" / "last")  # step 2 is the older one
-    train(None, out=run, resume=True, device_name="cpu", tensorboard=True)
+    resume(run, device="cpu", observers=(TensorBoardLog(),))
     assert [one.step for one in events(run).Scalars("loss")] == [1, 2, 3, 4]
     assert np.isfinite([one.value for one in events(run).Scalars("loss")]).all()
 
 
-def test_what_is_missing_is_said(tmp_path, monkeypatch):
+def test_what_is_missing_is_said(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
     with pytest.raises(DependencyError, match="pip install 'afactl\\[tensorboard\\]'"):
-        TensorBoardLog(tmp_path, 0)
+        TensorBoardLog()

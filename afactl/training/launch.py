@@ -1,0 +1,189 @@
+"""Starting a training, and going on with one."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from afactl.datasets.registry import data_fingerprint
+from afactl.errors import UsageError
+from afactl.machine import distributed
+from afactl.machine.devices import choose_device, peak_memory
+from afactl.presets import Preset, as_override, differences
+from afactl.runs.checkpoints import find_checkpoint, initialize, restore_training
+from afactl.runs.folder import (
+    change_preset,
+    find_run,
+    forget_metrics_after,
+    lock_run,
+    new_run,
+    read_metrics,
+    run_preset,
+    write_manifest,
+)
+from afactl.training.events import Noted, Observer
+from afactl.training.job import Job, Progress
+from afactl.training.observers.metrics_file import MetricsFile
+from afactl.training.prepared import Prepared, prepare
+
+
+@dataclass(frozen=True)
+class Request:
+    """A training that is to be started.
+
+    Attributes:
+        preset: what is trained.
+        name: of the preset, for the run folder `runs/NAME-DATE-TIME`. out: the run folder instead.
+        device: "auto", "cpu" or "cuda".
+        observers: are told every event, after the metrics file of the run.
+    """
+
+    preset: Preset
+    name: str = "run"
+    out: Path | None = None
+    device: str = "auto"
+    observers: Sequence[Observer] = ()
+
+
+class Trained(NamedTuple):
+    """What a job leaves behind.
+
+    Attributes:
+        run: its folder. steps: of the whole run. validation: the last one; None where the
+            dataset has no masks.
+        seconds: wall time of this call, validation included. peak_memory: bytes, or None where
+            the system does not count them.
+    """
+
+    run: Path
+    steps: int
+    seconds: float
+    peak_memory: int | None
+    validation: dict[str, float] | None
+
+
+def start(request: Request) -> Trained:
+    """Train a preset in a new run folder.
+
+    Nothing is written before the preset, the data and the starting weights have been checked.
+
+    Raises:
+        UsageError: the folder holds something, or the device is not there.
+        PresetError, DataError, CheckpointError: what is wrong with preset, data or weights.
+        AfactlError: the loss stayed non-finite.
+        KeyboardInterrupt: passed on after a checkpoint has been written.
+    """
+    began = time.perf_counter()
+    prepared = prepare(request.preset, choose_device(request.device))
+    _note(request.observers, 0, f"weights: {initialize(prepared.model, request.preset.model.init)}")
+    with contextlib.ExitStack() as held:
+        run = _new_folder(request, prepared, held)
+        return _trained(Job(prepared, run, (MetricsFile(run), *request.observers)), began)
+
+
+def resume(
+    run: Path,
+    wanted: Preset | None = None,
+    allow_changes: bool = False,
+    device: str = "auto",
+    observers: Sequence[Observer] = (),
+) -> Trained:
+    """Go on with a run from its last whole checkpoint.
+
+    Args:
+        run: its folder.
+        wanted: the preset to go on with; by default the run's own.
+        allow_changes: take the values of `wanted` where they differ from those of the run.
+        device, observers: as in `Request`.
+
+    Raises:
+        UsageError: values differ and must not, or the run is finished. BusyError: another process is training it.
+        Others: as `start`.
+    """
+    find_run(run)  # says what is expected where it is none
+    with lock_run(run) if distributed.rank() == 0 else contextlib.nullcontext():
+        return _resumed(run, wanted or run_preset(run), allow_changes, choose_device(device), observers)
+
+
+def _resumed(
+    run: Path, preset: Preset, allow_changes: bool, device: torch.device, observers: Sequence[Observer]
+) -> Trained:
+    began = time.perf_counter()
+    own = run_preset(run)
+    changed = differences(own, preset)
+    if changed and not allow_changes:
+        raise UsageError(
+            f"--resume: {run} was started with other values ({'; '.join(changed)}); leave them, "
+            "go on with the new ones by --allow-changes, or start a new run"
+        )
+    prepared = prepare(preset, device)
+    checkpoint, damaged = find_checkpoint(run, "last")
+    if damaged:
+        _note(observers, 0, damaged)
+    step, total = restore_training(checkpoint, prepared.model, prepared.optimizer), preset.train.max_iters
+    if step >= total:
+        raise UsageError(f"--resume: {run} is finished ({step} of {total} steps)")
+    progress = _progress(run, step)
+    if distributed.rank() == 0:
+        forget_metrics_after(run, step)
+        if changed:
+            change_preset(run, preset, step, changed)
+    _note(observers, step, f"resumed at step {step} of {total}")
+    return _trained(Job(prepared, run, (MetricsFile(run), *observers), progress), began)
+
+
+def preset_changes(data: Path | None, init: str | None, overrides: Sequence[str]) -> list[str]:
+    """--data, --init and --set as changes of a preset, in this order.
+
+    Paths become full ones, so that the run's preset means the same from any folder.
+    """
+    changes = [as_override("data.root", str(data.resolve()))] if data else []
+    if init:
+        plain = init == "none" or init.startswith("hf:")
+        changes.append(as_override("model.init", init if plain else str(Path(init).resolve())))
+    return [*changes, *overrides]
+
+
+def _new_folder(request: Request, prepared: Prepared, held: contextlib.ExitStack) -> Path:
+    """Make the run folder with its preset and manifest, and hold it; rank 0 does it for all."""
+    if distributed.rank() > 0:
+        return Path(distributed.broadcast([])[0])
+    job = request.preset.train
+    run, lock = new_run(request.preset, request.name, request.out)
+    held.enter_context(lock)
+    write_manifest(
+        run,
+        seed=job.seed,
+        device=str(prepared.device),
+        effective_batch=prepared.shares.photos,
+        processes=distributed.world_size(),
+        data_fingerprint=data_fingerprint(prepared.data),
+        classes=list(prepared.data.classes),
+        images=len(prepared.data.samples),
+    )
+    return Path(distributed.broadcast([str(run)])[0])
+
+
+def _progress(run: Path, step: int) -> Progress:
+    """Where a run stands after so many steps, by its metrics."""
+    lines = [line for line in read_metrics(run) if line["step"] <= step]
+    return Progress(step, max((line["val_seg_miou"] for line in lines if "val_seg_miou" in line), default=-math.inf))
+
+
+def _note(observers: Sequence[Observer], step: int, text: str) -> None:
+    if distributed.rank() == 0:
+        for observer in observers:
+            observer(Noted(step, text))
+
+
+def _trained(job: Job, began: float) -> Trained:
+    validation = job.run_steps()
+    seconds, steps = time.perf_counter() - began, job.preset.train.max_iters
+    return Trained(job.run, steps, seconds, peak_memory(job.device), validation)

@@ -1,0 +1,106 @@
+"""Taking one step: forward and backward of every batch, then the update of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from afactl.machine import distributed
+from afactl.method.schedule import Phase, phase_at
+from afactl.training.prepared import Prepared
+from afactl.training.step import StepLosses, set_learning_rate
+
+
+class Taken(NamedTuple):
+    """A step that was taken.
+
+    Attributes:
+        losses: the unweighted terms by name. loss: their weighted sum; both are means over all photos of the step.
+        rate: learning rate of the backbone.
+        finite: whether the loss was finite; the weights were left alone where it was not.
+        stopping: whether any process was asked to stop.
+    """
+
+    phase: Phase
+    losses: dict[str, float]
+    loss: float
+    rate: float
+    finite: bool
+    stopping: bool
+
+
+class Updater:
+    """Takes the steps of a training with one network and one optimizer, on every process its part.
+
+    Args:
+        stop: set where this process was asked to stop; that becomes the stop of all.
+    """
+
+    def __init__(self, prepared: Prepared, stop: threading.Event) -> None:
+        self.stop = stop
+        self.preset, self.device, self.shares = prepared.preset, prepared.device, prepared.shares
+        self.model, self.optimizer = prepared.model, prepared.optimizer
+        self.losses: nn.Module = StepLosses(self.model, self.preset)
+        if distributed.world_size() > 1:
+            # The parameters in use change with the phase.
+            self.losses = DistributedDataParallel(self.losses, find_unused_parameters=True)
+
+    def take(self, step: int, batches: Iterable[dict[str, Any]]) -> Taken:
+        """Take the step with number `step`, from 0.
+
+        Args:
+            batches: of `TrainingStream`, the step's share of this process.
+        """
+        job, parts = self.preset.train, self.shares.batches
+        # Dropout and stochastic depth follow from (seed, step): a resumed run draws the same, each process its own.
+        torch.manual_seed((distributed.rank() << 54) ^ (job.seed << 32) + step)
+        rate = set_learning_rate(self.optimizer, step, self.preset)
+        phase = phase_at(step, job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, float] = {}
+        for number, batch in enumerate(batches, 1):
+            # Gradients travel once per step, with the last batch.
+            alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if number < parts and isinstance(self.losses, DistributedDataParallel):
+                alone = self.losses.no_sync()
+            with alone:
+                losses = self._losses(batch, phase)
+                weighted = (self._weight(name) * loss for name, loss in losses.items())
+                total = sum(weighted, start=torch.zeros((), device=self.device)) / parts
+                torch.autograd.backward(total)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0.0) + loss.item() / parts
+            sums["sum"] = sums.get("sum", 0.0) + total.item()
+        values, stopping = _of_all(list(sums.values()), self.stop.is_set())
+        means = dict(zip(sums, values, strict=True))
+        mean = means.pop("sum")
+        if math.isfinite(mean):
+            self.optimizer.step()
+        return Taken(phase, means, mean, rate, math.isfinite(mean), stopping)
+
+    def _weight(self, name: str) -> float:
+        weight: float = getattr(self.preset.loss, name)
+        return weight
+
+    def _losses(self, batch: dict[str, Any], phase: Phase) -> dict[str, Tensor]:
+        tensors = {
+            name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"
+        }
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.train.precision == "bfloat16"):
+            losses: dict[str, Tensor] = self.losses(tensors, phase)
+        return losses
+
+
+def _of_all(values: list[float], stop: bool) -> tuple[list[float], bool]:
+    """The means of values over all processes, and whether any was asked to stop."""
+    if distributed.world_size() == 1:
+        return values, stop
+    *sums, stops = distributed.all_reduce(torch.tensor([*values, stop], dtype=torch.float64)).tolist()
+    return [value / distributed.world_size() for value in sums], stops > 0

@@ -1,0 +1,38 @@
+import shutil
+
+import pytest
+import torch
+
+from afactl.errors import DataError, UsageError
+from afactl.machine.distributed import Shares
+from afactl.training.prepared import load_data, prepare
+from tests.conftest import tiny_preset
+
+CPU = torch.device("cpu")
+
+
+def test_what_is_prepared_fits_together(tiny_data):
+    prepared = prepare(tiny_preset(tiny_data, "train.effective_batch=4"), CPU)
+    assert prepared.model.classes == len(prepared.data.classes) == 6 and prepared.val.name == "val"
+    assert prepared.shares == Shares(2, 2, 1)
+    listed = {id(p) for group in prepared.optimizer.param_groups for p in group["params"]}
+    assert listed == {id(p) for p in prepared.model.parameters() if p.requires_grad}
+
+
+def test_the_seed_decides_the_weights(tiny_data):
+    first, again, other = (
+        prepare(tiny_preset(tiny_data, f"train.seed={seed}"), CPU).model.classifier for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_what_is_wrong_is_told(tmp_path, tiny_data):
+    with pytest.raises(UsageError, match='cam.refiner: "pra" is unknown'):
+        prepare(tiny_preset(tiny_data, "cam.refiner=pra"), CPU)
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    (data / "masks/val/0001.png").unlink()
+    with pytest.raises(DataError, match="split val: 1 of 8 listed files"):
+        prepare(tiny_preset(data), CPU)
+    shutil.rmtree(data / "masks")
+    assert load_data(tiny_preset(data))[1] is None, "nothing to score on"
