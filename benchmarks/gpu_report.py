@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,8 +33,9 @@ from afactl.network.model import AFA  # noqa: E402  (found by the path above)
 from afactl.presets import load_preset  # noqa: E402  (found by the path above)
 from afactl.training import step as training_step  # noqa: E402  (found by the path above)
 
+Precision = tuple[str, bool, bool, torch.dtype]
 # Title, TF32 in matrix products, TF32 in convolutions, and the precision of autocast.
-PRECISIONS = (
+PRECISIONS: tuple[Precision, ...] = (
     ("float32", False, False, torch.float32),
     ("float32, TF32 in convolutions (as torch sets it)", False, True, torch.float32),
     ("float32, TF32 everywhere", True, True, torch.float32),
@@ -139,7 +140,7 @@ def products(matmul: bool, convolutions: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def speed(page: Page, training: Training, rounds: int) -> None:
+def speed(page: Page, training: Training, rounds: int, precisions: Sequence[Precision] = PRECISIONS) -> None:
     """Photos per second by phase and precision, and what 20,000 steps take."""
     schedule = training.preset.train
     steps = {
@@ -149,7 +150,7 @@ def speed(page: Page, training: Training, rounds: int) -> None:
     }
     page.add("| precision | phase | ms per step | host is done after | photos/s |", "|---|---|---|---|---|")
     totals = []
-    for title, matmul, convolutions, precision in PRECISIONS:
+    for title, matmul, convolutions, precision in precisions:
         with products(matmul, convolutions):
             total = 0.0
             for phase, count in steps.items():
@@ -286,12 +287,14 @@ def demo(page: Page, device: torch.device, folder: Path, changes: list[str]) -> 
         page.add(f"- {precision}: {done.steps} steps in {done.seconds:.0f} s, validation included: {scores}")
 
 
-def labels(page: Page, device: torch.device, run: Path, photos: int) -> None:
+def labels(
+    page: Page, device: torch.device, run: Path, photos: int, precisions: Sequence[Precision] = PRECISIONS
+) -> None:
     """The share of pixels with the same label on the CPU and on the device."""
     from agreement import agreement
 
     columns = {}
-    for title, matmul, convolutions, precision in PRECISIONS:
+    for title, matmul, convolutions, precision in precisions:
         with products(matmul, convolutions):
             columns[title] = agreement(run, device, precision, photos)
     page.add("| pixels with the label of the CPU in float32, % | " + " | ".join(columns) + " |")
@@ -351,6 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     page = Page(chosen.out)
     quick = chosen.quick
+    precisions = [PRECISIONS[0], PRECISIONS[-1]] if quick else PRECISIONS
     backbone, batch, side, rounds = ("mit_demo", 2, 64, 1) if quick else ("mit_b1", 8, 512, 8)
     name = {"mit_b1": "MiT-B1"}.get(backbone, backbone)
     page.add(
@@ -378,12 +382,12 @@ def main(arguments: list[str] | None = None) -> int:
         changes += ["train.batch_size=2", "train.crop_size=64", "par.iterations=1"] if quick else []
         changes += [] if quick else ["train.cls_warmup_iters=150", "train.aff_warmup_iters=50"]
         sections = {
-            "Speed": lambda: speed(page, training(), rounds),
+            "Speed": lambda: speed(page, training(), rounds, precisions),
             "Parts of a step of the third phase": lambda: parts(page, training(), max(1, rounds // 2)),
             "Waits of the host": lambda: waits(page, training()),
             "Memory": lambda: memory(page, lambda: Training(device, backbone, batch, side, changes_of_step)),
             "Demo": lambda: demo(page, device, folder, changes),
-            "Labels against the CPU": lambda: labels(page, device, folder / "float32", 1 if quick else 20),
+            "Labels against the CPU": lambda: labels(page, device, folder / "float32", 1 if quick else 20, precisions),
             "Launches": lambda: launches(page, training()) if device.type == "cuda" else page.add("CUDA only."),
             "Tests": lambda: tests(page, chosen.device, 600 if quick else 150, "step" if quick else None),
         }

@@ -111,12 +111,46 @@ def _cast_first(name: str):
     return call
 
 
+def _fused_attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
+):
+    """Attention as one operation, as GPUs have it."""
+    return aten._scaled_dot_product_fused_attention_overrideable(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _attention_forward(query, key, value, bias=None, dropout=0.0, causal=False, with_mask=False, *, scale=None):
+    out, logsumexp = aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout, causal, attn_mask=bias, scale=scale
+    )
+    nothing = torch.empty(0)
+    return out, logsumexp, nothing, nothing, query.shape[2], key.shape[2], nothing, nothing, nothing
+
+
+def _attention_backward(
+    gradient, query, key, value, bias, wanted, out, logsumexp, cum_q, cum_k, q, k, dropout, causal, *rest, scale=None
+):
+    gradients = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        gradient, query, key, value, out, logsumexp, dropout, causal, attn_mask=bias, scale=scale
+    )
+    return *gradients, torch.empty(0)
+
+
+# Operations of accelerators alone, as the CPU has them.
+_FORMS = {
+    aten._scaled_dot_product_fused_attention_overrideable.default: _attention_forward,
+    aten._scaled_dot_product_fused_attention_overrideable_backward.default: _attention_backward,
+}
+
 if _setup is not None:
     _rest = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")  # libraries live as long as their objects
     _rest.fallback(torch.library.fallthrough_kernel)
     _products = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
     for _name in ("linear", "conv2d", "matmul"):
         _products.impl(_name, _cast_first(_name))
+    _attention = torch.library.Library("aten", "IMPL", "AutogradPrivateUse1")
+    _attention.impl("scaled_dot_product_attention", _fused_attention)
 
 
 def available() -> bool:
@@ -215,13 +249,11 @@ def _run(func, args, kwargs):
     if ours and func not in _COPIES:
         _check_devices(func, args, tensors)
     _note_waits(func, args, kwargs, ours)
-    if func is aten._fused_sdp_choice.default:
-        return 0  # plain mathematics: the fused kernels are other devices'
     stays = _is_ours(target) if target is not None else ours
     if target is not None:
         plain_kwargs["device"] = torch.device("cpu")
     plain_kwargs.pop("pin_memory", None)
-    result = func(*plain_args, **plain_kwargs)
+    result = _FORMS.get(func, func)(*plain_args, **plain_kwargs)
     if func is aten._to_copy.default and not ours and result is args[0]:
         result = result.clone()
     if func._schema.is_mutable:
