@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from afactl.errors import BusyError, UsageError
+from afactl.errors import AfactlError, BusyError, UsageError, first_line
 
 try:
     import fcntl
@@ -65,6 +65,32 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         if alive is not None:
             os.close(alive)
+
+
+@contextlib.contextmanager
+def writing(
+    what: str,
+    advice: str,
+    kind: type[AfactlError] = UsageError,
+    also: tuple[type[Exception], ...] = (),
+) -> Iterator[None]:
+    """Inside the block, what the system has against writing becomes one line.
+
+    Args:
+        what: is written, as the user knows it: an option with its value, or a file.
+        advice: what to do about it.
+        kind: of the error.
+        also: what a library raises in place of an OSError where the disk is full.
+
+    Raises:
+        AfactlError: of that kind.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{what}: cannot be written ({error.strerror or first_line(error)}); {advice}") from error
+    except also as error:
+        raise kind(f"{what}: cannot be written ({first_line(error)}); {advice}") from error
 
 
 def is_device(path: Path) -> bool:

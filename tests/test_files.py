@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from afactl import files
-from afactl.errors import BusyError, UsageError
-from afactl.files import lock, require_free, whole_file, without_locks
+from afactl.errors import BusyError, CacheError, UsageError
+from afactl.files import lock, require_free, whole_file, without_locks, writing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -255,3 +255,25 @@ def test_a_folder_without_permission_is_said_at_once(tmp_path, monkeypatch):
 
 def test_a_device_may_be_named(tmp_path):
     require_free([("--json", Path("/dev/null")), ("--out", Path("/dev/stdout")), ("--gif", Path("/dev/stdout"))])
+
+
+def refused(kind, message, raised, *arguments, **more):
+    with pytest.raises(kind, match=message), writing(*arguments, **more):
+        raise raised
+
+
+def test_what_the_system_has_against_writing_becomes_one_line(tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    message = r"^--out x: cannot be written \(No space left on device\); give another file$"
+    refused(UsageError, message, full, "--out x", "give another file")
+    message = r"^c.h5: cannot be written \(a disk without words\); make room$"
+    refused(CacheError, message, OSError("a disk without words\nand more"), "c.h5", "make room", CacheError)
+
+
+def test_what_a_library_raises_for_a_full_disk_is_told_alike():
+    full = RuntimeError("unexpected pos 0 vs 1\nat line 3")
+    message = r"^--out w.pth: cannot be written \(unexpected pos 0 vs 1\); give another file$"
+    refused(UsageError, message, full, "--out w.pth", "give another file", also=(RuntimeError,))
+    refused(RuntimeError, "unexpected pos", full, "--out w.pth", "give another file")
+    with writing("--out w.pth", "give another file"):
+        pass

@@ -9,7 +9,7 @@ import typer
 
 from afactl.cli.options import OverwriteOption
 from afactl.errors import UsageError
-from afactl.files import require_free, whole_file
+from afactl.files import require_free, whole_file, writing
 from afactl.machine.terminal import out, table
 
 app = typer.Typer(rich_markup_mode=None)
@@ -35,9 +35,6 @@ def presets(
         for line in text.splitlines():
             out.print(line)
         return
-    try:
-        with whole_file(copy) as fresh:
-            fresh.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--copy {copy}: cannot be written ({error.strerror})") from error
+    with writing(f"--copy {copy}", "give another file"), whole_file(copy) as fresh:
+        fresh.write_text(text, encoding="utf-8")
     out.print(f"{copy}: train it with afactl train {copy}")

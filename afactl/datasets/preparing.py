@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,7 @@ from afactl.datasets.masks import read_mask, values_of, write_mask
 from afactl.datasets.samples import Track
 from afactl.datasets.tables import Row, photos_without_labels, read_rows, read_xml, write_csv
 from afactl.errors import DataError, DependencyError, UsageError
-from afactl.files import whole_file
+from afactl.files import whole_file, writing
 
 # What the full dataset has, by split.
 KNOWN_VOC = {voc.AUGMENTED: 10_582, "train": 1_464, "val": 1_449}
@@ -219,10 +220,8 @@ def prepare_folder(
         training = [number for number, row in enumerate(rows) if row.split == "train"]
         for chosen in set_aside([rows[number].names for number in training], val, seed):
             rows[training[chosen]] = rows[training[chosen]]._replace(split="val")
-    try:
+    with _writing(table):
         write_csv(table, rows)
-    except OSError as error:
-        raise _unwritable(table, error) from error
     splits: dict[str, Counter[str]] = {}
     for row in rows:
         splits.setdefault(row.split, Counter()).update(row.names)
@@ -270,19 +269,14 @@ def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
 
 
 def _write_mask(path: Path, mask: np.ndarray) -> None:
-    try:
+    with _writing(path):
         write_mask(path, mask)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def _write_text(path: Path, text: str) -> None:
-    try:
-        with whole_file(path) as fresh:
-            fresh.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, error) from error
+    with _writing(path), whole_file(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
-def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be written ({error.strerror or error}); give a --data folder that can")
+def _writing(path: Path) -> AbstractContextManager[None]:
+    return writing(str(path), "give a --data folder that can", DataError)

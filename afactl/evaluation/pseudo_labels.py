@@ -19,7 +19,7 @@ from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
 from afactl.method.refinement.registry import build_refiner
 from afactl.presets import Preset
-from afactl.runs.cache import Cache, CacheHeader
+from afactl.runs.cache import Cache, CacheHeader, cache_path
 
 # Rows of Table 3 that come from one run, in the paper's order.
 WITHOUT_PROPAGATION = "AFA (w/o prop.)"
@@ -123,7 +123,7 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
     passes = labelled = 0
     settings = {name: getattr(preset, name).model_dump(mode="json") for name in ("cam", "par", "affinity")}
     header = CacheHeader(PSEUDO_STAGE, settings, run.weights_hash, data_fingerprint(split))
-    path = run.folder / "cache" / f"{PSEUDO_STAGE}-{split.name}.h5"
+    path = cache_path(run.folder, PSEUDO_STAGE, split.name)
     with open_cam_cache(run, split, overwrite) as cams, Cache.open(path, header, overwrite) as labels:
         for sample in track(split.samples):
             if sample.image_id not in labels:

@@ -26,7 +26,7 @@ from afactl.files import whole_file
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.method.affinity import mean_attention
-from afactl.runs.cache import Cache, CacheHeader
+from afactl.runs.cache import Cache, CacheHeader, cache_path
 
 CAM_STAGE = "cams"
 
@@ -78,7 +78,7 @@ def with_predicted_labels(run: TrainedRun, split: Split, overwrite: bool = False
     """The split with the labels that the classifier finds in place of the true ones, by way of the run's cache."""
     header = CacheHeader("predicted-labels", {}, run.weights_hash, data_fingerprint(split))
     samples = []
-    with Cache.open(run.folder / "cache" / f"predicted-labels-{split.name}.h5", header, overwrite) as cache:
+    with Cache.open(cache_path(run.folder, header.stage, split.name), header, overwrite) as cache:
         for sample in track(split.samples):
             if sample.image_id not in cache:
                 found = likely_labels(run, read_image(sample.image_path))
@@ -89,7 +89,7 @@ def with_predicted_labels(run: TrainedRun, split: Split, overwrite: bool = False
 
 def cam_cache_path(run: TrainedRun, split: str) -> Path:
     """Where a run keeps the CAMs of a split."""
-    return run.folder / "cache" / f"cams-{split}.h5"
+    return cache_path(run.folder, CAM_STAGE, split)
 
 
 def open_cam_cache(run: TrainedRun, split: Split, overwrite: bool = False) -> Cache:

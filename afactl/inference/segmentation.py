@@ -16,7 +16,7 @@ from torch import Tensor
 
 from afactl.datasets.transforms import normalize, resize_long_side
 from afactl.errors import UsageError
-from afactl.inference.trained_run import to_tensor
+from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.network.model import AFA
 from afactl.presets import Eval
 
@@ -84,6 +84,12 @@ def segment(model: AFA, image: np.ndarray, device: torch.device, passes: Passes 
     if fused is None:
         raise UsageError("scales: expected one or more, got none")
     return _resize(fused[None], size)[0]
+
+
+def photo_mask(run: TrainedRun, image: np.ndarray) -> np.ndarray:
+    """The mask of an h x w x 3 uint8 photo by all passes of the run's preset, as h x w uint8."""
+    logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
+    return logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
 
 
 def _resized(pixels: Tensor, scale: float, passes: Passes) -> Tensor:

@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from afactl.errors import UsageError
-from afactl.files import whole_file
+from afactl.files import whole_file, writing
 
 Item = TypeVar("Item")
 
@@ -140,8 +139,5 @@ def write_json(path: Path, figures: object) -> None:
     text = json.dumps(figures, indent=2, ensure_ascii=False)
     if any("\ud800" <= character <= "\udfff" for character in text):
         text = json.dumps(figures, indent=2)
-    try:
-        with whole_file(path) as fresh:
-            fresh.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--json {path}: cannot be written ({error.strerror}); give another file") from error
+    with writing(f"--json {path}", "give another file"), whole_file(path) as fresh:
+        fresh.write_text(text + "\n", encoding="utf-8")

@@ -22,10 +22,10 @@ from afactl.evaluation.pseudo_labels import (
     WITHOUT_PROPAGATION,
     pseudo_labels_of,
 )
-from afactl.files import whole_file
+from afactl.files import whole_file, writing
 from afactl.inference.cams import CamRecord, cam_record, likely_labels, open_cam_cache, record_of
 from afactl.inference.refiners import preset_refiner
-from afactl.inference.segmentation import multi_scale, segment
+from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun, open_split, to_tensor
 from afactl.method.affinity import mean_attention
 from afactl.method.pseudo_labels import cut_cam, propagate, refine_cam
@@ -330,11 +330,8 @@ def _save_animation(frames: Sequence[np.ndarray], target: Path) -> None:
     from PIL import Image
 
     pictures = [Image.fromarray(frame) for frame in frames]
-    try:
-        with whole_file(target) as fresh:
-            pictures[0].save(fresh, format="GIF", save_all=True, append_images=pictures[1:], duration=250, loop=0)
-    except OSError as error:
-        raise UsageError(f"--gif {target}: cannot be written ({error.strerror or error}); give another file") from error
+    with writing(f"--gif {target}", "give another file"), whole_file(target) as fresh:
+        pictures[0].save(fresh, format="GIF", save_all=True, append_images=pictures[1:], duration=250, loop=0)
 
 
 def draw_examples(
@@ -351,12 +348,10 @@ def draw_examples(
     colors, cells, masks = PALETTES[palette](), [], split.require_masks()
     for sample, score in zip(samples, scores, strict=True):
         image = read_image(sample.image_path)
-        logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
-        mask = logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
         small = reduce_image(image, SHEET_PIXELS)
         shown = [
-            overlay(small, enlarge_mask(one, small.shape[:2]), colors, classes=split.classes)
-            for one in (masks.read(sample), mask)
+            overlay(small, enlarge_mask(mask, small.shape[:2]), colors, classes=split.classes)
+            for mask in (masks.read(sample), photo_mask(run, image))
         ]
         cells += [(sample.image_id, small), (TRUTH, shown[0]), (f"mIoU {score:.1f} %", shown[1])]
     return _save(picture_grid(cells, columns=6 if len(samples) > 1 else 3), out)
@@ -410,11 +405,8 @@ def draw_contact_sheet(split: Split, out: Path, count: int = 24, seed: int = 0, 
 
 
 def _save(figure: Figure, target: Path) -> Path:
-    try:
-        with whole_file(target) as fresh:
-            figure.savefig(fresh, dpi=150, format=target.suffix.removeprefix(".").lower() or "png")
-    except OSError as error:
-        raise UsageError(f"--out {target}: cannot be written ({error.strerror or error}); give another file") from error
-    except ValueError as error:
-        raise UsageError(f"--out {target}: cannot be written ({error}); give a .png, .svg or .pdf file") from error
+    # matplotlib raises a ValueError for a suffix that it does not know.
+    advice = "give another .png, .svg or .pdf file"
+    with writing(f"--out {target}", advice, also=(ValueError,)), whole_file(target) as fresh:
+        figure.savefig(fresh, dpi=150, format=target.suffix.removeprefix(".").lower() or "png")
     return target

@@ -14,16 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import numpy as np
-import torch
 from PIL import Image
 
 from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask
-from afactl.errors import AfactlError, UsageError
+from afactl.errors import AfactlError
 from afactl.evaluation.metrics import class_iou, mean_iou
 from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
-from afactl.files import whole_file
-from afactl.inference.segmentation import multi_scale, segment
+from afactl.files import whole_file, writing
+from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun
 from afactl.method.schedule import phase_starts
 from afactl.pictures.drawing import confusion_chart, curve_chart, map_over, overlay
@@ -80,11 +79,8 @@ def write_report(
         preset=(run.folder / "preset.yaml").read_text(encoding="utf-8"),
     )
     target = out or run.folder / "report.html"
-    try:
-        with whole_file(target) as fresh:
-            fresh.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--out {target}: cannot be written ({error.strerror or error}); give another file") from error
+    with writing(f"--out {target}", "give another file"), whole_file(target) as fresh:
+        fresh.write_text(page, encoding="utf-8")
     missing = [
         text
         for found, text in (
@@ -229,10 +225,9 @@ def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[st
     shown = []
     for photo in photos:
         look = look_at(run, photo, data)
-        logits = segment(run.model, look.image, run.device, multi_scale(run.preset.eval))
         masks = {
             "pseudo label": pseudo_labels_of(look.image, look.record, run.preset, run.device)[-1, 1],
-            "segmentation": logits.max(dim=0).indices.to(torch.uint8).cpu().numpy(),
+            "segmentation": photo_mask(run, look.image),
         }
         small = reduce_image(look.image, PHOTO_PIXELS)
         cam = np.array(Image.fromarray(foreground(look.record)).resize(small.shape[1::-1]))

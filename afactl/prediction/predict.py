@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import glob
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.datasets.samples import Track
 from afactl.errors import DataError, UsageError
+from afactl.files import writing
 from afactl.inference.segmentation import multi_scale, segment, segment_windows
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
@@ -136,7 +136,7 @@ def predict(
         "window": window,
         "eval": run.preset.eval.model_dump(),
     }
-    with _writing(out):
+    with writing(f"--out {out}", "give another folder"):
         record = Unfinished(out, settings, distributed.rank())
     kept = 0
     missing = []
@@ -147,7 +147,7 @@ def predict(
         else:
             missing.append(photo)
     for photo, values, one in _labelled(run, missing, crf, window, track):
-        with _writing(out):
+        with writing(f"--out {out}", "give another folder"):
             if one is not None:
                 for writer in writers:
                     writer.add(one)
@@ -159,20 +159,12 @@ def predict(
     lines = record.lines()
     noted = {photo.mask: lines[str(photo.mask)]["values"] for photo in photos}
     done = [path for path, values in noted.items() if values["failed"] is None]
-    with _writing(out):
+    with writing(f"--out {out}", "give another folder"):
         gathered = [(writer, writer.close(done)) for writer in writers]
     record.finish()
     written = [file for writer, one in gathered for file in ([one] if one else [writer.target(path) for path in done])]
     failed = [values["failed"] for values in noted.values() if values["failed"]]
     return Prediction(len(done), written, kept, sum(noted[path]["reduced"] for path in done), failed)
-
-
-@contextlib.contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"--out {out}: cannot be written ({error.strerror or error}); give another folder") from error
 
 
 def _labelled(

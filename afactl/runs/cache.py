@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ import h5py
 import numpy as np
 
 from afactl.errors import BusyError, CacheError, StaleCacheError, first_line
-from afactl.files import Lock, lock
+from afactl.files import Lock, lock, writing
 from afactl.runs.journal import JournaledFile
 
 SCHEMA = 1
@@ -46,6 +47,11 @@ class CacheHeader(NamedTuple):
     settings: dict[str, Any]
     weights: str
     data: str
+
+
+def cache_path(run: Path, stage: str, split: str) -> Path:
+    """Where a run keeps the results of a stage for a split."""
+    return run / "cache" / f"{stage}-{split}.h5"
 
 
 def encode_id(image_id: str) -> str:
@@ -86,12 +92,11 @@ class Cache:
             UsageError: the file system has no locks.
         """
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            held = lock(path.with_name(f"{path.name}.lock"), LOCK_SECONDS)
+            with _writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                held = lock(path.with_name(f"{path.name}.lock"), LOCK_SECONDS)
         except BusyError as error:
             raise CacheError(f"{path}: another process is writing it; wait for that one to end") from error
-        except OSError as error:
-            raise _unwritable(path, error) from error
         try:
             return cls._open_locked(path, header, overwrite, held)
         except BaseException:
@@ -207,24 +212,18 @@ def _create(path: Path, header: CacheHeader) -> tuple[h5py.File, JournaledFile]:
 
 
 def _open_disk(path: Path, fresh: bool = False) -> JournaledFile:
-    try:
+    with _writing(path):
         return JournaledFile(path, fresh)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def _commit(path: Path, file: h5py.File, disk: JournaledFile) -> None:
     file.flush()
-    try:
+    with _writing(path):
         disk.commit()
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> CacheError:
-    return CacheError(
-        f"{path}: cannot be written ({error.strerror or error}); what was finished is kept: make room, then call again"
-    )
+def _writing(path: Path) -> AbstractContextManager[None]:
+    return writing(str(path), "what was finished is kept: make room, then call again", CacheError)
 
 
 def _attributes(header: CacheHeader) -> dict[str, Any]:

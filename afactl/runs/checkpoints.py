@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from afactl.errors import CheckpointError, UsageError, first_line
-from afactl.files import whole_file
+from afactl.errors import CheckpointError, first_line
+from afactl.files import whole_file, writing
 from afactl.network.model import AFA
 from afactl.runs.foreign_weights import fetch_hugging_face, read_state, to_authors, translate
 
@@ -189,15 +189,13 @@ def export_weights(checkpoint: Path, out: Path, form: str) -> None:
         CheckpointError: the checkpoint cannot be read. UsageError: `out` cannot be written.
     """
     source = checkpoint / WEIGHTS
-    try:
-        with whole_file(out) as fresh:
-            if form == "authors":
-                with open(fresh, "wb") as file:  # given a name, torch would write it into the file
-                    torch.save(to_authors(read_state(source)), file)
-            else:
-                shutil.copyfile(source, fresh)
-    except (OSError, RuntimeError) as error:  # torch raises a kind of its own for a full disk
-        raise UsageError(f"--out {out}: cannot be written ({first_line(error)}); give another file") from error
+    # torch raises a kind of its own for a full disk.
+    with writing(f"--out {out}", "give another file", also=(RuntimeError,)), whole_file(out) as fresh:
+        if form == "authors":
+            with open(fresh, "wb") as file:  # given a name, torch would write it into the file
+                torch.save(to_authors(read_state(source)), file)
+        else:
+            shutil.copyfile(source, fresh)
 
 
 def restore_training(folder: Path, model: AFA, optimizer: torch.optim.Optimizer) -> int:

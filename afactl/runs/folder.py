@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from afactl.errors import BusyError, UsageError
-from afactl.files import Lock, lock, whole_file
+from afactl.files import Lock, lock, whole_file, writing
 from afactl.presets import Preset, load_preset, save_preset
 
 # The file whose lock a training holds.
@@ -47,7 +47,7 @@ def new_run(preset: Preset, name: str, out: Path | None) -> tuple[Path, Lock]:
     """
     run = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     _require_empty(run)  # first of all: nothing is to be changed in a folder with something else
-    try:
+    with writing(f"--out {run}", "give another folder"):
         run.mkdir(parents=True, exist_ok=True)
         held = lock_run(run)
         try:
@@ -58,8 +58,6 @@ def new_run(preset: Preset, name: str, out: Path | None) -> tuple[Path, Lock]:
         except BaseException:
             held.release()
             raise
-    except OSError as error:
-        raise UsageError(f"--out {run}: cannot be written ({error.strerror or error}); give another folder") from error
     return run, held
 
 

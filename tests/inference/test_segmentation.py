@@ -17,6 +17,7 @@ from afactl.inference.segmentation import (
     _scaled,
     _windows,
     multi_scale,
+    photo_mask,
     segment,
     segment_windows,
     single_scale,
@@ -25,6 +26,13 @@ from afactl.inference.trained_run import to_tensor
 from afactl.presets import PROTOCOLS, Eval
 
 CPU = torch.device("cpu")
+
+
+def test_the_mask_of_a_photo_is_by_all_passes_of_its_preset(run, val):
+    image = read_image(val.samples[0].image_path)
+    logits = segment(run.model, image, CPU, multi_scale(run.preset.eval))
+    mask = photo_mask(run, image)
+    assert mask.dtype == np.uint8 and np.array_equal(mask, logits.argmax(0).numpy())
 
 
 def test_segmentation_of_one_scale_is_the_network_on_the_photo(run, val):

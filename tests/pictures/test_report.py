@@ -103,7 +103,7 @@ def test_a_run_that_was_never_judged_says_what_to_do(run_copy, tmp_path):
 def test_scores_of_other_weights_are_marked(judged, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(judged[0].folder, folder)
-    write_report(judged[0]._replace(folder=folder, weights="others"), photos=0)
+    write_report(judged[0]._replace(folder=folder, weights_hash="others"), photos=0)
     assert (folder / "report.html").read_text().count("other weights than those of this page") == 2
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afactl.errors import CacheError, StaleCacheError
-from afactl.runs.cache import Cache, CacheHeader, decode_id, encode_id
+from afactl.runs.cache import Cache, CacheHeader, cache_path, decode_id, encode_id
 from afactl.runs.journal import JournaledFile
 
 HEADER = CacheHeader("cams", {"cam": {"scales": [1.0, 0.5]}}, "abc", "def")
@@ -41,6 +41,10 @@ def test_ids_are_names_and_come_back(image_id):
 @given(IDS, IDS)
 def test_different_ids_have_different_names(first, second):
     assert (encode_id(first) == encode_id(second)) == (first == second)
+
+
+def test_a_run_has_a_file_for_each_stage_and_split(tmp_path):
+    assert cache_path(tmp_path, "cams", "train_aug") == tmp_path / "cache" / "cams-train_aug.h5"
 
 
 def test_the_empty_id_is_refused():
