@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -65,6 +67,37 @@ class WeightsFormat(str, Enum):
 
     safetensors = "safetensors"
     authors = "authors"
+
+
+def spread_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command on whose command line a parameter that is a dataclass of options appears as these options.
+
+    So that options which several commands share are said in one place, with their defaults and their order.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, type] = {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            parameters.append(parameter.replace(annotation=kind))
+            continue
+        groups[parameter.name] = kind
+        options = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(option.name, parameter.kind, default=option.default, annotation=options[option.name])
+            for option in dataclasses.fields(kind)
+        ]
+
+    def call(**values: Any) -> None:
+        for name, kind in groups.items():
+            values[name] = kind(**{option.name: values.pop(option.name) for option in dataclasses.fields(kind)})
+        command(**values)
+
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect looks for
+    return call
 
 
 def one_of(registry: Registry) -> Callable[[str], str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,15 +19,15 @@ from afactl.cli.options import (
     RunOption,
     Which,
     open_chosen_run,
+    spread_options,
 )
 from afactl.errors import UsageError
 from afactl.files import require_free
 from afactl.machine.terminal import out
 
-OutOption = Annotated[
-    Path | None, typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")
-]
-
+if TYPE_CHECKING:
+    from afactl.inference.trained_run import TrainedRun
+    from afactl.pictures.figures import Drawn
 
 PhotoArgument = Annotated[
     Path | None,
@@ -33,10 +35,46 @@ PhotoArgument = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class PictureOptions:
+    """The options of every command that draws something of a run."""
+
+    run: RunOption = None
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")
+    ] = None
+    overwrite: OverwriteOption = False
+    checkpoint: CheckpointOption = Which.last
+
+    def require_free(self, photos: Sequence[Path] = (), more: Sequence[tuple[str, Path | None]] = ()) -> None:
+        """See that the picture, and what else the command writes, may be written; photos are what it reads."""
+        require_free([("--out", self.out_file), *more], self.overwrite, photos)
+
+
+@dataclass(frozen=True)
+class PhotoPictureOptions(PictureOptions):
+    """The options of those that pass photos through the network."""
+
+    data: DataOption = None
+    palette: PaletteOption = Palette.safe
+    device: DeviceOption = "auto"
+
+    def open_run(self, other: Path | None = None) -> TrainedRun:
+        """The run that was chosen, or another one in the same way."""
+        return open_chosen_run(other or self.run, self.device, self.checkpoint)
+
+
+def show(drawn: Drawn) -> None:
+    """Tell where the picture lies, and what it was made of."""
+    out.print(drawn.source)
+    out.print(f"picture: {drawn.file}")
+
+
 app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
+@spread_options
 def viz_attn(
     image: PhotoArgument = None,
     query: Annotated[
@@ -55,47 +93,47 @@ def viz_attn(
     compare: Annotated[
         Path | None, typer.Option("--compare", metavar="RUN", help="a run without AFA, drawn beside it")
     ] = None,
-    run: RunOption = None,
-    data: DataOption = None,
-    out_file: OutOption = None,
-    palette: PaletteOption = Palette.safe,
-    overwrite: OverwriteOption = False,
-    checkpoint: CheckpointOption = Which.last,
-    device: DeviceOption = "auto",
+    *,
+    options: PhotoPictureOptions,
 ) -> None:
     """Look at attention and learned affinity of query points, with CAM and pseudo labels (Fig. 1, 4, 11, 13)."""
     from afactl.pictures.drawing import parse_query
     from afactl.pictures.figures import draw_attention
 
-    require_free([("--out", out_file)], overwrite, [image] if image else [])
+    options.require_free([image] if image else [])
     queries = [parse_query(text) for text in query or []]
     if head is not None and layer is None:
         raise UsageError("--head: of which layer? give --layer too")
-    trained = open_chosen_run(run, device, checkpoint)
-    other = open_chosen_run(compare, device, checkpoint) if compare else None
+    trained = options.open_run()
+    other = options.open_run(compare) if compare else None
     heads = None if layer is None else (layer, head)
-    drawn = draw_attention(trained, image, queries, data, out_file, overwrite, palette.value, heads, other)
-    out.print(drawn.source)
-    out.print(f"picture: {drawn.file}")
+    drawn = draw_attention(
+        trained,
+        image,
+        queries,
+        options.data,
+        options.out_file,
+        options.overwrite,
+        options.palette.value,
+        heads,
+        other,
+    )
+    show(drawn)
 
 
 @app.command("viz-heads", epilog="Example: afactl viz-heads --run runs/voc")
-def viz_heads(
-    run: RunOption = None,
-    out_file: OutOption = None,
-    overwrite: OverwriteOption = False,
-    checkpoint: CheckpointOption = Which.last,
-) -> None:
+@spread_options
+def viz_heads(options: PictureOptions) -> None:
     """Draw the learned weight of each head in the affinity, as in figure 14."""
     from afactl.pictures.figures import draw_heads
 
-    require_free([("--out", out_file)], overwrite)
-    drawn = draw_heads(open_chosen_run(run, "cpu", checkpoint), out_file)
-    out.print(drawn.source)
-    out.print(f"picture: {drawn.file}")
+    options.require_free()
+    drawn = draw_heads(open_chosen_run(options.run, "cpu", options.checkpoint), options.out_file)
+    show(drawn)
 
 
 @app.command("viz-cams", epilog="Example: afactl viz-cams --without-afa runs/plain")
+@spread_options
 def viz_cams(
     images: Annotated[
         list[Path] | None,
@@ -105,41 +143,31 @@ def viz_cams(
         Path | None,
         typer.Option("--without-afa", metavar="RUN", help="a run without AFA, whose CAM stands beside ours"),
     ] = None,
-    run: RunOption = None,
-    data: DataOption = None,
-    out_file: OutOption = None,
-    palette: PaletteOption = Palette.safe,
-    overwrite: OverwriteOption = False,
-    checkpoint: CheckpointOption = Which.last,
-    device: DeviceOption = "auto",
+    *,
+    options: PhotoPictureOptions,
 ) -> None:
     """Compare CAMs: as they are, spread by MHSA, and spread by the learned affinity (Fig. 2, 9)."""
     from afactl.pictures.figures import draw_cams, first_photos
 
-    require_free([("--out", out_file)], overwrite, images or [])
-    trained = open_chosen_run(run, device, checkpoint)
-    other = open_chosen_run(without_afa, device, checkpoint) if without_afa else None
-    drawn = draw_cams(trained, images or first_photos(trained, data, 3), data, out_file, palette.value, other)
-    out.print(drawn.source)
-    out.print(f"picture: {drawn.file}")
+    options.require_free(images or [])
+    trained = options.open_run()
+    other = options.open_run(without_afa) if without_afa else None
+    photos = images or first_photos(trained, options.data, 3)
+    drawn = draw_cams(trained, photos, options.data, options.out_file, options.palette.value, other)
+    show(drawn)
 
 
 @app.command("viz-par", epilog="Example: afactl viz-par photo.jpg --gif par.gif")
+@spread_options
 def viz_par(
     image: PhotoArgument = None,
     gif: Annotated[Path | None, typer.Option("--gif", help="also write the way of the labels as an animation")] = None,
-    run: RunOption = None,
-    data: DataOption = None,
-    out_file: OutOption = None,
-    palette: PaletteOption = Palette.safe,
-    overwrite: OverwriteOption = False,
-    checkpoint: CheckpointOption = Which.last,
-    device: DeviceOption = "auto",
+    *,
+    options: PhotoPictureOptions,
 ) -> None:
     """Compare labels before and after each refiner, and over the iterations of PAR (Fig. 5, 10)."""
     from afactl.pictures.figures import draw_refiners
 
-    require_free([("--out", out_file), ("--gif", gif)], overwrite, [image] if image else [])
-    drawn = draw_refiners(open_chosen_run(run, device, checkpoint), image, data, out_file, palette.value, gif)
-    out.print(drawn.source)
-    out.print(f"picture: {drawn.file}")
+    options.require_free([image] if image else [], [("--gif", gif)])
+    drawn = draw_refiners(options.open_run(), image, options.data, options.out_file, options.palette.value, gif)
+    show(drawn)
