@@ -62,7 +62,12 @@ def save_checkpoint(
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         save_file(state, fresh / WEIGHTS, metadata=metadata)
-        torch.save({"optimizer": _on_cpu(optimizer.state_dict()), "iteration": iteration}, fresh / TRAINING)
+        training = {
+            "optimizer": _on_cpu(optimizer.state_dict()),
+            "parameters": _learned(model, optimizer),
+            "iteration": iteration,
+        }
+        torch.save(training, fresh / TRAINING)
         sums = {name: _checksum(fresh / name) for name in (WEIGHTS, TRAINING)}
         (fresh / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
         # A rename may reach the disk before the bytes of what is renamed.
@@ -199,7 +204,10 @@ def export_weights(checkpoint: Path, out: Path, form: str) -> None:
 
 
 def restore_training(folder: Path, model: AFA, optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's weights and optimizer state back; gives its iteration.
+    """Put a checkpoint's weights and the optimizer's moments back; gives its iteration.
+
+    The optimizer keeps the settings that it was built with (rates, betas, weight decay), and learns the parameters
+    that it was built for: one that the checkpoint has no moments of starts without any.
 
     Raises:
         CheckpointError: unreadable, or of another architecture.
@@ -207,10 +215,32 @@ def restore_training(folder: Path, model: AFA, optimizer: torch.optim.Optimizer)
     load_state(model, read_state(folder / WEIGHTS), str(folder / WEIGHTS))
     try:
         state = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
+        names = state.get("parameters") or _learned_before(model, state["optimizer"])
+        saved = {names[number]: moments for number, moments in state["optimizer"]["state"].items()}
+        moments = {n: saved[name] for n, name in enumerate(_learned(model, optimizer)) if name in saved}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
         return int(state["iteration"])
     except Exception as error:  # torch raises many kinds; the remedy is the same
         raise CheckpointError(f"{folder / TRAINING}: cannot be read ({first_line(error)})") from error
+
+
+def _learned(model: AFA, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters that an optimizer learns, in the order of its state."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _learned_before(model: AFA, saved: Mapping[str, Any]) -> list[str]:
+    """The same for a checkpoint of an earlier version, which did not note them.
+
+    The backbone came first, with its norm layers or without them, then the heads.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    backbone = [name for name in names if name.startswith("backbone.")]
+    norms = {f"backbone.{name}" for name, part in model.backbone.named_modules() if isinstance(part, nn.LayerNorm)}
+    if len(saved["param_groups"][0]["params"]) < len(backbone):
+        backbone = [name for name in backbone if name.rpartition(".")[0] not in norms]
+    return [*backbone, *(name for name in names if not name.startswith("backbone."))]
 
 
 def initialize(model: AFA, init: str) -> str:

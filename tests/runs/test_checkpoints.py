@@ -41,6 +41,62 @@ def test_what_was_saved_comes_back(saved):
     assert all(torch.equal(first[k]["exp_avg"], second[k]["exp_avg"]) for k in first)
 
 
+def test_settings_win_over_the_state_that_was_saved(saved):
+    """The next step is AdamW's with the moments of the checkpoint and the rates, betas and decay of the optimizer."""
+    folder, model, former = saved
+    other = ARCHITECTURE.build()
+    rate, beta1, beta2, decay, eps = 0.03, 0.7, 0.8, 0.5, 1e-8
+    optimizer = torch.optim.AdamW(other.parameters(), lr=rate, betas=(beta1, beta2), weight_decay=decay)
+    restore_training(folder, other, optimizer)
+    (group,) = optimizer.param_groups
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, (beta1, beta2), decay)
+    moments, weight = former.state[model.classifier], other.classifier
+    gradient = torch.linspace(-1, 1, weight.numel()).reshape(weight.shape)
+    first = beta1 * moments["exp_avg"] + (1 - beta1) * gradient
+    second = beta2 * moments["exp_avg_sq"] + (1 - beta2) * gradient**2
+    update = (first / (1 - beta1**2)) / ((second / (1 - beta2**2)).sqrt() + eps)  # the second step of the job
+    expected = weight.detach() * (1 - rate * decay) - rate * update
+    weight.grad = gradient
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def halves(model, learned):
+    """An optimizer as `build_optimizer` groups it, with the backbone's norm layers or without them."""
+    norms = {
+        f"backbone.{name}" for name, part in model.backbone.named_modules() if isinstance(part, torch.nn.LayerNorm)
+    }
+    names = [name for name, _ in model.named_parameters() if learned == "all" or name.rpartition(".")[0] not in norms]
+    parameters = dict(model.named_parameters())
+    groups = [[n for n in names if n.startswith("backbone.") == backbone] for backbone in (True, False)]
+    return torch.optim.AdamW([{"params": [parameters[name] for name in group]} for group in groups]), names
+
+
+@pytest.mark.parametrize("now", ["all", "without norms"])
+@pytest.mark.parametrize("before", ["all", "without norms"])
+@pytest.mark.parametrize("version", ["this", "an earlier one"])
+def test_moments_go_to_the_parameters_that_they_belong_to(tmp_path, before, now, version):
+    """Also where norm layers were frozen before and are not now, or the other way round."""
+    model = ARCHITECTURE.build()
+    optimizer, known = halves(model, before)
+    for number, (_, parameter) in enumerate(model.named_parameters()):
+        parameter.grad = torch.full_like(parameter, float(number))
+    optimizer.step()
+    save_checkpoint(tmp_path / "last", model, optimizer, 1, ARCHITECTURE)
+    if version != "this":  # which did not note the names
+        state = torch.load(tmp_path / "last/training.pt", weights_only=True)
+        del state["parameters"]
+        torch.save(state, tmp_path / "last/training.pt")
+    other = ARCHITECTURE.build()
+    fresh, learned = halves(other, now)
+    restore_training(tmp_path / "last", other, fresh)
+    for number, (name, parameter) in enumerate(other.named_parameters()):
+        assert (parameter in fresh.state) == (name in known and name in learned), name
+        if parameter in fresh.state:
+            expected = torch.full_like(parameter, 0.1 * number)
+            torch.testing.assert_close(fresh.state[parameter]["exp_avg"], expected, msg=name)
+
+
 def test_a_new_checkpoint_replaces_the_old_one_and_changes_the_hash(saved):
     folder, model, optimizer = saved
     before = weights_hash(folder)

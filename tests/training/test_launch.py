@@ -211,6 +211,33 @@ def test_a_resumed_run_takes_changes_only_when_told(run_copy):
     assert run_preset(run_copy).model.decoder_width == 16, "what does not fit changes nothing"
 
 
+def test_changed_settings_of_the_optimizer_count_from_the_resumed_step_on(run_copy, monkeypatch):
+    seen, step = [], torch.optim.AdamW.step
+    names = ("lr", "betas", "weight_decay")
+
+    def noted(optimizer, *rest):
+        seen.append([{name: group[name] for name in names} for group in optimizer.param_groups])
+        return step(optimizer, *rest)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    before = weights_of(run_copy)
+    changes = ("optim.weight_decay=0.25", "optim.head_lr_factor=3", "optim.betas=[0.5,0.6]", "optim.freeze_norms=false")
+    go_on(run_copy, "train.max_iters=6", "optim.warmup_iters=0", "optim.lr=0.01", *changes, allow_changes=True)
+    after = weights_of(run_copy)
+    assert len(seen) == 2
+    for backbone, heads in seen:
+        assert backbone["weight_decay"] == heads["weight_decay"] == 0.25
+        assert tuple(backbone["betas"]) == tuple(heads["betas"]) == (0.5, 0.6)
+        assert heads["lr"] == pytest.approx(3 * backbone["lr"]) and backbone["lr"] > 0
+    norms = [name for name in after if name.startswith("backbone.") and "norm" in name]
+    assert norms and not any(torch.equal(before[name], after[name]) for name in norms), "no longer frozen"
+    # Frozen again, they stay.
+    go_on(run_copy, "train.max_iters=7", "optim.freeze_norms=true", allow_changes=True)
+    last = weights_of(run_copy)
+    assert all(torch.equal(after[name], last[name]) for name in norms)
+    assert not torch.equal(after["classifier"], last["classifier"])
+
+
 def test_a_refiner_that_is_none_is_told_before_anything_is_written(tmp_path, tiny_data):
     with pytest.raises(UsageError, match='cam.refiner: "pra" is unknown; did you mean "par"'):
         train_tiny(tiny_data, tmp_path / "run", "cam.refiner=pra")
