@@ -22,7 +22,12 @@ ENERGY_WEIGHT = 1e-7
 
 
 def here(count: Tensor) -> Tensor:
-    """The batch at hand is all there is."""
+    """The batch at hand is all there is.
+
+    Example:
+        >>> here(torch.tensor([3, 5])).tolist()
+        [3, 5]
+    """
     return count
 
 
@@ -31,6 +36,10 @@ def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
 
     Args:
         logits: B x C. label: B x C in {0, 1}.
+
+    Example:
+        >>> classification_loss(torch.zeros(1, 20), torch.ones(1, 20))  # log 2: nothing is known
+        tensor(0.6931)
     """
     return F.multilabel_soft_margin_loss(logits, label)
 
@@ -45,6 +54,13 @@ def segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Ten
         logits: B x K x h x w. label: B x h x w integer, 0..C or 255 (ignored).
         total: gives counts over parts of a batch that lie elsewhere too; the loss is then this part's
             share, and the shares sum to the loss of the whole.
+
+    Example:
+        >>> logits = torch.tensor([[[[99.0, 0.0]], [[0.0, 0.0]]]])  # sure of background, then undecided
+        >>> segmentation_loss(logits, torch.tensor([[[0, 1]]]))  # half of log 2
+        tensor(0.3466)
+        >>> segmentation_loss(logits, torch.tensor([[[255, 255]]]))
+        tensor(0.)
     """
     check_shape("logits", logits, "B K h w")
     check_shape("label", label, "B h w", B=logits.shape[0], h=logits.shape[2], w=logits.shape[3])
@@ -61,6 +77,10 @@ def full_segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -
     """Plain cross-entropy over all pixels but the ignored ones, for full supervision.
 
     Arguments as `segmentation_loss`.
+
+    Example:
+        >>> full_segmentation_loss(torch.zeros(1, 2, 1, 3), torch.tensor([[[0, 1, 255]]]))  # log 2
+        tensor(0.6931)
     """
     entropy = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
     return entropy / total((label != IGNORE).sum()).clamp_min(1)
@@ -73,6 +93,11 @@ def affinity_loss(affinity: Tensor, label: Tensor, total: Total = here) -> Tenso
         affinity: B x N x N in [0, 1], after the sigmoid.
         label: B x N x N: 1 positive pair, 0 negative pair, 255 unused.
         total: as in `segmentation_loss`.
+
+    Example:
+        >>> affinity = torch.tensor([[[1.0, 0.3], [0.3, 1.0]]])
+        >>> affinity_loss(affinity, torch.tensor([[[1, 0], [0, 1]]]))  # half of (0.3 + 0.3) / (2 + 1)
+        tensor(0.1000)
     """
     check_shape("affinity", affinity, "B N N")
     check_shape("label", label, "B N N", B=affinity.shape[0], N=affinity.shape[1])
@@ -107,6 +132,12 @@ def energy_loss(
         inside: B x h x w bool, false in the padding of a crop, which takes no part.
         sigma_rgb: in grey levels. sigma_xy: in pixels of the image.
         scale: at which the energy is computed.
+
+    Example:
+        >>> image, label = torch.zeros(1, 3, 8, 8), torch.full((1, 8, 8), 255)
+        >>> sure = torch.cat([torch.full((1, 1, 8, 8), 9.0), torch.zeros(1, 1, 8, 8)], dim=1)
+        >>> bool(energy_loss(image, sure, label) < energy_loss(image, 0 * sure, label))  # one colour, one class
+        True
     """
     check_shape("logits", logits, "B K h w")
     batch, classes, height, width = logits.shape

@@ -26,6 +26,10 @@ def phase_at(step: int, cls_warmup_iters: int, aff_warmup_iters: int, affinity: 
         cls_warmup_iters: steps of classification alone.
         aff_warmup_iters: steps after those in which the affinity is not yet used.
         affinity: False for a run without the affinity branch, which never propagates.
+
+    Example:
+        >>> [phase_at(step, 2000, 4000).name for step in (0, 2000, 6000)]
+        ['CLASSIFICATION', 'REFINED', 'PROPAGATED']
     """
     if step < cls_warmup_iters:
         return Phase.CLASSIFICATION
@@ -35,7 +39,12 @@ def phase_at(step: int, cls_warmup_iters: int, aff_warmup_iters: int, affinity: 
 
 
 def phase_starts(cls_warmup_iters: int, aff_warmup_iters: int, affinity: bool = True) -> dict[str, int]:
-    """The first step of each phase, by its name; arguments as in `phase_at`."""
+    """The first step of each phase, by its name; arguments as in `phase_at`.
+
+    Example:
+        >>> phase_starts(2000, 4000)
+        {'classification': 0, 'refined labels': 2000, 'propagated labels': 6000}
+    """
     starts = {Phase.CLASSIFICATION: 0, Phase.REFINED: cls_warmup_iters}
     if affinity:
         starts[Phase.PROPAGATED] = cls_warmup_iters + aff_warmup_iters
@@ -52,6 +61,10 @@ def learning_rate(
 
     Args:
         step: from 0 to max_iters - 1.
+
+    Example:
+        >>> [f"{learning_rate(step, 6e-5, 20000, 1500):.1e}" for step in (0, 750, 1500, 10000)]
+        ['6.0e-11', '3.0e-05', '5.6e-05', '3.0e-05']
     """
     if step < warmup_iters:
         return base * (1 - (1 - step / warmup_iters) * (1 - warmup_ratio))

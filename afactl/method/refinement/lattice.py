@@ -64,6 +64,11 @@ def build_lattice(features: Tensor) -> Lattice:
 
     Raises:
         ShapeError: no points, not finite, or so far spread that the keys leave 63 bits.
+
+    Example:
+        >>> lattice = build_lattice(torch.tensor([[0.1, 0.2], [0.1, 0.2], [5.0, 5.0]]))
+        >>> lattice.dimensions, lattice.size  # two triangles, each with three vertices
+        (2, 6)
     """
     if features.ndim not in (2, 3) or 0 in features.shape:
         raise ShapeError(f"features: expected n x d or B x n x d, got {tuple(features.shape)}")
@@ -225,6 +230,12 @@ def lattice_filter(values: Tensor, lattice: Lattice, adjoint: bool = False) -> T
 
     Raises:
         ShapeError: not as many rows as the lattice has points.
+
+    Example:
+        >>> lattice = build_lattice(torch.tensor([[0.0, 0.0], [0.0, 0.0], [50.0, 50.0]]))
+        >>> ones = torch.ones(3, 1)
+        >>> (lattice_filter(torch.tensor([[1.0], [3.0], [9.0]]), lattice) / lattice_filter(ones, lattice)).flatten()
+        tensor([2., 2., 9.])
     """
     if values.ndim != 2 or len(values) != len(lattice.vertices):
         raise ShapeError(f"values: expected {len(lattice.vertices)} x c, got {tuple(values.shape)}")
@@ -250,13 +261,23 @@ def _splat_blur_slice(values: Tensor, lattice: Lattice, adjoint: bool) -> Tensor
 
 
 def position_features(height: int, width: int, sigma_xy: float, device: torch.device) -> Tensor:
-    """n x 2: (x, y) of each pixel, in standard deviations; n = height * width, row by row."""
+    """n x 2: (x, y) of each pixel, in standard deviations; n = height * width, row by row.
+
+    Example:
+        >>> position_features(1, 3, 2.0, torch.device("cpu")).tolist()
+        [[0.0, 0.0], [0.5, 0.0], [1.0, 0.0]]
+    """
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1).float() / sigma_xy
 
 
 def bilateral_features(image: Tensor, sigma_xy: float, sigma_rgb: float) -> Tensor:
-    """B x n x 5: (x, y, r, g, b) of each pixel of B x 3 x h x w images in 0..255, in standard deviations."""
+    """B x n x 5: (x, y, r, g, b) of each pixel of B x 3 x h x w images in 0..255, in standard deviations.
+
+    Example:
+        >>> bilateral_features(torch.full((1, 3, 1, 2), 30.0), 1.0, 10.0).tolist()
+        [[[0.0, 0.0, 3.0, 3.0, 3.0], [1.0, 0.0, 3.0, 3.0, 3.0]]]
+    """
     height, width = image.shape[2:]
     positions = position_features(height, width, sigma_xy, image.device)
     colors = image.float().flatten(2).transpose(1, 2) / sigma_rgb

@@ -40,6 +40,11 @@ def refine_by_neighbors(
 
     Raises:
         ShapeError: image and scores do not belong together, or no dilation is given.
+
+    Example:
+        >>> even = lambda image: torch.full((8, 1 * (3 + 2)), 1 / 8)  # J x L: every neighbour counts alike
+        >>> refine_by_neighbors(torch.zeros(1, 3, 1, 3), torch.tensor([[[[8.0, 0.0, 0.0]]]]), (1,), 1, even)
+        tensor([[[[5., 3., 0.]]]])
     """
     check_shape("image", image, "B 3 h w", **{"3": 3})
     check_shape("scores", scores, "B P h w", B=image.shape[0])
@@ -53,7 +58,12 @@ def refine_by_neighbors(
 
 
 def distances(dilations: Sequence[int]) -> list[float]:
-    """Distance of each of the J neighbours in pixels."""
+    """Distance of each of the J neighbours in pixels.
+
+    Example:
+        >>> [round(distance, 2) for distance in distances((1,))]
+        [1.41, 1.0, 1.41, 1.0, 1.0, 1.41, 1.0, 1.41]
+    """
     return [d * (dy * dy + dx * dx) ** 0.5 for d in dilations for dy, dx in _DIRECTIONS]
 
 
@@ -67,6 +77,10 @@ def color_kernel(image: Tensor, dilations: Sequence[int], smoothness: float, pow
 
     Returns:
         J x L. Columns that fall into the padding hold waste.
+
+    Example:
+        >>> color_kernel(torch.zeros(3, 2, 2), (1,), smoothness=0.3, power=2)[:, 0]  # one colour: all alike
+        tensor([0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250])
     """
     _, height, width = image.shape
     pad = max(dilations)

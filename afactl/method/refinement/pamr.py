@@ -38,6 +38,13 @@ def pixel_adaptive_mask_refinement(
 
     Raises:
         ShapeError: image and scores do not belong together, or no dilation is given.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[[[8.0, 0.0], [0.0, 0.0]]]])
+        >>> pixel_adaptive_mask_refinement(torch.zeros(1, 3, 2, 2), scores, (1,), 1)  # one colour: the neighbours' mean
+        tensor([[[[3., 2.],
+                  [2., 1.]]]])
     """
     return refine_by_neighbors(
         image, scores, dilations, iterations, lambda one: color_kernel(one, dilations, smoothness, power=1)

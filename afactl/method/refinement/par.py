@@ -41,6 +41,12 @@ def pixel_adaptive_refinement(
 
     Raises:
         ShapeError: image and scores do not belong together, or no dilation is given.
+
+    Example:
+        >>> image = torch.tensor([0.0, 0.0, 255.0, 255.0]).expand(1, 3, 4, 4)  # dark on the left, light on the right
+        >>> scores = torch.tensor([[[[0.6, 0.4, 0.6, 0.4]] * 4]])
+        >>> pixel_adaptive_refinement(image, scores, dilations=(1,), iterations=1, w3=0.0)[0, 0, 0]
+        tensor([0.5250, 0.5200, 0.4800, 0.4750])
     """
 
     def kernel(one: Tensor) -> Tensor:

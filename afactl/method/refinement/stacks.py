@@ -32,26 +32,49 @@ class Refinement(NamedTuple):
 
 
 def refine_par(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
-    """PAR (Eq. 8-10); settings as in `pixel_adaptive_refinement`."""
+    """PAR (Eq. 8-10); settings as in `pixel_adaptive_refinement`.
+
+    Example:
+        >>> stacks = torch.full((2, 3, 2, 2), 1 / 3)
+        >>> refine_par(torch.zeros(1, 3, 4, 6), stacks, iterations=1).shape
+        torch.Size([2, 3, 4, 6])
+    """
     # The filter treats planes alike, so all stacks go through it together.
     refined = pixel_adaptive_refinement(image, stacks.flatten(0, 1)[None], **settings)[0]
     return torch.unflatten(refined, 0, stacks.shape[:2])
 
 
 def refine_pamr(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
-    """PAMR; settings as in `pixel_adaptive_mask_refinement`."""
+    """PAMR; settings as in `pixel_adaptive_mask_refinement`.
+
+    Example:
+        >>> stacks = torch.full((2, 3, 2, 2), 1 / 3)
+        >>> refine_pamr(torch.zeros(1, 3, 4, 6), stacks, iterations=1).shape
+        torch.Size([2, 3, 4, 6])
+    """
     refined = pixel_adaptive_mask_refinement(image, stacks.flatten(0, 1)[None], **settings)[0]
     return torch.unflatten(refined, 0, stacks.shape[:2])
 
 
 def refine_crf(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
-    """The dense CRF; settings as in `dense_crf`."""
+    """The dense CRF; settings as in `dense_crf`.
+
+    Example:
+        >>> stacks = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1)
+        >>> bool((refine_crf(torch.zeros(1, 3, 4, 6), stacks)[0, 0] > 0.99).all())  # one colour becomes one class
+        True
+    """
     # Mean-field inference couples the planes of a stack, so every stack goes alone.
     return torch.stack([dense_crf(image[0], stack, **settings) for stack in resize_stacks(image, stacks)])
 
 
 def resize_stacks(image: Tensor, stacks: Tensor) -> Tensor:
-    """The stacks at the image's size, otherwise as they are."""
+    """The stacks at the image's size, otherwise as they are.
+
+    Example:
+        >>> resize_stacks(torch.zeros(1, 3, 1, 3), torch.tensor([[[[0.0, 1.0]]]]))
+        tensor([[[[0.0000, 0.5000, 1.0000]]]])
+    """
     return F.interpolate(stacks.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
 
 
