@@ -174,11 +174,11 @@ def require_free(
     names: dict[str, Path] = {}
     there: dict[str, list[Path]] = {}
     for option, path in files:
-        other = names.setdefault(_folded(path), path)
-        if other is not path:
-            raise UsageError(
-                f"{option}: {other} and {path} would be one file; rename one of them, or write it elsewhere"
-            )
+        name = _folded(path)
+        if name in names:
+            both = path if names[name] == path else f"{names[name]} and {path}"
+            raise UsageError(f"{option}: two results would be one file ({both}); give them different names or folders")
+        names[name] = path
         if path.is_dir():
             raise UsageError(f"{option}: {path} is a folder; give another name")
         if not os.path.lexists(path):

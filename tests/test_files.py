@@ -242,7 +242,7 @@ def test_two_results_with_one_name_are_refused(tmp_path, monkeypatch, one, other
     (tmp_path / "x").mkdir()
     (tmp_path / "linked").symlink_to("x")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="would be one file; rename one of them"):
+    with pytest.raises(UsageError, match="two results would be one file"):
         require_free([("--out", Path(one)), ("--gif", Path(other))], overwrite=True)
     require_free([("--out", Path(one)), ("--gif", Path("b") / other)])
 

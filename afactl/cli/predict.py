@@ -21,7 +21,7 @@ from afactl.cli.options import (
     chosen_crf,
     open_chosen_run,
 )
-from afactl.machine.terminal import error_line, out, tracker
+from afactl.machine.terminal import error_line, log, out, tracker
 
 if TYPE_CHECKING:
     pass
@@ -51,24 +51,31 @@ def predict(
             help="pass photos with a longer side than this at their own size, in overlapping windows of this side",
         ),
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="replace files of earlier calls that are in the way; photos never")
+    ] = False,
     checkpoint: CheckpointOption = Which.last,
     device: DeviceOption = "auto",
 ) -> None:
     """Write masks for any photos; no label files are needed."""
-    from afactl.prediction.predict import MAX_PIXELS, find_photos
+    from afactl.prediction.predict import MAX_PIXELS, PredictOptions, find_photos
     from afactl.prediction.predict import predict as predict_photos
+    from afactl.runs.folder import find_run
 
     backend = chosen_crf(crf, crf_backend)
-    found = find_photos(photos)
+    folder = out_folder or find_run(run)[0] / "predictions"
+    found = find_photos(photos, folder)
+    for note in found.notes:
+        log.print(note)
     trained = open_chosen_run(run, device, checkpoint)
-    folder = out_folder or trained.folder / "predictions"
     forms = [form, *(["overlay"] if overlay and form != "overlay" else [])]
-    result = predict_photos(trained, found, folder, backend, forms, palette.value, window, tracker("predict"))
+    options = PredictOptions(backend, forms, palette.value, window, overwrite)
+    result = predict_photos(trained, found.photos, folder, options, tracker("predict"))
     for line in result.failed:
         error_line(line)
     kept = f", {result.kept} of them before a stop" if result.kept else ""
     out.print(
-        f"{result.photos} of {len(found)} photos{kept} as {' and '.join(forms)} in {folder} "
+        f"{result.photos} of {len(found.photos)} photos{kept} as {' and '.join(forms)} in {folder} "
         f"(multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)"
     )
     out.print(

@@ -17,14 +17,14 @@ from torch import Tensor
 from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
 from afactl.datasets.samples import Track
 from afactl.errors import DataError, UsageError
-from afactl.files import writing
+from afactl.files import require_free, writing
 from afactl.inference.segmentation import multi_scale, segment, segment_windows
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.refinement.crf import crf_label
-from afactl.prediction.unfinished import Unfinished
-from afactl.prediction.writers import Labelled, writer_class
+from afactl.prediction.unfinished import Unfinished, begun_files, require_idle
+from afactl.prediction.writers import Labelled, Writer, writer_class
 
 # Photos with more pixels get a mask of that many, which is enlarged: the maps of 21 classes and the
 # CRF's lattice of a larger one would take several GiB.
@@ -40,19 +40,39 @@ class Photo(NamedTuple):
     mask: Path
 
 
-def find_photos(inputs: Sequence[str]) -> list[Photo]:
+class Found(NamedTuple):
+    """The photos of a call, and what is to be said about what was passed over, a line each."""
+
+    photos: list[Photo]
+    notes: list[str]
+
+
+def find_photos(inputs: Sequence[str], out: Path | None = None) -> Found:
     """Photos of files, folders (searched through) and globs, each once, in the order given.
 
     A photo of a folder keeps its path below that folder; any other keeps its name.
 
+    Args:
+        out: the output folder; pictures in it are results of an earlier call, and no photos.
+
     Raises:
-        UsageError: an input matches nothing, or two photos would write the same mask.
+        UsageError: an input matches nothing, two photos would write the same mask, or a folder is `out` itself.
     """
     found: dict[Path, Photo] = {}
+    results: set[Path] = set()
+    masks = out.resolve() if out is not None else None
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            here = [(p, p.relative_to(path)) for p in sorted(path.rglob("*")) if p.suffix.lower() in PHOTO_SUFFIXES]
+            if out is not None and out.is_dir() and out.samefile(path):
+                raise UsageError(
+                    f"--out {out}: is the folder of the photos, where masks would be taken for photos the next time; "
+                    "give another folder"
+                )
+            pictures = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PHOTO_SUFFIXES]
+            below_out = {p for p in pictures if masks is not None and p.resolve().is_relative_to(masks)}
+            results |= below_out
+            here = [(p, p.relative_to(path)) for p in pictures if p not in below_out]
         elif path.is_file():
             here = [(path, Path(path.name))]
         else:
@@ -76,7 +96,8 @@ def find_photos(inputs: Sequence[str]) -> list[Photo]:
             raise UsageError(
                 f"{other} and {photo.path}: both would write {photo.mask}; predict them into different --out folders"
             )
-    return photos
+    notes = [f"{len(results)} pictures in {out} are taken for results and not for photos"] if results else []
+    return Found(photos, notes)
 
 
 class Prediction(NamedTuple):
@@ -95,14 +116,29 @@ class Prediction(NamedTuple):
     failed: list[str]
 
 
+class PredictOptions(NamedTuple):
+    """What `predict` writes, and how.
+
+    Attributes:
+        crf: refine with the dense CRF, one of CRF_BACKENDS.
+        forms: what to write, of `WRITERS.names()`.
+        palette: of pictures that are drawn, one of PALETTES; masks have the colours of VOC.
+        window: photos with a longer side are passed at their own size, in windows of this side.
+        overwrite: replace files that are there already; photos never.
+    """
+
+    crf: str | None = None
+    forms: Sequence[str] = ("png",)
+    palette: str = "safe"
+    window: int | None = None
+    overwrite: bool = False
+
+
 def predict(
     run: TrainedRun,
     photos: Sequence[Photo],
     out: Path,
-    crf: str | None = None,
-    forms: Sequence[str] = ("png",),
-    palette: str = "safe",
-    window: int | None = None,
+    options: PredictOptions = PredictOptions(),  # noqa: B008  (never changed)
     track: Track = iter,
 ) -> Prediction:
     """Write masks of photos: multi-scale + flip, as `eval` scores it.
@@ -110,23 +146,19 @@ def predict(
     A photo that cannot be read is named and the others are done all the same. What a killed call with
     the same weights and settings has done is kept. Several processes share the photos.
 
-    Args:
-        crf: refine with the dense CRF, one of CRF_BACKENDS.
-        forms: what to write, of `WRITERS.names()`.
-        palette: of pictures that are drawn, one of PALETTES; masks have the colours of VOC.
-        window: photos with a longer side are passed at their own size, in windows of this side.
-
     Raises:
-        UsageError: the output folder cannot be written or another job writes into it, or the forms do not go
-            with the CRF or the names.
+        UsageError: before any work: a file is in the way, the output folder cannot be written or another job writes
+            into it, or the forms do not go with the CRF or the names.
         DependencyError: a form needs a package that is not installed.
     """
+    crf, forms, palette, window, overwrite = options
     kinds = {form: writer_class(form) for form in forms}
-    for form, kind in kinds.items():
-        objection = kind.objection([photo.mask for photo in photos], crf is not None)
+    writers = {form: kind(out, run.architecture.classes, palette) for form, kind in kinds.items()}
+    masks = [photo.mask for photo in photos]
+    for form, writer in writers.items():
+        objection = writer.objection(masks, crf is not None)
         if objection:
             raise UsageError(f"--format {form}: {objection}")
-    writers = [kind(out, run.architecture.classes, palette) for kind in kinds.values()]
     settings = {
         "weights": run.weights_hash,
         "crf": run.preset.crf.model_dump() if crf else None,
@@ -136,20 +168,28 @@ def predict(
         "window": window,
         "eval": run.preset.eval.model_dump(),
     }
+    own = _require_room(out, list(writers.values()), photos, settings, overwrite)
+    distributed.wait()  # before any process writes, every one has looked
     with writing(f"--out {out}", "give another folder"):
         record = Unfinished(out, settings, distributed.rank())
     kept = 0
     missing = []
     for photo in distributed.shard(photos):
         values = record.done(str(photo.mask), photo.path)
-        if values and values["failed"] is None and all(writer.target(photo.mask).is_file() for writer in writers):
+        whole = all(writer.target(photo.mask).is_file() for writer in writers.values())
+        if values and values["failed"] is None and whole:
             kept += 1
         else:
             missing.append(photo)
     for photo, values, one in _labelled(run, missing, crf, window, track):
         with writing(f"--out {out}", "give another folder"):
-            if one is not None:
-                for writer in writers:
+            lasting = [writer.target(photo.mask) for writer in writers.values() if not writer.gathered]
+            strange = next((file for file in lasting if not overwrite and file not in own and file.exists()), None)
+            if strange is not None:
+                values = values | {"failed": f"{strange}: appeared while the masks were made, and is left as it is"}
+            elif one is not None:
+                record.begin(lasting)
+                for writer in writers.values():
                     writer.add(one)
             record.note(str(photo.mask), photo.path, **values)
     distributed.wait()
@@ -160,11 +200,43 @@ def predict(
     noted = {photo.mask: lines[str(photo.mask)]["values"] for photo in photos}
     done = [path for path, values in noted.items() if values["failed"] is None]
     with writing(f"--out {out}", "give another folder"):
-        gathered = [(writer, writer.close(done)) for writer in writers]
+        record.begin(out / name for writer in writers.values() for name in writer.gathered)
+        for writer in writers.values():
+            writer.close(done)
     record.finish()
-    written = [file for writer, one in gathered for file in ([one] if one else [writer.target(path) for path in done])]
+    written = [file for writer in writers.values() for file in writer.files(done)]
     failed = [values["failed"] for values in noted.values() if values["failed"]]
     return Prediction(len(done), written, kept, sum(noted[path]["reduced"] for path in done), failed)
+
+
+def _require_room(
+    out: Path, writers: Sequence[Writer], photos: Sequence[Photo], settings: dict[str, Any], overwrite: bool
+) -> set[Path]:
+    """See that all results can be written, and nothing else is: `require_free`, for a call that may be resumed.
+
+    Photos are never overwritten, whatever is asked: neither those of this call nor what lies beside them.
+
+    Returns:
+        The files that a killed call with the same settings wrote; they may be replaced.
+
+    Raises:
+        UsageError: what is in the way.
+    """
+    option, masks = f"--out {out}", [photo.mask for photo in photos]
+    files = [file for writer in writers for file in writer.files(masks)]
+    require_idle(out)
+    require_free([(option, file) for file in files], True, [photo.path for photo in photos])
+    own = begun_files(out, settings)
+    others = [file for file in files if file not in own]
+    require_free([(option, file) for file in others], overwrite)
+    folders = {photo.path.parent.resolve() for photo in photos}
+    for file in others:
+        if file.exists() and file.parent.resolve() in folders:
+            raise UsageError(
+                f"{option}: {file} lies among the photos and may be one, which are never overwritten; "
+                "give another folder"
+            )
+    return own
 
 
 def _labelled(

@@ -16,12 +16,13 @@ from __future__ import annotations
 import abc
 import functools
 import json
+import os
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 from urllib.parse import quote
 
 import numpy as np
@@ -71,14 +72,19 @@ class Writer(abc.ABC):
     Args:
         out: the output folder. classes: C names.
         palette: colours of pictures that are drawn, one of PALETTES; masks have those of VOC.
+
+    Attributes:
+        gathered: names of the files in the output folder that hold all photos together, where there are any; those
+            of single photos then lie below PARTS, which goes when the job ends.
     """
+
+    gathered: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, out: Path, classes: Sequence[str], palette: str = "safe") -> None:
         self.out, self.classes, self.palette = out, classes, palette
 
-    @classmethod
-    def objection(cls, paths: Sequence[Path], crf: bool) -> str | None:
-        """Why this form cannot hold these masks, and what to do; None where it can. Asked before any work.
+    def objection(self, paths: Sequence[Path], crf: bool) -> str | None:
+        """Why this form cannot hold these masks or classes, and what to do; None where it can. Asked before any work.
 
         Args:
             paths: of the masks, below the output folder. crf: whether the masks are refined by the CRF.
@@ -93,9 +99,12 @@ class Writer(abc.ABC):
     def add(self, labelled: Labelled) -> None:
         """Write the file of a photo."""
 
-    def close(self, paths: Sequence[Path]) -> Path | None:
-        """Gather the files of these photos into one and give its name; None where they stay files of their own."""
-        return None
+    def files(self, paths: Sequence[Path]) -> list[Path]:
+        """The files that stay when the masks with these paths are written."""
+        return [self.out / name for name in self.gathered] or [self.target(path) for path in paths]
+
+    def close(self, paths: Sequence[Path]) -> None:  # noqa: B027  (most forms have nothing to gather)
+        """Gather the files of these photos into `gathered`, where the form has such."""
 
 
 def writer_class(form: str) -> type[Writer]:
@@ -140,8 +149,7 @@ class OverlayWriter(Writer):
 class ProbabilityWriter(Writer):
     """softmax over the classes, before any CRF, at the size that was labelled."""
 
-    @classmethod
-    def objection(cls, paths: Sequence[Path], crf: bool) -> str | None:
+    def objection(self, paths: Sequence[Path], crf: bool) -> str | None:
         """The CRF gives masks, no probabilities."""
         return "they are those of the network; leave --crf out" if crf else None
 
@@ -154,11 +162,13 @@ class ProbabilityWriter(Writer):
 
 
 class CocoWriter(Writer):
-    """COCO's result list: image_id, category_id (class c as c + 1), segmentation, score.
+    """COCO's result list: image_id, category_id (class c as c + 1), segmentation, score; and file_name, the photo.
 
-    image_id is the number at the end of the file's name where there is one, as in COCO, else the path. The
-    score is the mean probability of the class over its pixels.
+    image_id is the number where the photo is named like those of COCO, else its path. The score is the mean
+    probability of the class over its pixels.
     """
+
+    gathered = ("results.json",)
 
     def __init__(self, out: Path, classes: Sequence[str], palette: str = "safe") -> None:
         super().__init__(out, classes, palette)
@@ -168,12 +178,20 @@ class CocoWriter(Writer):
             raise DependencyError("--format coco-rle needs pycocotools: pip install 'afactl[coco]'") from error
         self.encode = coco_mask.encode
 
+    def objection(self, paths: Sequence[Path], crf: bool) -> str | None:
+        """Two photos must not have one image_id."""
+        owners: dict[int | str, Path] = {}
+        for path in paths:
+            other = owners.setdefault(coco_image_id(path), path)
+            if other != path:
+                both = " and ".join(one.with_suffix("").as_posix() for one in (other, path))
+                return f"{both} would both be image_id {coco_image_id(path)}; predict them into different --out folders"
+        return None
+
     def target(self, path: Path) -> Path:
         return self.out / PARTS / "coco-rle" / path.with_suffix(".json")
 
     def add(self, labelled: Labelled) -> None:
-        number = re.search(r"(\d+)$", labelled.path.stem)
-        image_id = int(number[1]) if number else labelled.path.with_suffix("").as_posix()
         full, probabilities = labelled.full, labelled.logits.float().softmax(0).cpu().numpy()
         entries = []
         for value in np.unique(labelled.mask[labelled.mask > 0]).tolist():
@@ -182,7 +200,8 @@ class CocoWriter(Writer):
             score = float(probabilities[value][labelled.mask == value].mean())
             entries.append(
                 {
-                    "image_id": image_id,
+                    "image_id": coco_image_id(labelled.path),
+                    "file_name": labelled.photo.as_posix(),
                     "category_id": value,
                     "segmentation": {
                         "size": list(shape["size"]),
@@ -194,21 +213,28 @@ class CocoWriter(Writer):
         with whole_file(self.target(labelled.path)) as fresh:
             fresh.write_text(",\n".join(map(json.dumps, entries)), encoding="utf-8")
 
-    def close(self, paths: Sequence[Path]) -> Path:
-        target = self.out / "results.json"
-        _gather_json(target, (self.target(path).read_text(encoding="utf-8") for path in paths))
-        return target
+    def close(self, paths: Sequence[Path]) -> None:
+        texts = (self.target(path).read_text(encoding="utf-8") for path in paths)
+        _gather_json(self.out / "results.json", texts)
+
+
+def coco_image_id(path: Path) -> int | str:
+    """The id of a photo in COCO's list, by the path of its mask: 42 of `000000000042.png` or of
+    `COCO_val2014_000000000042.png`; of any other name the path without its suffix."""
+    number = re.fullmatch(r"(?:COCO_[a-z]+\d+_)?(\d+)", path.stem, re.ASCII)
+    return int(number[1]) if number else path.with_suffix("").as_posix()
 
 
 class VocServerWriter(Writer):
     """What the PASCAL VOC evaluation server takes: every mask in one folder."""
 
-    @classmethod
-    def objection(cls, paths: Sequence[Path], crf: bool) -> str | None:
+    gathered = ("results.zip",)
+
+    def objection(self, paths: Sequence[Path], crf: bool) -> str | None:
         """The server knows masks by their name alone."""
         (name, times), *_ = Counter(path.name for path in paths).most_common(1)
         if times == 1:
-            return None
+            return _objection_to_names(paths)
         return f"{times} photos are named {Path(name).stem}; predict them into different --out folders"
 
     def target(self, path: Path) -> Path:
@@ -218,16 +244,29 @@ class VocServerWriter(Writer):
         with whole_file(self.target(labelled.path)) as fresh:
             indexed_png(labelled.full).save(fresh, format="PNG")
 
-    def close(self, paths: Sequence[Path]) -> Path:
-        target = self.out / "results.zip"
-        with whole_file(target) as fresh, zipfile.ZipFile(fresh, "w") as archive:
+    def close(self, paths: Sequence[Path]) -> None:
+        with whole_file(self.out / "results.zip") as fresh, zipfile.ZipFile(fresh, "w") as archive:
             for path in paths:
                 archive.write(self.target(path), f"{VOC_FOLDER}/{path.name}")
-        return target
 
 
 class CvatWriter(Writer):
-    """CVAT's "Segmentation mask 1.1": coloured masks of classes, a list, and what the colours mean."""
+    """CVAT's "Segmentation mask 1.1": coloured masks of classes, a list, and what the colours mean.
+
+    A line of `labelmap.txt` is name:color:parts:actions, and one that begins with # is none; there are no escapes.
+    """
+
+    gathered = ("masks.zip",)
+
+    def objection(self, paths: Sequence[Path], crf: bool) -> str | None:
+        """The list of colours and the list of photos hold one name per line."""
+        for name in self.classes:
+            if name != name.strip() or not name or name[0] == "#" or name == "background" or not _is_plain(name, ":"):
+                return (
+                    f"CVAT's list of classes cannot hold {name!r}: no colon, no line break, no # in front and no "
+                    "blanks around a name, and none called background; rename the class"
+                )
+        return _objection_to_names(paths)
 
     def target(self, path: Path) -> Path:
         return self.out / PARTS / "cvat" / path
@@ -236,13 +275,12 @@ class CvatWriter(Writer):
         with whole_file(self.target(labelled.path)) as fresh:
             Image.fromarray(voc_palette()[labelled.full]).save(fresh, format="PNG")
 
-    def close(self, paths: Sequence[Path]) -> Path:
-        target = self.out / "masks.zip"
+    def close(self, paths: Sequence[Path]) -> None:
         colors = voc_palette().tolist()
         lines = [
             f"{name}:{','.join(map(str, colors[value]))}::" for value, name in enumerate(("background", *self.classes))
         ]
-        with whole_file(target) as fresh, zipfile.ZipFile(fresh, "w") as archive:
+        with whole_file(self.out / "masks.zip") as fresh, zipfile.ZipFile(fresh, "w") as archive:
             for path in paths:
                 archive.write(self.target(path), f"SegmentationClass/{path.as_posix()}")
             archive.writestr(
@@ -251,11 +289,19 @@ class CvatWriter(Writer):
             archive.writestr(
                 "labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(f"{line}\n" for line in lines)
             )
-        return target
 
 
 class LabelStudioWriter(Writer):
     """Tasks for Label Studio with the masks as predictions; the photos are looked for in its local storage."""
+
+    gathered = ("tasks.json", "labeling.xml")
+
+    def objection(self, paths: Sequence[Path], crf: bool) -> str | None:
+        """XML has no control characters, not even by escapes."""
+        for name in self.classes:
+            if re.search("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", name):
+                return f"labeling.xml cannot hold the characters of the class {name!r}; rename the class"
+        return None
 
     def target(self, path: Path) -> Path:
         return self.out / PARTS / "label-studio" / path.with_suffix(".json")
@@ -278,18 +324,29 @@ class LabelStudioWriter(Writer):
                 }
             )
         task = {
-            "data": {"image": f"/data/local-files/?d={quote(labelled.photo.as_posix())}"},
+            "data": {"image": f"/data/local-files/?d={quote(os.fsencode(labelled.photo.as_posix()))}"},
             "predictions": [{"model_version": "afactl", "result": brushes}],
         }
         with whole_file(self.target(labelled.path)) as fresh:
             fresh.write_text(json.dumps(task), encoding="utf-8")
 
-    def close(self, paths: Sequence[Path]) -> Path:
+    def close(self, paths: Sequence[Path]) -> None:
         with whole_file(self.out / "labeling.xml") as fresh:
             fresh.write_text(labeling_config(self.classes, voc_palette().tolist()), encoding="utf-8")
-        target = self.out / "tasks.json"
-        _gather_json(target, (self.target(path).read_text(encoding="utf-8") for path in paths))
-        return target
+        _gather_json(self.out / "tasks.json", (self.target(path).read_text(encoding="utf-8") for path in paths))
+
+
+def _is_plain(name: str, separators: str = "") -> bool:
+    """Whether a name can stand on a line of UTF-8 text, between these separators."""
+    return not any(character in "\n\r" + separators or "\ud800" <= character <= "\udfff" for character in name)
+
+
+def _objection_to_names(paths: Sequence[Path]) -> str | None:
+    """Archives hold names in UTF-8, and the lists in them one per line."""
+    strange = next((path for path in paths if not _is_plain(str(path))), None)
+    return (
+        f"the name {str(strange.with_suffix(''))!r} is no UTF-8, or of two lines; rename the photo" if strange else None
+    )
 
 
 def _gather_json(target: Path, texts: Iterable[str]) -> None:

@@ -1,9 +1,10 @@
+import errno
 import json
 
 import pytest
 
 from afactl.errors import UsageError
-from afactl.prediction.unfinished import FOLDER, Unfinished
+from afactl.prediction.unfinished import FOLDER, Unfinished, begun_files, require_idle
 
 
 @pytest.fixture
@@ -48,6 +49,39 @@ def test_two_jobs_do_not_write_into_one_folder(tmp_path, source):
     assert set(record.lines()) == {"a.png"}, "the first one has lost nothing"
     record.finish()
     Unfinished(tmp_path, {}).finish()
+
+
+def test_what_a_killed_call_was_about_to_write_is_its_own(tmp_path, source):
+    assert begun_files(tmp_path / "none", {"weights": "a"}) == set()
+    record = Unfinished(tmp_path, {"weights": "a"})
+    record.begin([tmp_path / "deep" / "a.png", tmp_path / "caf\udce9.png"])
+    record.close()  # a kill before the file was there, or after
+    expected = {tmp_path / "deep" / "a.png", tmp_path / "caf\udce9.png"}
+    assert begun_files(tmp_path, {"weights": "a"}) == expected
+    assert begun_files(tmp_path, {"weights": "b"}) == set(), "another command wrote them"
+    Unfinished(tmp_path, {"weights": "a"}).close()
+    assert begun_files(tmp_path, {"weights": "a"}) == expected, "for the call after the next one too"
+
+
+def test_a_folder_in_which_a_job_is_at_work_is_told(tmp_path):
+    require_idle(tmp_path)
+    record = Unfinished(tmp_path, {"weights": "a"}, 3)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="another job is writing there; wait for it"):
+        require_idle(tmp_path)
+    record.close()
+    require_idle(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_job_that_cannot_start_leaves_nothing(tmp_path, monkeypatch):
+    def none_here(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", none_here)
+    with pytest.raises(UsageError, match="no locks"):
+        Unfinished(tmp_path / "out", {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("cut", range(1, 60, 7))

@@ -1,6 +1,7 @@
 """What `predict` hands over, read back by those for whom it is meant."""
 
 import json
+import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from afactl.datasets.images import read_image
@@ -15,7 +18,7 @@ from afactl.datasets.masks import read_mask, voc_palette
 from afactl.errors import DependencyError, PresetError, UsageError
 from afactl.prediction.label_studio import brush_rle
 from afactl.prediction.registry import WRITERS
-from afactl.prediction.writers import VOC_FOLDER, Labelled, writer_class
+from afactl.prediction.writers import VOC_FOLDER, Labelled, coco_image_id, writer_class
 
 CLASSES = ("cat", "dog")
 
@@ -43,12 +46,14 @@ def write(form, out, *photos):
     writer = writer_class(form)(out, CLASSES)
     for photo in photos:
         writer.add(photo)
-    return [writer.target(photo.path) for photo in photos], writer.close([photo.path for photo in photos])
+    paths = [photo.path for photo in photos]
+    writer.close(paths)
+    return [writer.target(path) for path in paths], writer.files(paths)
 
 
 def test_png(tmp_path, one):
-    (path,), closed = write("png", tmp_path, one)
-    assert closed is None and path == tmp_path / "deep" / "a.png"
+    (path,), files = write("png", tmp_path, one)
+    assert files == [path] and path == tmp_path / "deep" / "a.png"
     mask = read_mask(path, 2)
     assert mask.shape == one.size and np.array_equal(mask[:: one.size[0] // 6, :: one.size[0] // 6], one.mask)
 
@@ -68,9 +73,12 @@ def test_probabilities(tmp_path, one):
 def test_coco_reads_its_list_back(tmp_path):
     coco = pytest.importorskip("pycocotools.coco", reason="COCO needs the extra [coco]")
     photos = [labelled("COCO_val2014_000000000042.png", 2), labelled("deep/a.png", seed=1)]
-    _, path = write("coco-rle", tmp_path, *photos)
+    _, (path,) = write("coco-rle", tmp_path, *photos)
     entries = json.loads(path.read_text())
-    assert {entry["image_id"] for entry in entries} == {42, "deep/a"}
+    assert {(entry["image_id"], entry["file_name"]) for entry in entries} == {
+        (42, "COCO_val2014_000000000042.jpg"),
+        ("deep/a", "deep/a.jpg"),
+    }
     truth = coco.COCO()
     truth.dataset = {
         "images": [{"id": 42, "height": 12, "width": 16}, {"id": "deep/a", "height": 6, "width": 8}],
@@ -89,7 +97,7 @@ def test_coco_reads_its_list_back(tmp_path):
 
 
 def test_voc_server(tmp_path, one):
-    _, path = write("voc-server", tmp_path, one)
+    _, (path,) = write("voc-server", tmp_path, one)
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == [f"{VOC_FOLDER}/a.png"]
         archive.extractall(tmp_path / "open")
@@ -97,7 +105,7 @@ def test_voc_server(tmp_path, one):
 
 
 def test_cvat(tmp_path, one):
-    _, path = write("cvat", tmp_path, one, labelled("b.png"))
+    _, (path,) = write("cvat", tmp_path, one, labelled("b.png"))
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path / "open")
     assert (tmp_path / "open/ImageSets/Segmentation/default.txt").read_text().split() == ["deep/a", "b"]
@@ -109,7 +117,7 @@ def test_cvat(tmp_path, one):
 
 def test_label_studio(tmp_path):
     one, other = labelled("deep/ü b.png", 2), labelled("b.png", seed=1)
-    _, path = write("label-studio", tmp_path, one, other)
+    _, (path, config) = write("label-studio", tmp_path, one, other)
     tasks = json.loads(path.read_text())
     assert [task["data"]["image"] for task in tasks] == [
         "/data/local-files/?d=deep/%C3%BC%20b.jpg",
@@ -123,7 +131,7 @@ def test_label_studio(tmp_path):
         assert region["score"] == pytest.approx(
             float(one.logits.softmax(0)[value][torch.from_numpy(one.mask == value)].mean()), abs=1e-4
         )
-    control, image = (ElementTree.parse(tmp_path / "labeling.xml").find(tag) for tag in ("BrushLabels", "Image"))
+    control, image = (ElementTree.parse(config).find(tag) for tag in ("BrushLabels", "Image"))
     region = prediction["result"][0]
     assert (control.get("name"), image.get("name"), image.get("value")) == (
         region["from_name"],
@@ -141,20 +149,120 @@ def test_one_file_for_all_appears_only_when_it_is_whole(tmp_path, form):
     pytest.importorskip("pycocotools", reason="COCO needs the extra [coco]")
     writer = writer_class(form)(tmp_path, CLASSES)
     writer.add(labelled())
-    assert not [path for path in tmp_path.iterdir() if path.suffix in (".zip", ".json")]
-    assert writer.close([labelled().path]).is_file() and not list(tmp_path.glob(".afactl-*"))
+    assert not [path for path in writer.files([labelled().path]) if path.exists()]
+    writer.close([labelled().path])
+    assert all(path.is_file() for path in writer.files([labelled().path]))
+    assert {path for path in tmp_path.iterdir() if path.is_file()} == set(writer.files([labelled().path]))
 
 
-def test_the_server_knows_masks_by_their_name_alone(tmp_path):
-    both = [Path("x/a.png"), Path("y/a.png")]
-    assert "2 photos are named a" in writer_class("voc-server").objection(both, crf=False)
-    assert writer_class("voc-server").objection(both[:1], crf=False) is None
-    assert writer_class("cvat").objection(both, crf=True) is None
+def objection(form, *names, classes=CLASSES, crf=False):
+    return writer_class(form)(Path("out"), classes).objection([Path(name) for name in names], crf)
+
+
+def test_the_server_knows_masks_by_their_name_alone():
+    assert "2 photos are named a" in objection("voc-server", "x/a.png", "y/a.png")
+    assert objection("voc-server", "x/a.png") is None
+    assert objection("cvat", "x/a.png", "y/a.png", crf=True) is None
 
 
 def test_the_crf_gives_no_probabilities():
-    assert "leave --crf out" in writer_class("probabilities").objection([Path("a.png")], crf=True)
-    assert writer_class("probabilities").objection([Path("a.png")], crf=False) is None
+    assert "leave --crf out" in objection("probabilities", "a.png", crf=True)
+    assert objection("probabilities", "a.png") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "image_id"),
+    [
+        ("000000000042.png", 42),
+        ("deep/COCO_val2014_000000000042.png", 42),
+        ("COCO_train2014_000000581929.png", 581929),
+        ("2007_000032.png", "2007_000032"),
+        ("deep/IMG_0042.png", "deep/IMG_0042"),
+        ("cats/a1.png", "cats/a1"),
+        ("\u0661\u0662.png", "\u0661\u0662"),
+        ("a.jpg.png", "a.jpg"),
+    ],
+)
+def test_an_image_id_is_the_number_of_cocos_names_and_the_path_of_others(name, image_id):
+    assert coco_image_id(Path(name)) == image_id
+
+
+@pytest.mark.parametrize(
+    "names", [("cats/0001.png", "dogs/0001.png"), ("1.png", "01.png"), ("1.png", "COCO_val2014_001.png")]
+)
+def test_two_photos_with_one_image_id_are_refused(names):
+    pytest.importorskip("pycocotools", reason="COCO needs the extra [coco]")
+    both = " and ".join(name.removesuffix(".png") for name in names)
+    assert (
+        objection("coco-rle", *names) == f"{both} would both be image_id 1; predict them into different --out folders"
+    )
+    assert objection("coco-rle", "2007_000032.png", "2008_000032.png", "1.png") is None
+
+
+def label_map(text):
+    """What a reader of labelmap.txt understands: a name per line, up to the colon; lines that begin with # are none."""
+    lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+    fields = [line.split(":") for line in lines if line and not line.startswith("#")]
+    assert all(len(one) == 4 for one in fields)
+    return {one[0]: tuple(int(part) for part in one[1].split(",")) for one in fields}
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.text(min_size=1, max_size=8) | st.text(":# \r\nab", min_size=1, max_size=4),
+        min_size=1,
+        max_size=3,
+        unique=True,
+    )
+)
+def test_any_names_of_classes_come_back_from_cvats_list_or_are_refused_by_name(classes):
+    refusal = objection("cvat", "a.png", classes=classes)
+    bad = [
+        name
+        for name in classes
+        if name == "background" or name.strip() != name or name[0] == "#" or set(name) & set(":\r\n")
+    ]
+    if bad:
+        assert f"cannot hold {bad[0]!r}" in refusal
+        return
+    assert refusal is None
+    with tempfile.TemporaryDirectory() as folder:
+        writer = writer_class("cvat")(Path(folder), classes)
+        writer.close([])
+        with zipfile.ZipFile(Path(folder) / "masks.zip") as archive:
+            found = label_map(archive.read("labelmap.txt").decode("utf-8"))
+    assert list(found) == ["background", *classes]
+    assert list(found.values()) == [tuple(color) for color in voc_palette()[: len(classes) + 1].tolist()]
+
+
+@pytest.mark.parametrize("name", ["dog: big", "#dog", " dog", "dog ", "two\nlines", "background", "caf\udce9"])
+def test_a_class_that_cvats_list_cannot_hold_is_named(name):
+    assert f"CVAT's list of classes cannot hold {name!r}" in objection("cvat", "a.png", classes=("cat", name))
+
+
+def test_a_class_that_xml_cannot_hold_is_named(tmp_path):
+    assert "the class 'dog\\x01'" in objection("label-studio", "a.png", classes=("cat", "dog\x01"))
+    odd = ("two\nlines", "<b>&\"'", "\U0001f415")
+    assert objection("label-studio", "a.png", classes=odd) is None
+    writer = writer_class("label-studio")(tmp_path, odd)
+    writer.close([])
+    labels = ElementTree.parse(tmp_path / "labeling.xml").find("BrushLabels")
+    assert [label.get("value") for label in labels] == list(odd)
+
+
+@pytest.mark.parametrize("form", ["voc-server", "cvat"])
+@pytest.mark.parametrize("name", ["caf\udce9.png", "two\nlines.png"])
+def test_a_photo_whose_name_no_archive_can_hold_is_named(form, name):
+    assert f"the name {name.removesuffix('.png')!r} is no UTF-8, or of two lines; rename the photo" in objection(
+        form, name
+    )
+
+
+def test_label_studio_finds_a_photo_whose_name_is_no_utf8(tmp_path):
+    one = labelled("caf\udce9.png")
+    _, (path, _) = write("label-studio", tmp_path, one)
+    assert json.loads(path.read_text())[0]["data"]["image"] == "/data/local-files/?d=caf%E9.jpg"
 
 
 def test_a_form_has_a_name_of_its_own_and_is_a_writer(monkeypatch):
