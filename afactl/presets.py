@@ -257,6 +257,10 @@ class Preset(Section):
             chosen[key] = sections[section][key]
         return chosen
 
+    def walk_settings(self) -> dict[str, Any]:
+        """The keyword arguments of `affinity.Walk`."""
+        return self.affinity.model_dump(include={"radius", "alpha", "eps"})
+
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
         problems = []

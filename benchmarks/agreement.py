@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from afactl.datasets.images import read_image
 from afactl.datasets.samples import Sample
@@ -20,8 +21,10 @@ from afactl.inference.cams import CamRecord, cam_record
 from afactl.inference.segmentation import segment
 from afactl.inference.trained_run import TrainedRun, multi_hot, open_run, open_split, to_tensor
 from afactl.machine.devices import choose_device
-from afactl.method.pseudo_labels import best_class, propagate, propagated_label, refine_cam, refined_label
-from afactl.method.refinement.crf import crf_label
+from afactl.method.affinity import Walk
+from afactl.method.cam import Thresholds
+from afactl.method.pseudo_labels import Photos, best_class, propagate, propagated_label, refine_cam, refined_label
+from afactl.method.refinement.crf import DenseCrf, crf_label
 from afactl.method.refinement.registry import build_refiner
 
 CPU = torch.device("cpu")
@@ -56,7 +59,7 @@ def labels_of(
     """
     made = []
     preset, device = run.preset, run.device
-    cam, affinity = preset.cam, preset.affinity
+    cam = preset.cam
     par = build_refiner("par", **preset.refiner_settings("par"))
     for number, sample in enumerate(samples):
         image = read_image(sample.image)
@@ -66,13 +69,11 @@ def labels_of(
             start = own if records is None else records[number]
             maps = torch.from_numpy(start.cam).to(device).float()
             classes = torch.from_numpy(start.classes).to(device)
-            weights = torch.from_numpy(start.affinity).to(device).float()
-            walk = (affinity.radius, affinity.alpha, affinity.eps)
+            walk, both = Walk(**preset.walk_settings()), Thresholds(cam.beta_low, cam.beta_high)
             thresholds = (cam.beta_high, cam.beta_low)
-            label = multi_hot(sample.labels, run.model.classes).to(device)[None]
+            photos = Photos(pixels, multi_hot(sample.labels, run.model.classes).to(device)[None])
             passed = run.model.multi_scale_cam(normalize(pixels), cam.scales, max(cam.scales))
-            learned = run.model.affinity(passed).float()
-            betas = (par, cam.beta_low, cam.beta_high)
+            learned = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, walk.radius)
             # The maps once more as probabilities of all classes, background first: what the CRF starts from.
             planes = torch.zeros(1 + run.model.classes, *size, device=device)
             planes[0], planes[classes + 1] = cam.background, maps
@@ -80,18 +81,18 @@ def labels_of(
             made_here = {
                 "PAR, same CAM": refine_cam(pixels[0], maps, classes, thresholds, par),
                 "random walk, same CAM": best_class(
-                    propagate(maps, weights, start.grid, thresholds, *walk), classes, size
+                    propagate(maps, start.log_affinity(device), thresholds, walk), classes, size
                 ),
-                "CRF, same CAM": crf_label((pixels[0], 5 * planes), "torch", preset.crf.model_dump()),
-                "refined label of training": refined_label(pixels, passed.cam, label, *betas),
+                "CRF, same CAM": crf_label((pixels[0], 5 * planes), "torch", DenseCrf(**preset.crf.model_dump())),
+                "refined label of training": refined_label(photos, passed.cam, par, both),
                 "propagated label of training": propagated_label(
-                    pixels, passed.cam, label, learned, passed.grid, *betas, *walk
+                    photos, passed.cam, F.logsigmoid(learned), walk, par, both
                 ),
                 "pseudo label (Table 3, AFA + PAR)": torch.from_numpy(
                     pseudo_labels_of(image, own, preset, device)[-1, 1]
                 ),
                 "segmentation (predict)": logits.max(dim=0).indices,
-                "segmentation + CRF": crf_label((pixels[0], logits), "torch", preset.crf.model_dump()),
+                "segmentation + CRF": crf_label((pixels[0], logits), "torch", DenseCrf(**preset.crf.model_dump())),
             }
         made.append((own, {name: one.cpu().numpy() for name, one in made_here.items()}))
     return made

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from ratio import compare, machine
 from step import backward, inputs
 
@@ -16,7 +17,9 @@ from afactl.datasets.transforms import normalize
 from afactl.inference.refiners import preset_refiner
 from afactl.inference.trained_run import multi_hot, open_run, open_split, to_tensor
 from afactl.machine.allocator import keep_freed_memory
-from afactl.method.pseudo_labels import propagated_label, refined_label
+from afactl.method.affinity import Walk
+from afactl.method.cam import Thresholds
+from afactl.method.pseudo_labels import Photos, propagated_label, refined_label
 from afactl.method.schedule import Phase
 from afactl.presets import load_preset
 from afactl.training.step import training_losses
@@ -25,29 +28,17 @@ from afactl.training.step import training_losses
 @torch.no_grad()
 def labels(run, samples, precision: torch.dtype) -> list[torch.Tensor]:
     """Refined and propagated label of every sample, as training makes them."""
-    cam, affinity, found = run.preset.cam, run.preset.affinity, []
+    cam, walk, found = run.preset.cam, Walk(**run.preset.walk_settings()), []
     refine = preset_refiner(run.preset)
     for sample in samples:
         image = to_tensor(read_image(sample.image_path), run.device)
         label = multi_hot(sample.labels, run.model.classes).to(run.device)[None]
         with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
             passed = run.model.multi_scale_cam(normalize(image), cam.scales, max(cam.scales))
-            found.append(refined_label(image, passed.cam, label, refine, cam.beta_low, cam.beta_high))
-            found.append(
-                propagated_label(
-                    image,
-                    passed.cam,
-                    label,
-                    run.model.affinity(passed).float(),
-                    passed.grid,
-                    refine,
-                    cam.beta_low,
-                    cam.beta_high,
-                    affinity.radius,
-                    affinity.alpha,
-                    affinity.eps,
-                )
-            )
+            photos, thresholds = Photos(image, label), Thresholds(cam.beta_low, cam.beta_high)
+            found.append(refined_label(photos, passed.cam, refine, thresholds))
+            logits = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, walk.radius)
+            found.append(propagated_label(photos, passed.cam, F.logsigmoid(logits), walk, refine, thresholds))
     return found
 
 

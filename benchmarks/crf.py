@@ -3,19 +3,19 @@
 import torch
 from ratio import compare, machine, picture
 
-from afactl.method.refinement.crf import dense_crf, dense_crf_pydensecrf
+from afactl.method.refinement.crf import DenseCrf, dense_crf, dense_crf_pydensecrf
 
 
 def contest(image: torch.Tensor, scores: torch.Tensor, title: str, drop: float) -> None:
     equal = (
-        (dense_crf(image, scores, drop_below=drop).argmax(0) == dense_crf_pydensecrf(image, scores).argmax(0))
+        (dense_crf(image, scores, DenseCrf(drop_below=drop)).argmax(0) == dense_crf_pydensecrf(image, scores).argmax(0))
         .float()
         .mean()
         .item()
     )
     compare(
         f"  {title}",
-        lambda: dense_crf(image, scores, drop_below=drop),
+        lambda: dense_crf(image, scores, DenseCrf(drop_below=drop)),
         lambda: dense_crf_pydensecrf(image, scores),
         "pydensecrf, all classes",
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
+import torch.nn.functional as F
 from ratio import machine, picture, resident
 
 from afactl.datasets.demo import generate
@@ -22,6 +23,7 @@ from afactl.datasets.transforms import normalize
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.inference.trained_run import open_run, open_split
 from afactl.machine.allocator import keep_freed_memory
+from afactl.method.affinity import Walk
 from afactl.method.pseudo_labels import background_planes, propagate, refine_planes
 from afactl.method.refinement.crf import dense_crf
 from afactl.method.refinement.registry import build_refiner
@@ -53,9 +55,12 @@ def photo(side: int, classes: int) -> dict[str, float]:
     with torch.inference_mode():
         passed = clock("CAM", lambda: model.multi_scale_cam(normalize(image[None]), (1.0, 0.5, 1.5), 1.5))
         cam = passed.cam[0, present]
-        walked = clock(
-            "affinity and walk", lambda: propagate(cam, model.affinity(passed)[0], passed.grid, (0.55, 0.35), 8)
-        )
+
+        def affinity_and_walk() -> torch.Tensor:
+            logits = model.affinity_head.windows(passed.queries, passed.keys, passed.grid, 8)
+            return propagate(cam, F.logsigmoid(logits)[0], (0.55, 0.35), Walk(8))
+
+        walked = clock("affinity and walk", affinity_and_walk)
         clock("PAR", lambda: refine_planes(image, walked, present, refine))
         planes = background_planes(cam, (0.45,))[0]
         clock("CRF", lambda: dense_crf(image, planes))

@@ -5,15 +5,34 @@ from functools import partial
 import numpy as np
 import textbook
 import torch
+import torch.nn.functional as F
 from ratio import compare, machine
 
 from afactl.evaluation.metrics import confusion_matrix
-from afactl.method.affinity import neighborhood_mask, random_walk
+from afactl.method.affinity import Walk, neighborhood_mask, random_walk
+from afactl.network.model import AffinityHead
 
 
 def in_halves(planes: torch.Tensor, affinity: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
     """Once for the planes of each threshold."""
     return [textbook.propagate(half, affinity, mask, 2.0) for half in planes.chunk(2, dim=1)]
+
+
+def from_logits(planes: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """The walk from the logits of neighbours."""
+    return random_walk(planes, F.logsigmoid(logits), Walk(8))
+
+
+def from_maps(head: AffinityHead, maps: tuple[torch.Tensor, torch.Tensor], planes: torch.Tensor) -> torch.Tensor:
+    """The walk from queries and keys."""
+    return from_logits(planes, head.windows(*maps, (planes.shape[2], planes.shape[3]), 8))
+
+
+def textbook_from_maps(
+    head: AffinityHead, maps: tuple[torch.Tensor, torch.Tensor], planes: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The same with the affinity of all pairs."""
+    return textbook.propagate(planes, head(*maps).sigmoid(), mask, 2.0)
 
 
 if __name__ == "__main__":
@@ -26,22 +45,32 @@ if __name__ == "__main__":
         "double loop",
         rounds=3,
     )
+    head = AffinityHead(16)
     for side in ((48, 48), (94, 125)):
         count = side[0] * side[1]
-        affinity, planes = torch.rand(1, count, count), torch.rand(1, 8, count)
+        queries, keys, planes = *torch.randn(2, 1, 16, count, 64), torch.rand(1, 8, *side)
         mask = neighborhood_mask(*side, 8)
-        walk = partial(random_walk, planes.view(1, 8, *side), affinity, 8, 2.0)
-        once = partial(textbook.propagate, planes, affinity, mask, 2.0)
-        twice = partial(in_halves, planes, affinity, mask)
-        difference = (walk().flatten(2) - torch.cat(twice(), dim=1)).abs().max().item()
-        compare(
-            f"propagation {side[0]} x {side[1]}, both thresholds, 4 planes each",
-            walk,
-            twice,
-            "N x N matrices, once per threshold",
-            rounds=5,
-        )
-        compare("  the same", walk, once, "N x N matrices, once for both", rounds=5)
+        with torch.inference_mode():
+            logits, affinity = head.windows(queries, keys, side, 8), head(queries, keys).sigmoid()
+            walk = partial(from_logits, planes, logits)
+            once = partial(textbook.propagate, planes.flatten(2), affinity, mask, 2.0)
+            twice = partial(in_halves, planes.flatten(2), affinity, mask)
+            difference = (walk().flatten(2) - torch.cat(twice(), dim=1)).abs().max().item()
+            compare(
+                f"propagation {side[0]} x {side[1]}, both thresholds, 4 planes each, from logits",
+                walk,
+                twice,
+                "N x N matrices from the affinity, once per threshold",
+                rounds=5,
+            )
+            compare("  the same", walk, once, "N x N matrices from the affinity, once for both", rounds=5)
+            compare(
+                "  from queries and keys",
+                partial(from_maps, head, (queries, keys), planes),
+                partial(textbook_from_maps, head, (queries, keys), planes.flatten(2), mask),
+                "N x N matrices, once for both",
+                rounds=5,
+            )
         print(f"  largest difference {difference:.1e}")
     rng = np.random.default_rng(0)
     truth, prediction = rng.integers(0, 21, (2, 375, 500)).astype(np.uint8)

@@ -9,11 +9,12 @@ import time
 import warnings
 
 import torch
+import torch.nn.functional as F
 from ratio import machine, picture
 
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method import losses
-from afactl.method.affinity import random_walk
+from afactl.method.affinity import Walk, random_walk
 from afactl.method.refinement import registry
 from afactl.method.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 from afactl.method.refinement.par import pixel_adaptive_refinement
@@ -54,12 +55,12 @@ def clocked(holder, function: str, name: str, device: torch.device) -> None:
 def waits(device: torch.device) -> None:
     """Name what makes the host wait for the GPU."""
     image, planes = picture(256, 256)[None].to(device), torch.rand(1, 6, 256, 256, device=device)
-    tokens, affinity = torch.rand(1, 6, 48, 48, device=device), torch.rand(1, 48 * 48, 48 * 48, device=device)
+    tokens, logits = torch.rand(1, 6, 48, 48, device=device), torch.randn(1, 48, 48, 17 * 17, device=device)
     features, values = bilateral_features(image, 50.0, 15.0)[0], torch.rand(256 * 256, 21, device=device)
     lattice = build_lattice(features)
     jobs = {
         "PAR": lambda: pixel_adaptive_refinement(image, planes),
-        "propagation": lambda: random_walk(tokens, affinity, 8),
+        "propagation": lambda: random_walk(tokens, F.logsigmoid(logits), Walk(8)),
         "lattice filter": lambda: lattice_filter(values, lattice),
         "building the lattice": lambda: build_lattice(features),
     }

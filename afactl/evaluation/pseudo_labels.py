@@ -16,6 +16,7 @@ from afactl.evaluation.scores import Score, keep_scores, to_uint8
 from afactl.inference.cams import CamRecord, open_cam_cache, record_of
 from afactl.inference.refiners import preset_refiner
 from afactl.inference.trained_run import TrainedRun, to_tensor
+from afactl.method.affinity import Walk
 from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
 from afactl.method.refinement.registry import build_refiner
 from afactl.presets import Preset
@@ -84,13 +85,11 @@ def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, devic
     size = image.shape[:2]
     if len(classes) == 0:  # nothing is said to be there: all is background
         return np.zeros((len(TABLE3_ROWS), 2, *size), np.uint8)
-    settings, threshold = preset.affinity, preset.cam.background
+    threshold = preset.cam.background
     rows = [torch.stack([cut_cam(cam, classes, threshold), refine_cam(pixels, cam, classes, (threshold,), refine)[0]])]
-    for matrix in (record.attention, record.affinity):
-        weights = torch.from_numpy(matrix).to(device).float()
-        planes = propagate(
-            cam, weights, record.grid, (settings.background,), settings.radius, settings.alpha, settings.eps
-        )
+    walk = Walk(**preset.walk_settings())
+    for logarithm in (record.log_attention(device), record.log_affinity(device)):
+        planes = propagate(cam, logarithm, (preset.affinity.background,), walk)
         planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
         rows.append(torch.cat([best_class(planes, classes, size), refine_planes(pixels, planes, classes, refine)]))
     return to_uint8(torch.stack(rows))

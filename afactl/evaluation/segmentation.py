@@ -20,8 +20,8 @@ from afactl.inference.segmentation import Passes, multi_scale, segment, single_s
 from afactl.inference.trained_run import TrainedRun, multi_hot, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
-from afactl.method.cam import threshold_cam
-from afactl.method.refinement.crf import crf_label
+from afactl.method.cam import Thresholds, threshold_cam
+from afactl.method.refinement.crf import DenseCrf, crf_label
 from afactl.network.model import AFA, evaluation_mode
 from afactl.presets import PROTOCOLS, Preset, protocol_name
 
@@ -49,7 +49,7 @@ def validate(model: AFA, split: Split, preset: Preset, device: torch.device, tra
             seg_counts = seg_counts + confusion_matrix(truth, to_uint8(logits.argmax(0)), classes + 1)
             passed = model.multi_scale_cam(normalize(to_tensor(image, device)), preset.cam.scales, 1.0)
             label = multi_hot(sample.labels, classes).to(device)[None]
-            pseudo = threshold_cam(passed.cam, label, preset.cam.background, preset.cam.background)[0]
+            pseudo = threshold_cam(passed.cam, label, Thresholds(preset.cam.background, preset.cam.background))[0]
             cam_counts = cam_counts + confusion_matrix(truth, to_uint8(pseudo), classes + 1)
     seg_counts, cam_counts = distributed.all_reduce_array(seg_counts), distributed.all_reduce_array(cam_counts)
     return {"val_seg_miou": 100 * mean_iou(seg_counts), "val_cam_miou": 100 * mean_iou(cam_counts)}
@@ -117,7 +117,7 @@ def evaluate_segmentation(
     if crf is None:
         deque(scored(), maxlen=0)
     else:
-        refine = partial(crf_label, backend=crf, settings=preset.crf.model_dump())
+        refine = partial(crf_label, backend=crf, settings=DenseCrf(**preset.crf.model_dump()))
         for label in ordered_map(refine, scored(), processes_for(len(samples), run.device)):
             counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truths.popleft(), to_uint8(label), classes)
     scores = [Score(name, distributed.all_reduce_array(found)) for name, found in counts.items()]

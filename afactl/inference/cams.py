@@ -1,6 +1,7 @@
 """CAMs, affinity and attention of one photo, and their cache.
 
-Shapes: C foreground classes, K = C + 1, P - 1 present classes, h x w image, N = hs * ws tokens.
+Shapes: C foreground classes, K = C + 1, P - 1 present classes, h x w image, hs x ws token grid, W neighbours of a
+token in window form (see `affinity`).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from afactl.datasets.images import read_image
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split, Track
 from afactl.datasets.transforms import normalize
-from afactl.errors import CacheError, StaleCacheError
+from afactl.errors import CacheError, StaleCacheError, UsageError
 from afactl.files import whole_file
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
-from afactl.method.affinity import mean_attention
+from afactl.method.affinity import attention_windows, half_windows, mean_attention, whole_windows
 from afactl.runs.cache import Cache, CacheHeader, cache_path
 
 CAM_STAGE = "cams"
@@ -37,33 +38,106 @@ class CamRecord(NamedTuple):
     Attributes:
         cam: P-1 x h x w float16 in [0, 1), multi-scale CAMs of the present classes.
         classes: P-1 class indices in [0, C), int64, sorted.
-        affinity: N x N float16, learned, at the preset's `affinity.scale`.
-        attention: N x N float16, mean softmaxed MHSA of the last blocks, at that scale.
-        grid: (hs, ws).
+        affinity: hs x ws x (W + 1) / 2 float16, logits of the learned affinity at the preset's `affinity.scale`,
+            in window form; of each pair once, as it is symmetric. Logits, since their sigmoids would be zeros.
+        attention: hs x ws x W float16, log of the mean softmaxed MHSA of the last blocks, at that scale.
     """
 
     cam: np.ndarray
     classes: np.ndarray
     affinity: np.ndarray
     attention: np.ndarray
-    grid: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(hs, ws), the token grid of affinity and attention."""
+        return self.affinity.shape[0], self.affinity.shape[1]
+
+    def log_affinity(self, device: torch.device) -> Tensor:
+        """hs x ws x W float32: the logarithm of the learned affinity, as `propagate` takes it."""
+        return F.logsigmoid(whole_windows(torch.from_numpy(self.affinity)[None].to(device).float()))[0]
+
+    def log_attention(self, device: torch.device) -> Tensor:
+        """hs x ws x W float32: the logarithm of the mean attention, as `propagate` takes it."""
+        return torch.from_numpy(self.attention).to(device).float()
 
 
 def cam_record(run: TrainedRun, image: np.ndarray, labels: Sequence[int]) -> CamRecord:
     """Pass one h x w x 3 uint8 photo with its image-level labels through the network."""
     pixels = normalize(to_tensor(image, run.device))
     passed = run.model.multi_scale_cam(pixels, run.preset.cam.scales, run.preset.affinity.scale)
+    radius, classes = run.preset.affinity.radius, sorted(labels)
     with torch.no_grad():
-        affinity = run.model.affinity(passed)[0]
-        attention = mean_attention(passed.queries, passed.keys)[0]
-    classes = sorted(labels)
-
-    def half(tensor: Tensor) -> np.ndarray:
-        return tensor.to(torch.float16).cpu().numpy()
-
+        affinity = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, radius)
+        attention = attention_windows(passed.queries, passed.keys, passed.grid, radius)
     return CamRecord(
-        half(passed.cam[0, classes]), np.array(classes, np.int64), half(affinity), half(attention), passed.grid
+        _to_half(passed.cam[0, classes]),
+        np.array(classes, np.int64),
+        _to_half(half_windows(affinity)[0]),
+        _to_half(attention[0]),
     )
+
+
+def _to_half(values: Tensor) -> np.ndarray:
+    """float16; what is finite stays so (its largest value is 65504)."""
+    limit = torch.finfo(torch.float16).max
+    kept = torch.where(values.isinf(), values, values.clamp(-limit, limit))
+    return kept.to(torch.float16).cpu().numpy()
+
+
+class QueryMaps(NamedTuple):
+    """What some pixels of a photo look at, over the whole of it: Q x hs x ws float32 each.
+
+    Attributes:
+        attention: mean softmaxed attention of the query's token to every other.
+        affinity: learned, in (0, 1).
+    """
+
+    attention: np.ndarray
+    affinity: np.ndarray
+
+
+@torch.inference_mode()
+def query_maps(
+    run: TrainedRun, image: np.ndarray, queries: Sequence[tuple[int, int]], heads: slice | None = None
+) -> QueryMaps:
+    """The rows of attention and affinity of some pixels, by a pass at the scale of the cached maps.
+
+    The cache holds neighbours alone: whole rows of all tokens would take twenty times as much for a large photo.
+
+    Args:
+        image: h x w x 3 uint8. queries: pixels (x, y) of it.
+        heads: of the backbone's n heads those whose attention is averaged; None: all.
+
+    Raises:
+        UsageError: a query outside the photo.
+    """
+    scale = run.preset.affinity.scale
+    passed = run.model.multi_scale_cam(normalize(to_tensor(image, run.device)), [scale], scale)
+    height, width = image.shape[:2]
+    tokens = [query_token(query, (height, width), passed.grid) for query in queries]
+    chosen = slice(None) if heads is None else heads
+    attention = mean_attention(passed.queries[:, chosen, tokens], passed.keys[:, chosen])[0]
+    affinity = run.model.affinity_head.rows(passed.queries, passed.keys, tokens)[0].sigmoid()
+    shape = (len(tokens), *passed.grid)
+    return QueryMaps(attention.view(shape).float().cpu().numpy(), affinity.view(shape).float().cpu().numpy())
+
+
+def query_token(query: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> int:
+    """Index of the token that covers a pixel.
+
+    Args:
+        query: (x, y) in pixels of the upright photo. size: (h, w) of it. grid: (hs, ws).
+
+    Raises:
+        UsageError: the pixel lies outside; names the size.
+    """
+    (x, y), (height, width) = query, size
+    if not (0 <= x < width and 0 <= y < height):
+        raise UsageError(
+            f"--query {x},{y}: outside the photo, which is {width} x {height} pixels (x < {width}, y < {height})"
+        )
+    return (y * grid[0] // height) * grid[1] + x * grid[1] // width
 
 
 @torch.inference_mode()
@@ -102,7 +176,11 @@ def open_cam_cache(run: TrainedRun, split: Split, overwrite: bool = False) -> Ca
 
 
 def _cam_header(run: TrainedRun, split: Split) -> CacheHeader:
-    settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
+    settings = {
+        "cam.scales": list(run.preset.cam.scales),
+        "affinity.scale": run.preset.affinity.scale,
+        "affinity.radius": run.preset.affinity.radius,
+    }
     return CacheHeader(CAM_STAGE, settings, run.weights_hash, data_fingerprint(split))
 
 
@@ -113,8 +191,7 @@ def read_record(cache: Cache, image_id: str) -> CamRecord:
         CacheError: the image is not in it.
     """
     arrays = cache.read(image_id)
-    height, width = arrays["grid"].tolist()
-    return CamRecord(arrays["cam"], arrays["keys"], arrays["affinity"], arrays["attention"], (height, width))
+    return CamRecord(arrays["cam"], arrays["keys"], arrays["affinity"], arrays["attention"])
 
 
 def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray | None = None) -> tuple[CamRecord, bool]:
@@ -136,7 +213,6 @@ def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray |
         "size": np.array(image.shape[:2], np.int64),
         "affinity": record.affinity,
         "attention": record.attention,
-        "grid": np.array(record.grid, np.int64),
     }
     cache.append(sample.image_id, arrays)
     return record, True

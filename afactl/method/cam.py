@@ -6,6 +6,7 @@ Shapes: B batch, C foreground classes, D feature channels, hs x ws token grid, h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,26 @@ from torch import Tensor
 
 from afactl.errors import ShapeError, check_shape
 from afactl.labels import IGNORE
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What of a CAM is background and what an object (Eq. 4).
+
+    Attributes:
+        low: beta_low, at most this is background. high: beta_high, above this is an object; between the two is
+            ignored. Equal ones leave nothing ignored.
+
+    Raises:
+        ShapeError: low > high.
+    """
+
+    low: float = 0.35
+    high: float = 0.55
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ShapeError(f"thresholds: expected beta_low <= beta_high, got {self.low} > {self.high}")
 
 
 def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
@@ -83,36 +104,26 @@ def fuse_cams(views: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> 
     return normalize_cam(total)
 
 
-def threshold_cam(
-    cam: Tensor,
-    label: Tensor,
-    beta_low: float,
-    beta_high: float,
-    box: Tensor | None = None,
-) -> Tensor:
+def threshold_cam(cam: Tensor, label: Tensor, thresholds: Thresholds, box: Tensor | None = None) -> Tensor:
     """Pseudo label Y_p from thresholds (Eq. 4).
 
     Args:
         cam: B x C x h x w in [0, 1].
         label: B x C, image-level labels, 1 where the class is present.
-        beta_low, beta_high: at most beta_low is background, in (beta_low, beta_high] is ignored.
-            Equal thresholds leave nothing ignored.
         box: B x 4 as (y0, y1, x0, x1), the true image inside padding; outside is ignored.
 
     Returns:
         B x h x w uint8: class c as c + 1, background 0, ignored 255.
 
     Raises:
-        ShapeError: axes do not fit, or beta_low > beta_high.
+        ShapeError: axes do not fit.
     """
     check_shape("cam", cam, "B C h w")
     check_shape("label", label, "B C", B=cam.shape[0], C=cam.shape[1])
-    if beta_low > beta_high:
-        raise ShapeError(f"thresholds: expected beta_low <= beta_high, got {beta_low} > {beta_high}")
     value, index = (cam * label[:, :, None, None]).max(dim=1)
     pseudo = index + 1
-    pseudo[value <= beta_high] = IGNORE
-    pseudo[value <= beta_low] = 0
+    pseudo[value <= thresholds.high] = IGNORE
+    pseudo[value <= thresholds.low] = 0
     return ignore_outside(pseudo.to(torch.uint8), box)
 
 

@@ -8,12 +8,13 @@ and once at beta_low, and take the softmax over those planes. The two thresholds
 planes of one array, so every filter runs once for both.
 
 Shapes: B batch, C foreground classes, P planes of one threshold (background first), h x w image,
-hs x ws token grid, N = hs * ws.
+hs x ws token grid, W neighbours of a token in window form (see `affinity`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +22,23 @@ from torch import Tensor
 
 from afactl.errors import check_shape
 from afactl.labels import IGNORE
-from afactl.method.affinity import random_walk
-from afactl.method.cam import ignore_outside
+from afactl.method.affinity import Walk, random_walk
+from afactl.method.cam import Thresholds, ignore_outside
+from afactl.method.refinement.registry import Refiner
 
-# Refines stacks of planes of one image, see `refinement.registry`:
-# (1 x 3 x h x w RGB in 0..255, T x P x h' x w') -> T x P x h x w.
-Refiner = Callable[[Tensor, Tensor], Tensor]
+
+class Photos(NamedTuple):
+    """A batch of photos and what is known of them.
+
+    Attributes:
+        image: B x 3 x h x w RGB in 0..255.
+        label: B x C image-level labels, 1 where the class is present.
+        box: B x 4 as (y0, y1, x0, x1), the true image inside padding; None where nothing is padded.
+    """
+
+    image: Tensor
+    label: Tensor
+    box: Tensor | None = None
 
 
 def background_planes(cam: Tensor, thresholds: Sequence[float]) -> Tensor:
@@ -43,36 +55,27 @@ def background_planes(cam: Tensor, thresholds: Sequence[float]) -> Tensor:
     return torch.stack(stacks).softmax(dim=1)
 
 
-def refined_label(
-    image: Tensor,
-    cam: Tensor,
-    label: Tensor,
-    refine: Refiner,
-    beta_low: float,
-    beta_high: float,
-    box: Tensor | None = None,
-) -> Tensor:
+def refined_label(photos: Photos, cam: Tensor, refine: Refiner, thresholds: Thresholds) -> Tensor:
     """Refined pseudo label (3.4): CAM -> softmax with background -> PAR -> argmax, both thresholds.
 
     Args:
-        image: B x 3 x h x w RGB in 0..255.
         cam: B x C x h x w in [0, 1].
-        label: B x C image-level labels.
         refine: runs at half resolution.
-        beta_low, beta_high: background planes.
-        box: B x 4 (y0, y1, x0, x1) of the true image inside padding; outside is 255.
+        thresholds: the background planes.
 
     Returns:
-        B x h x w uint8: classes 0..C, or 255 where the two thresholds disagree on background.
+        B x h x w uint8: classes 0..C, or 255 in the padding and where the two thresholds disagree on background.
+
+    Raises:
+        ShapeError: axes do not fit.
     """
-    check_shape("image", image, "B 3 h w")
-    check_shape("cam", cam, "B C h w", B=image.shape[0])
+    _check(photos, cam)
     labels = []
-    for i in range(len(image)):
-        classes = label[i].nonzero()[:, 0]
-        high, low = refine_cam(image[i], cam[i, classes], classes, (beta_high, beta_low), refine)
+    for image, present, values in zip(photos.image, photos.label, cam, strict=True):
+        classes = present.nonzero()[:, 0]
+        high, low = refine_cam(image, values[classes], classes, (thresholds.high, thresholds.low), refine)
         labels.append(combine_labels(high, low))
-    return ignore_outside(torch.stack(labels), box)
+    return ignore_outside(torch.stack(labels), photos.box)
 
 
 def cut_cam(cam: Tensor, classes: Tensor, threshold: float) -> Tensor:
@@ -110,69 +113,59 @@ def refine_cam(image: Tensor, cam: Tensor, classes: Tensor, thresholds: Sequence
     return refine_planes(image, background_planes(maps, thresholds), classes, refine)
 
 
-def propagate(
-    cam: Tensor,
-    affinity: Tensor,
-    grid: tuple[int, int],
-    thresholds: Sequence[float],
-    radius: int,
-    alpha: float = 2.0,
-    eps: float = 0.0,
-) -> Tensor:
+def propagate(cam: Tensor, log_affinity: Tensor, thresholds: Sequence[float], walk: Walk) -> Tensor:
     """Random walk (Eq. 7) of one image's planes on the token grid.
 
     Args:
         cam: P-1 x h x w, the CAMs of the present classes in [0, 1].
-        affinity: N x N with N = hs * ws of `grid`.
-        thresholds: background values; see `background_planes`.
-        radius, alpha, eps: see `affinity.random_walk`.
+        log_affinity: hs x ws x W in window form.
+        thresholds: T background values; see `background_planes`.
 
     Returns:
         T x P x hs x ws.
+
+    Raises:
+        ShapeError: as `affinity.random_walk`.
     """
-    tokens = F.interpolate(cam[None], size=grid, mode="bilinear", align_corners=False)[0]
+    tokens = F.interpolate(cam[None], size=log_affinity.shape[:2], mode="bilinear", align_corners=False)[0]
     planes = background_planes(tokens, thresholds)
-    return random_walk(planes.flatten(0, 1)[None], affinity[None], radius, alpha, eps)[0].view_as(planes)
+    return random_walk(planes.flatten(0, 1)[None], log_affinity[None], walk)[0].view_as(planes)
 
 
 def propagated_label(
-    image: Tensor,
-    cam: Tensor,
-    label: Tensor,
-    affinity: Tensor,
-    grid: tuple[int, int],
-    refine: Refiner,
-    beta_low: float,
-    beta_high: float,
-    radius: int,
-    alpha: float = 2.0,
-    eps: float = 0.0,
-    box: Tensor | None = None,
+    photos: Photos, cam: Tensor, log_affinity: Tensor, walk: Walk, refine: Refiner, thresholds: Thresholds
 ) -> Tensor:
     """Segmentation label: CAM -> random walk -> PAR -> argmax, both thresholds, combined.
 
     Args:
-        affinity: B x N x N on `grid` = (hs, ws).
-        others: as in `refined_label` and `affinity.random_walk`. PAR sees the true image only.
+        log_affinity: B x hs x ws x W in window form.
+        others: as in `refined_label`. PAR sees the true image only.
 
     Returns:
         B x h x w uint8: classes 0..C, 255 ignored.
+
+    Raises:
+        ShapeError: axes do not fit.
     """
-    check_shape("image", image, "B 3 h w")
-    check_shape("cam", cam, "B C h w", B=image.shape[0])
-    size = image.shape[2:]
+    _check(photos, cam)
+    image, size = photos.image, photos.image.shape[2:]
     out = torch.full((len(image), *size), IGNORE, dtype=torch.uint8, device=image.device)
-    boxes = [(0, size[0], 0, size[1])] * len(image) if box is None else box.tolist()
+    boxes = [(0, size[0], 0, size[1])] * len(image) if photos.box is None else photos.box.tolist()
     for i, (y0, y1, x0, x1) in enumerate(boxes):
-        classes = label[i].nonzero()[:, 0]
+        classes = photos.label[i].nonzero()[:, 0]
         if len(classes) == 0:
             out[i, y0:y1, x0:x1] = 0
             continue
-        walked = propagate(cam[i, classes], affinity[i], grid, (beta_high, beta_low), radius, alpha, eps)
+        walked = propagate(cam[i, classes], log_affinity[i], (thresholds.high, thresholds.low), walk)
         inside = F.interpolate(walked, size=size, mode="bilinear", align_corners=False)[..., y0:y1, x0:x1]
         high, low = refine_planes(image[i, :, y0:y1, x0:x1], inside, classes, refine)
         out[i, y0:y1, x0:x1] = combine_labels(high, low)
     return out
+
+
+def _check(photos: Photos, cam: Tensor) -> None:
+    check_shape("image", photos.image, "B 3 h w")
+    check_shape("cam", cam, "B C h w", B=photos.image.shape[0], C=photos.label.shape[1])
 
 
 def refine_planes(image: Tensor, planes: Tensor, classes: Tensor, refine: Refiner) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afactl.errors import UsageError, check_shape
-from afactl.method.affinity import affinity_logits, attention_logits
+from afactl.method.affinity import affinity_logits, affinity_rows, affinity_windows, attention_logits
 from afactl.method.cam import class_activation_map, fuse_cams, top_k_pooling
 from afactl.network.backbones import BackboneOutput, build_backbone
 from afactl.network.batch_norm import BatchNorm
@@ -48,7 +48,7 @@ class CamPass(NamedTuple):
     Attributes:
         cam: B x C x h x w in [0, 1), fused over scales and flips.
         queries, keys: B x n x N x d of the un-flipped image at the asked scale, from which
-            `AFA.affinity` and `affinity.mean_attention` follow where they are needed.
+            `AffinityHead.windows` and `affinity.attention_windows` follow where they are needed.
         grid: (hs, ws) of that scale.
     """
 
@@ -104,6 +104,14 @@ class AffinityHead(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         """B x n x N x d twice -> B x N x N logits."""
         return affinity_logits(queries, keys, self.weight, self.bias)
+
+    def windows(self, queries: Tensor, keys: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
+        """The logits of neighbours alone: B x n x N x d twice -> B x hs x ws x W in window form (see `affinity`)."""
+        return affinity_windows(queries, keys, self.weight, self.bias, grid, radius)
+
+    def rows(self, queries: Tensor, keys: Tensor, tokens: Sequence[int]) -> Tensor:
+        """The logits of Q tokens with all: B x n x N x d twice -> B x Q x N."""
+        return affinity_rows(queries, keys, self.weight, self.bias, tokens)
 
 
 class AFA(nn.Module):

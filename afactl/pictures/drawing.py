@@ -1,13 +1,13 @@
 """Drawing from arrays: overlays, maps, panels and charts. Nothing here knows of runs; `figures.py` does.
 
-Shapes: h x w photo, N = hs * ws tokens, C foreground classes.
+Shapes: h x w photo, hs x ws tokens, C foreground classes.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -28,37 +28,8 @@ CELL_INCHES = 2.4
 TITLE_CHARACTERS = 34
 
 
-class Tokens(NamedTuple):
-    """A matrix over tokens, of which a panel draws the row of each query.
-
-    Attributes:
-        values: N x N. grid: (hs, ws).
-    """
-
-    values: np.ndarray
-    grid: tuple[int, int]
-
-
-# What a column of a panel shows: a row of a token matrix per query, a map (float), a mask (uint8) or a picture
-# (h x w x 3).
-Content = Tokens | np.ndarray
-
-
-def query_token(query: tuple[int, int], size: tuple[int, int], grid: tuple[int, int]) -> int:
-    """Index of the token that covers a pixel.
-
-    Args:
-        query: (x, y) in pixels of the upright photo. size: (h, w) of it. grid: (hs, ws).
-
-    Raises:
-        UsageError: the pixel lies outside; names the size.
-    """
-    (x, y), (height, width) = query, size
-    if not (0 <= x < width and 0 <= y < height):
-        raise UsageError(
-            f"--query {x},{y}: outside the photo, which is {width} x {height} pixels (x < {width}, y < {height})"
-        )
-    return (y * grid[0] // height) * grid[1] + x * grid[1] // width
+# What a column of a panel shows: a map (h x w float), a mask (h x w uint8) or a picture (h x w x 3).
+Content = np.ndarray
 
 
 def parse_query(text: str) -> tuple[int, int]:
@@ -168,9 +139,6 @@ def panel(
     Args:
         rows: (photo h x w x 3, query (x, y) or None, (title, content) of each column). A query is marked by a star.
         classes: names of the foreground classes. palette: 256 x 3 uint8.
-
-    Raises:
-        UsageError: a query lies outside its photo.
     """
     columns = len(rows[0][2])
     heights = [CELL_INCHES * image.shape[0] / image.shape[1] + 0.4 for image, _, _ in rows]
@@ -183,9 +151,6 @@ def panel(
             axis.set_axis_off()
             if row == 0 or title != rows[row - 1][2][column][0]:
                 axis.set_title(title, fontsize=9, parse_math=False)
-            if isinstance(content, Tokens):
-                token = query_token(query or (0, 0), image.shape[:2], content.grid)
-                content = resize_map(content.values[token].reshape(content.grid), image.shape[:2])
             if content.ndim == 3:
                 axis.imshow(content)
             elif content.dtype == np.uint8:

@@ -13,7 +13,6 @@ from afactl.datasets.images import read_image, reduce_image
 from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
-from afactl.datasets.transforms import normalize
 from afactl.errors import AfactlError, UsageError
 from afactl.evaluation.pseudo_labels import (
     TABLE3_ROWS,
@@ -23,13 +22,21 @@ from afactl.evaluation.pseudo_labels import (
     pseudo_labels_of,
 )
 from afactl.files import whole_file, writing
-from afactl.inference.cams import CamRecord, cam_record, likely_labels, open_cam_cache, record_of
+from afactl.inference.cams import (
+    CamRecord,
+    cam_record,
+    likely_labels,
+    open_cam_cache,
+    query_maps,
+    query_token,
+    record_of,
+)
 from afactl.inference.refiners import preset_refiner
 from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun, open_split, to_tensor
-from afactl.method.affinity import mean_attention
+from afactl.method.affinity import Walk
 from afactl.method.pseudo_labels import cut_cam, propagate, refine_cam
-from afactl.pictures.drawing import Content, Tokens, head_chart, overlay, panel, picture_grid, query_token, resize_map
+from afactl.pictures.drawing import Content, head_chart, overlay, panel, picture_grid, resize_map
 from afactl.pictures.palettes import PALETTES
 
 if TYPE_CHECKING:
@@ -155,28 +162,29 @@ def draw_attention(
         query_token(query, size, (1, 1))
     title, chosen = choose_heads(run, heads)
     look = look_at(run, photo, data, overwrite)
-    record = look.record
-    attention = record.attention if chosen is None else _attention(run, look.image, chosen)
-    labels = pseudo_labels_of(look.image, record, run.preset, run.device)[:, 1]
-    by_row = dict(zip(TABLE3_ROWS, labels, strict=True))
-    columns: list[tuple[str, Content]] = [
-        ("photo and query", look.image),
-        (title, Tokens(attention.astype(np.float32), record.grid)),
-        ("learned affinity", Tokens(record.affinity.astype(np.float32), record.grid)),
-        ("CAM", foreground(record)),
-    ]
+    maps = query_maps(run, look.image, queries, chosen)
+    by_row = dict(
+        zip(TABLE3_ROWS, pseudo_labels_of(look.image, look.record, run.preset, run.device)[:, 1], strict=True)
+    )
+    mine = [(f"{name} + PAR", by_row[name]) for name in (WITHOUT_PROPAGATION, WITH_AFFINITY)]
     if compared is not None:
         other = look_at(compared, photo, data, overwrite)
-        theirs = other.record.attention if chosen is None else _attention(compared, look.image, chosen)
-        columns.insert(1, (f"{title}, {WITHOUT_AFA}", Tokens(theirs.astype(np.float32), other.record.grid)))
-        columns.append(
-            (
-                f"{WITHOUT_AFA} + PAR",
-                pseudo_labels_of(other.image, other.record, compared.preset, compared.device)[0, 1],
-            )
-        )
-    columns += [(f"{name} + PAR", by_row[name]) for name in (WITHOUT_PROPAGATION, WITH_AFFINITY)]
-    figure = panel([(look.image, query, columns) for query in queries], run.architecture.classes, PALETTES[palette]())
+        theirs = query_maps(compared, other.image, queries, chosen).attention
+        label = pseudo_labels_of(other.image, other.record, compared.preset, compared.device)[0, 1]
+        mine.insert(0, (f"{WITHOUT_AFA} + PAR", label))
+    rows: list[tuple[np.ndarray, tuple[int, int] | None, Sequence[tuple[str, Content]]]] = []
+    for number, query in enumerate(queries):
+        columns = [("photo and query", look.image)]
+        if compared is not None:
+            columns.append((f"{title}, {WITHOUT_AFA}", resize_map(theirs[number], size)))
+        columns += [
+            (title, resize_map(maps.attention[number], size)),
+            ("learned affinity", resize_map(maps.affinity[number], size)),
+            ("CAM", foreground(look.record)),
+            *mine,
+        ]
+        rows.append((look.image, query, columns))
+    figure = panel(rows, run.architecture.classes, PALETTES[palette]())
     return Drawn(_save(figure, out or run.folder / "figures" / f"attention-{look.name}.png"), look.source)
 
 
@@ -198,15 +206,6 @@ def choose_heads(run: TrainedRun, heads: tuple[int, int | None] | None) -> tuple
     if head is None:
         return f"MHSA (layer {layer})", slice(start, start + per_layer)
     return f"MHSA (layer {layer}, head {head})", slice(start + head - 1, start + head)
-
-
-@torch.inference_mode()
-def _attention(run: TrainedRun, image: np.ndarray, heads: slice) -> np.ndarray:
-    """N x N mean attention of some heads, at the scale of the cached maps; the cache holds the mean of all only."""
-    scale = run.preset.affinity.scale
-    passed = run.model.multi_scale_cam(normalize(to_tensor(image, run.device)), [scale], scale)
-    attention: np.ndarray = mean_attention(passed.queries[:, heads], passed.keys[:, heads])[0].cpu().numpy()
-    return attention
 
 
 def foreground(record: CamRecord) -> np.ndarray:
@@ -252,8 +251,8 @@ def draw_cams(
         if without_afa is not None:
             columns.append((f"CAM, {WITHOUT_AFA}", foreground(look_at(without_afa, photo, data).record)))
         columns.append(("CAM", foreground(look.record)))
-        for title, matrix in (("spread by MHSA", look.record.attention), ("spread by affinity", look.record.affinity)):
-            columns.append((title, _spread(run, look, matrix)))
+        columns.append(("spread by MHSA", _spread(run, look, look.record.log_attention(run.device))))
+        columns.append(("spread by affinity", _spread(run, look, look.record.log_affinity(run.device))))
         if look.truth is not None:
             columns.append((TRUTH, look.truth))
         rows.append((look.image, None, columns))
@@ -264,16 +263,13 @@ def draw_cams(
     return Drawn(_save(figure, out or run.folder / "figures" / "cams.png"), f"{len(rows)} photos")
 
 
-def _spread(run: TrainedRun, look: Look, matrix: np.ndarray) -> np.ndarray:
-    """h x w: the largest foreground plane after the random walk with a matrix of tokens."""
+def _spread(run: TrainedRun, look: Look, logarithm: torch.Tensor) -> np.ndarray:
+    """h x w: the largest foreground plane after the random walk with an affinity, given by its logarithm."""
     cam = torch.from_numpy(look.record.cam).float().to(run.device)
     size = look.image.shape[:2]
     if len(cam) == 0:
         return np.zeros(size, np.float32)
-    settings, weights = run.preset.affinity, torch.from_numpy(matrix).float().to(run.device)
-    planes = propagate(
-        cam, weights, look.record.grid, (settings.background,), settings.radius, settings.alpha, settings.eps
-    )
+    planes = propagate(cam, logarithm, (run.preset.affinity.background,), Walk(**run.preset.walk_settings()))
     return resize_map(planes[0, 1:].amax(0).cpu().numpy(), size)
 
 

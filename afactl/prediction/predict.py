@@ -22,7 +22,7 @@ from afactl.inference.segmentation import multi_scale, segment, segment_windows
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
-from afactl.method.refinement.crf import crf_label
+from afactl.method.refinement.crf import DenseCrf, crf_label
 from afactl.prediction.unfinished import Unfinished, begun_files, require_idle
 from afactl.prediction.writers import Labelled, Writer, writer_class
 
@@ -270,7 +270,9 @@ def _labelled(
             waiting.append((photo, size, image, logits))
             yield to_tensor(image, run.device)[0], logits
 
-    label_of = partial(crf_label, backend=crf, settings=run.preset.crf.model_dump()) if crf else _most_probable
+    label_of = (
+        partial(crf_label, backend=crf, settings=DenseCrf(**run.preset.crf.model_dump())) if crf else _most_probable
+    )
     for label in ordered_map(label_of, scored(), processes_for(len(photos), run.device) if crf else 1):
         photo, size, image, logits = waiting.popleft()
         mask = label.cpu().numpy()

@@ -27,7 +27,8 @@ from afactl.errors import BusyError, CacheError, StaleCacheError, first_line
 from afactl.files import Lock, lock, writing
 from afactl.runs.journal import JournaledFile
 
-SCHEMA = 1
+# 2: affinity and attention inside their window alone, as logarithms.
+SCHEMA = 2
 LOCK_SECONDS = 2.0
 # What h5py raises on a file whose bytes are not what they should be.
 DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError)
@@ -87,7 +88,7 @@ class Cache:
             overwrite: throw away what is there, where nothing of it can be used.
 
         Raises:
-            StaleCacheError: made by other weights, data or settings (says which), or not a cache.
+            StaleCacheError: made by other weights, data, settings or version (says which), or not a cache.
             CacheError: another process has it open, or the folder cannot be written.
             UsageError: the file system has no locks.
         """
@@ -193,6 +194,11 @@ def _open_file(path: Path, header: CacheHeader) -> tuple[h5py.File, JournaledFil
     if not file.attrs.get("complete"):  # killed while the header was being written: nothing is lost
         file.close()
         return _create(path, header)
+    if (schema := file.attrs.get("schema")) != SCHEMA:
+        file.close()
+        raise StaleCacheError(
+            f"{path}: written by another version of afactl (format {schema}, now {SCHEMA}); --overwrite makes it anew"
+        )
     found = _differences(file, header)
     if found:
         file.close()
@@ -204,7 +210,7 @@ def _create(path: Path, header: CacheHeader) -> tuple[h5py.File, JournaledFile]:
     disk = _open_disk(path, fresh=True)
     file = h5py.File(disk, "w", track_order=True)
     file.create_group("images", track_order=True)
-    for key, value in _attributes(header).items():
+    for key, value in {"schema": SCHEMA, **_attributes(header)}.items():
         file.attrs[key] = value
     file.attrs["complete"] = True
     _commit(path, file, disk)
@@ -229,7 +235,6 @@ def _writing(path: Path) -> AbstractContextManager[None]:
 def _attributes(header: CacheHeader) -> dict[str, Any]:
     settings = json.dumps(header.settings, sort_keys=True)
     return {
-        "schema": SCHEMA,
         "stage": header.stage,
         "settings": settings,
         "weights": header.weights,
@@ -242,7 +247,7 @@ def _differences(file: h5py.File, header: CacheHeader) -> list[str]:
     out = []
     for key, value in _attributes(header).items():
         found = file.attrs.get(key)
-        if found is not None and key != "schema":
+        if found is not None:
             found = str(found)
         if found == value:
             continue

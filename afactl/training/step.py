@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from afactl.datasets.transforms import normalize
 from afactl.inference.refiners import preset_refiner
 from afactl.machine import distributed
-from afactl.method.affinity import affinity_label
-from afactl.method.cam import ignore_outside
+from afactl.method.affinity import Walk, affinity_label
+from afactl.method.cam import Thresholds, ignore_outside
 from afactl.method.losses import (
     affinity_loss,
     classification_loss,
@@ -24,7 +24,7 @@ from afactl.method.losses import (
     full_segmentation_loss,
     segmentation_loss,
 )
-from afactl.method.pseudo_labels import propagated_label, refined_label
+from afactl.method.pseudo_labels import Photos, propagated_label, refined_label
 from afactl.method.schedule import Phase, learning_rate
 from afactl.network.model import AFA
 from afactl.presets import Preset
@@ -51,23 +51,13 @@ def training_losses(
     cam, affinity = preset.cam, preset.affinity
     refine = preset_refiner(preset)
     passed = model.multi_scale_cam(pixels, cam.scales, affinity_scale=max(cam.scales))
-    refined = target = refined_label(image, passed.cam, label, refine, cam.beta_low, cam.beta_high, box)
+    photos, thresholds = Photos(image, label, box), Thresholds(cam.beta_low, cam.beta_high)
+    refined = target = refined_label(photos, passed.cam, refine, thresholds)
     if phase is Phase.PROPAGATED:
         with torch.no_grad():
-            target = propagated_label(
-                image,
-                passed.cam,
-                label,
-                model.affinity(passed).float(),
-                passed.grid,
-                refine,
-                cam.beta_low,
-                cam.beta_high,
-                affinity.radius,
-                affinity.alpha,
-                affinity.eps,
-                box,
-            )
+            logits = model.affinity_head.windows(passed.queries, passed.keys, passed.grid, affinity.radius)
+            walk = Walk(**preset.walk_settings())
+            target = propagated_label(photos, passed.cam, F.logsigmoid(logits), walk, refine, thresholds)
     del passed
 
     encoded = model.backbone(pixels)

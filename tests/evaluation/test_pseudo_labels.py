@@ -8,23 +8,25 @@ from afactl.datasets.images import read_image
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.pseudo_labels import TABLE3_ROWS, pseudo_labels_of, score_pseudo_labels
 from afactl.inference.cams import CamRecord, cam_record
-from afactl.method.cam import threshold_cam
+from afactl.method.affinity import half_windows
+from afactl.method.cam import Thresholds, threshold_cam
 from afactl.presets import load_preset
+from tests.method.test_affinity import slow_windows
 
 CPU = torch.device("cpu")
 
 
-def square_record(affinity=None):
-    """A photo with a bright square; the CAM of class 2 covers its left half."""
+def square_record():
+    """A photo with a bright square; the CAM of class 2 covers its left half. Radius 2."""
     image = np.full((64, 64, 3), 40, np.uint8)
     image[16:48, 16:48] = 220
     cam = np.zeros((1, 64, 64), np.float16)
     cam[0, 16:48, 16:32] = 0.95
-    tokens = np.kron(image[::16, ::16, 0] > 100, np.ones((1, 1))).ravel()
-    same = (tokens[:, None] == tokens).astype(np.float16)
-    return image, CamRecord(
-        cam, np.array([2]), same if affinity is None else affinity, np.full((16, 16), 1 / 16, np.float16), (4, 4)
-    )
+    tokens = torch.from_numpy(image[::16, ::16, 0] > 100).flatten()
+    logits = torch.where(tokens[:, None] == tokens, 300.0, -300.0)[None]
+    uniform = torch.full((1, 16, 16), 1 / 16).log()
+    affinity = half_windows(slow_windows(logits, 4, 4, 2))[0].half().numpy()
+    return image, CamRecord(cam, np.array([2]), affinity, slow_windows(uniform, 4, 4, 2)[0].half().numpy())
 
 
 def test_rows_of_a_photo_whose_answer_is_known():
@@ -59,7 +61,7 @@ def test_the_first_row_without_par_is_the_cam_at_the_threshold(run, val):
     label = torch.zeros(1, 6)
     label[0, list(sample.labels)] = 1
     threshold = run.preset.cam.background
-    expected = threshold_cam(full, label, threshold, threshold)[0].numpy()
+    expected = threshold_cam(full, label, Thresholds(threshold, threshold))[0].numpy()
     assert np.array_equal(pseudo_labels_of(image, record, run.preset, CPU)[0, 0], expected)
 
 

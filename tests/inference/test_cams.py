@@ -6,24 +6,30 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 
 from afactl.datasets.images import read_image
 from afactl.datasets.transforms import normalize
-from afactl.errors import CacheError
+from afactl.errors import CacheError, UsageError
 from afactl.inference.cams import (
     cam_record,
     dump_cams,
     export_cams,
     likely_labels,
     open_cam_cache,
+    query_maps,
+    query_token,
     read_record,
     record_of,
 )
 from afactl.inference.trained_run import multi_hot, to_tensor
-from afactl.method.affinity import mean_attention
+from afactl.method.affinity import Walk, mean_attention, random_walk
 from afactl.runs.cache import Cache
 from afactl.runs.journal import JournaledFile
 from tests.conftest import ROOT
+from tests.method.test_affinity import slow_windows
 
 CPU = torch.device("cpu")
 
@@ -35,10 +41,50 @@ def test_a_record_is_what_the_network_says(run, val):
     passed = run.model.multi_scale_cam(
         normalize(to_tensor(image, CPU)), run.preset.cam.scales, run.preset.affinity.scale
     )
-    assert record.cam.dtype == record.affinity.dtype == np.float16
+    assert record.cam.dtype == record.affinity.dtype == record.attention.dtype == np.float16
     assert record.classes.tolist() == list(sample.labels) and record.grid == passed.grid
     np.testing.assert_allclose(record.cam, passed.cam[0, list(sample.labels)], atol=1e-3)
-    np.testing.assert_allclose(record.attention, mean_attention(passed.queries, passed.keys)[0].detach(), atol=1e-3)
+    radius = run.preset.affinity.radius
+    logits = run.model.affinity_head(passed.queries, passed.keys).detach()
+    affinity = slow_windows(F.logsigmoid(logits), *passed.grid, radius)[0]
+    torch.testing.assert_close(record.log_affinity(CPU), affinity, atol=1e-3, rtol=1e-3)
+    attention = slow_windows(mean_attention(passed.queries, passed.keys).log(), *passed.grid, radius)[0].detach()
+    torch.testing.assert_close(record.log_attention(CPU), attention, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e6, -1e6])
+def test_a_record_keeps_what_sigmoid_would_lose(run, val, factor):
+    """Half precision ends at 65504, and sigmoid at -17 in it: no row of the walk from the cache vanishes."""
+    sample = val.samples[0]
+    with torch.no_grad():
+        run.model.affinity_head.weight.mul_(factor)
+        run.model.affinity_head.bias.fill_(-3e4)
+    record = cam_record(run, read_image(sample.image_path), sample.labels)
+    logarithm = record.log_affinity(CPU)
+    assert logarithm.min() == -torch.inf and not logarithm.isnan().any(), "outside the grid, and nowhere else"
+    assert torch.equal(logarithm.isinf(), record.log_attention(CPU).isinf())
+    ones = torch.ones(1, 1, *record.grid)
+    walked = random_walk(ones, logarithm[None], Walk(**run.preset.walk_settings()))
+    torch.testing.assert_close(walked, ones)
+
+
+def test_what_a_pixel_looks_at(run, val):
+    image = read_image(val.samples[0].image_path)
+    passed = run.model.multi_scale_cam(normalize(to_tensor(image, CPU)), run.preset.cam.scales, 1.5)
+    with torch.no_grad():
+        attention = mean_attention(passed.queries, passed.keys)[0].unflatten(1, passed.grid)
+        affinity = run.model.affinity(passed)[0].unflatten(1, passed.grid)
+    queries = [(63, 0), (5, 40)]
+    tokens = [query_token(query, (64, 64), passed.grid) for query in queries]
+    found = query_maps(run, image, queries)
+    np.testing.assert_allclose(found.attention, attention[tokens], atol=1e-6)
+    np.testing.assert_allclose(found.affinity, affinity[tokens], atol=1e-5)
+    heads = query_maps(run, image, queries, slice(3, 5)).attention
+    np.testing.assert_allclose(
+        heads,
+        mean_attention(passed.queries[:, 3:5], passed.keys[:, 3:5])[0].unflatten(1, passed.grid)[tokens],
+        atol=1e-6,
+    )
 
 
 def test_a_dump_goes_on_where_it_stopped(run, val):
@@ -147,6 +193,29 @@ def test_a_cache_of_other_weights_is_refused(run, val):
     dump_cams(run._replace(weights_hash="other"), val, overwrite=True)
 
 
+def test_a_cache_of_another_radius_is_refused(run, val):
+    """The cache holds the neighbours within the radius alone."""
+    dump_cams(run, val)
+    section = run.preset.affinity.model_copy(update={"radius": 3})
+    other = run._replace(preset=run.preset.model_copy(update={"affinity": section}))
+    with pytest.raises(CacheError, match=r"affinity.radius \(2 there, 3 now\).*--overwrite"):
+        open_cam_cache(other, val)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+def test_every_pixel_has_the_token_that_covers_it(height, width, data):
+    grid = (data.draw(st.integers(1, height)), data.draw(st.integers(1, width)))
+    x, y = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    row, column = divmod(query_token((x, y), (height, width), grid), grid[1])
+    assert row <= y * grid[0] / height < row + 1 and column <= x * grid[1] / width < column + 1
+
+
+@pytest.mark.parametrize("query", [(64, 0), (0, 48), (-1, 0), (500, 500)])
+def test_a_query_outside_names_the_size(query):
+    with pytest.raises(UsageError, match="outside the photo, which is 64 x 48 pixels"):
+        query_token(query, (48, 64), (3, 4))
+
+
 def test_photos_without_labels_are_kept_too(run, val):
     record = cam_record(run, read_image(val.samples[0].image_path), ())
     assert record.cam.shape == (0, 64, 64) and record.classes.shape == (0,)
@@ -162,7 +231,7 @@ def test_the_cache_is_plain_hdf5(run, val):
     path, *_ = dump_cams(run, val)
     with Cache.open(path, open_header(run, val)) as cache:
         arrays = cache.read(val.samples[0].image_id)
-    assert set(arrays) == {"cam", "keys", "size", "affinity", "attention", "grid"}
+    assert set(arrays) == {"cam", "keys", "size", "affinity", "attention"}
     assert arrays["size"].tolist() == [64, 64]
 
 
@@ -170,7 +239,11 @@ def open_header(run, val):
     from afactl.datasets.registry import data_fingerprint
     from afactl.runs.cache import CacheHeader
 
-    settings = {"cam.scales": list(run.preset.cam.scales), "affinity.scale": run.preset.affinity.scale}
+    settings = {
+        "cam.scales": list(run.preset.cam.scales),
+        "affinity.scale": run.preset.affinity.scale,
+        "affinity.radius": run.preset.affinity.radius,
+    }
     return CacheHeader("cams", settings, run.weights_hash, data_fingerprint(val))
 
 

@@ -8,7 +8,7 @@ import torch
 
 from afactl.errors import ShapeError
 from afactl.machine.parallel import WORTHWHILE, ordered_map, processes_for
-from afactl.method.refinement.crf import crf_label, dense_crf
+from afactl.method.refinement.crf import DenseCrf, crf_label, dense_crf
 
 
 def square(number):
@@ -48,9 +48,9 @@ def test_an_error_in_a_process_is_the_error_here():
 def test_the_crf_gives_the_same_in_processes():
     torch.manual_seed(0)
     photos = [(torch.randint(0, 256, (3, 12, 16), dtype=torch.uint8), torch.rand(3, 12, 16)) for _ in range(4)]
-    found = list(ordered_map(partial(crf_label, backend="torch", settings={"iterations": 3}), photos, 2))
+    found = list(ordered_map(partial(crf_label, backend="torch", settings=DenseCrf(iterations=3)), photos, 2))
     for label, (image, logits) in zip(found, photos, strict=True):
-        assert torch.equal(label, dense_crf(image, logits.softmax(0), iterations=3).argmax(0).to(torch.uint8))
+        assert torch.equal(label, dense_crf(image, logits.softmax(0), DenseCrf(iterations=3)).argmax(0).to(torch.uint8))
 
 
 def test_few_items_and_gpus_stay_in_this_process(monkeypatch):

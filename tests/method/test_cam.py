@@ -6,6 +6,7 @@ from torch.nn.functional import interpolate
 
 from afactl.errors import ShapeError
 from afactl.method.cam import (
+    Thresholds,
     class_activation_map,
     fuse_cams,
     ignore_outside,
@@ -75,7 +76,7 @@ def test_thresholds_equal_the_slow_loop(seed, a, b):
     cam, label = torch.rand(1, 4, 3, 5), (torch.rand(1, 4) > 0.5).float()
     cam[0, :, 0, 0] = low  # exactly on the threshold: background
     cam[0, :, 0, 1] = high  # exactly on the other: ignored
-    assert torch.equal(threshold_cam(cam, label, low, high)[0], slow_threshold(cam[0], label[0], low, high))
+    assert torch.equal(threshold_cam(cam, label, Thresholds(low, high))[0], slow_threshold(cam[0], label[0], low, high))
 
 
 @settings(max_examples=30, deadline=None)
@@ -83,10 +84,10 @@ def test_thresholds_equal_the_slow_loop(seed, a, b):
 def test_labels_name_only_present_classes(seed, low, high):
     torch.manual_seed(seed)
     cam, label = torch.rand(2, 6, 4, 4), (torch.rand(2, 6) > 0.5).float()
-    found = threshold_cam(cam, label, low, high)
+    found = threshold_cam(cam, label, Thresholds(low, high))
     for one, present in zip(found, label, strict=True):
         assert set(one.unique().tolist()) <= {0, 255, *(present.nonzero()[:, 0] + 1).tolist()}
-    single = threshold_cam(cam, label, low, low)
+    single = threshold_cam(cam, label, Thresholds(low, low))
     assert not (single == 255).any()
     # Raising the upper threshold only turns classes into ignored pixels.
     assert torch.equal(found[found != 255], single[found != 255])
@@ -94,7 +95,7 @@ def test_labels_name_only_present_classes(seed, low, high):
 
 def test_crossed_thresholds_are_refused():
     with pytest.raises(ShapeError, match="beta_low <= beta_high"):
-        threshold_cam(torch.rand(1, 1, 2, 2), torch.ones(1, 1), 0.6, 0.5)
+        Thresholds(0.6, 0.5)
 
 
 def test_outside_the_box_is_ignored_and_the_input_kept():
@@ -111,5 +112,5 @@ def test_golden_thresholds():
     cam, label = normalize_cam(cam), values["class_label"]
     valid = cam * label[:, :, None, None]
     torch.testing.assert_close(valid[..., ::8, ::8], values["valid_cam_sample"], atol=1e-4, rtol=0)
-    assert torch.equal(threshold_cam(cam, label, 0.45, 0.45), values["label_eval"])
-    assert torch.equal(threshold_cam(cam, label, 0.35, 0.55, values["box"]), values["label_ignore_mid"])
+    assert torch.equal(threshold_cam(cam, label, Thresholds(0.45, 0.45)), values["label_eval"])
+    assert torch.equal(threshold_cam(cam, label, Thresholds(0.35, 0.55), values["box"]), values["label_ignore_mid"])

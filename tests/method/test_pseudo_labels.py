@@ -2,8 +2,10 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from afactl.method.cam import normalize_cam
+from afactl.method.affinity import Walk
+from afactl.method.cam import Thresholds, normalize_cam
 from afactl.method.pseudo_labels import (
+    Photos,
     background_planes,
     best_class,
     combine_labels,
@@ -14,6 +16,7 @@ from afactl.method.pseudo_labels import (
 )
 from afactl.method.refinement.registry import build_refiner
 from tests import golden
+from tests.method.test_affinity import slow_windows
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +29,18 @@ def worked():
 
 def test_golden_refined_label(worked):
     values, cam, images = worked
-    found = refined_label(images, cam, values["class_label"], build_refiner("par"), 0.35, 0.55, values["box"])
+    photos = Photos(images, values["class_label"], values["box"])
+    found = refined_label(photos, cam, build_refiner("par"), Thresholds(0.35, 0.55))
     assert torch.equal(found, values["refined_label"])
 
 
 def test_golden_segmentation_label(worked):
     values, cam, images = worked
-    found = propagated_label(
-        images,
-        cam,
-        values["class_label"],
-        values["affinity"],
-        (8, 10),
-        build_refiner("par"),
-        0.35,
-        0.55,
-        radius=int(values["radius"]),
-        eps=0.1,
-        box=values["box"],
-    )
+    photos = Photos(images, values["class_label"], values["box"])
+    radius = int(values["radius"])
+    logarithm = slow_windows(values["affinity"].log(), 8, 10, radius)
+    walk = Walk(radius, eps=0.1)
+    found = propagated_label(photos, cam, logarithm, walk, build_refiner("par"), Thresholds(0.35, 0.55))
     assert torch.equal(found, values["seg_label"])
 
 
@@ -82,7 +78,8 @@ def test_without_refinement_the_chain_is_a_threshold():
 
 def test_an_identity_affinity_propagates_nothing():
     cam = torch.rand(2, 32, 48)
-    planes = propagate(cam, torch.eye(6), (2, 3), (0.4,), radius=8)
+    alone = slow_windows(torch.eye(6).log()[None].clamp_min(-1000), 2, 3, 8)[0]
+    planes = propagate(cam, alone, (0.4,), Walk(8))
     tokens = interpolate(cam[None], size=(2, 3), mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(planes, background_planes(tokens, (0.4,)))
 
@@ -90,18 +87,20 @@ def test_an_identity_affinity_propagates_nothing():
 def test_a_photo_without_classes_is_background():
     image, cam, nothing = torch.rand(1, 3, 32, 32) * 255, torch.rand(1, 4, 32, 32), torch.zeros(1, 4)
     refine = build_refiner("par")
-    assert not refined_label(image, cam, nothing, refine, 0.35, 0.55).any()
-    assert not propagated_label(image, cam, nothing, torch.ones(1, 4, 4), (2, 2), refine, 0.35, 0.55, 1).any()
+    photos = Photos(image, nothing)
+    assert not refined_label(photos, cam, refine, Thresholds()).any()
+    assert not propagated_label(photos, cam, torch.zeros(1, 2, 2, 9), Walk(1), refine, Thresholds()).any()
 
 
 def test_padding_is_ignored_in_both_labels():
     image, cam, label = torch.rand(1, 3, 32, 32) * 255, torch.zeros(1, 2, 32, 32), torch.ones(1, 2)
-    box = torch.tensor([[4, 30, 0, 17]])
+    photos = Photos(image, label, torch.tensor([[4, 30, 0, 17]]))
+    logarithm = slow_windows(torch.rand(1, 4, 4).log(), 2, 2, 1)
     outside = torch.ones(32, 32, dtype=torch.bool)
     outside[4:30, :17] = False
     for found in (
-        refined_label(image, cam, label, build_refiner("par"), 0.35, 0.55, box),
-        propagated_label(image, cam, label, torch.rand(1, 4, 4), (2, 2), build_refiner("par"), 0.35, 0.55, 1, box=box),
+        refined_label(photos, cam, build_refiner("par"), Thresholds()),
+        propagated_label(photos, cam, logarithm, Walk(1), build_refiner("par"), Thresholds()),
     ):
         assert (found[0][outside] == 255).all()
         assert (found[0][~outside] == 0).all()

@@ -13,7 +13,7 @@ from afactl.datasets.masks import read_mask
 from afactl.errors import UsageError
 from afactl.inference.segmentation import multi_scale, segment, segment_windows
 from afactl.inference.trained_run import open_run
-from afactl.method.refinement.crf import dense_crf
+from afactl.method.refinement.crf import DenseCrf, dense_crf
 from afactl.prediction.predict import PredictOptions, find_photos, predict
 from afactl.prediction.unfinished import Unfinished
 
@@ -84,7 +84,7 @@ def test_crf_refines_the_mask(run, photos, tmp_path):
     image = read_image(photos / "a.jpg")
     logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
     expected = dense_crf(
-        torch.from_numpy(image).permute(2, 0, 1), logits.softmax(0), **run.preset.crf.model_dump()
+        torch.from_numpy(image).permute(2, 0, 1), logits.softmax(0), DenseCrf(**run.preset.crf.model_dump())
     ).argmax(0)
     assert np.array_equal(read_mask(written, 6), expected.numpy())
 

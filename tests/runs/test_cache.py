@@ -110,6 +110,18 @@ def test_a_cache_made_by_others_is_refused_and_kept(tmp_path, header, message):
         assert cache.ids() == []
 
 
+def test_a_cache_of_an_earlier_version_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "c.h5"
+    with Cache.open(path, HEADER) as cache:
+        cache.append("a", {"x": np.array([1])})
+    with h5py.File(path, "r+") as file:
+        file.attrs["schema"] = 1
+    with pytest.raises(CacheError, match=r"another version of afactl \(format 1, now 2\); --overwrite makes it anew$"):
+        Cache.open(path, HEADER)
+    with Cache.open(path, HEADER, overwrite=True) as cache:
+        assert cache.ids() == []
+
+
 def test_what_is_missing_or_there_twice_is_named(tmp_path):
     with Cache.open(tmp_path / "c.h5", HEADER) as cache:
         cache.append("a", {"x": np.array([1])})

@@ -12,9 +12,9 @@ Shapes: K classes, h x w image, n = h * w points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,28 +33,37 @@ from afactl.method.refinement.lattice import (
 FLOOR = 1e-5
 
 
-@torch.no_grad()
-def dense_crf(
-    image: Tensor,
-    probabilities: Tensor,
-    iterations: int = 10,
-    gaussian_sxy: float = 3.0,
-    gaussian_weight: float = 3.0,
-    bilateral_sxy: float = 64.0,
-    bilateral_srgb: float = 5.0,
-    bilateral_weight: float = 4.0,
-    drop_below: float = 0.0,
-) -> Tensor:
-    """Refine class probabilities along the edges of a photo.
+@dataclass(frozen=True)
+class DenseCrf:
+    """The kernels of a dense CRF and how long it runs.
 
-    Args:
-        image: 3 x h x w RGB in 0..255.
-        probabilities: K x h x w, sum to 1 over K.
+    Attributes:
         iterations: of mean-field inference.
         gaussian_sxy, bilateral_sxy: standard deviations in pixels.
         bilateral_srgb: standard deviation in grey levels.
         gaussian_weight, bilateral_weight: of the two kernels.
         drop_below: classes nowhere above this take no part and stay at 0; saves their time.
+    """
+
+    iterations: int = 10
+    gaussian_sxy: float = 3.0
+    gaussian_weight: float = 3.0
+    bilateral_sxy: float = 64.0
+    bilateral_srgb: float = 5.0
+    bilateral_weight: float = 4.0
+    drop_below: float = 0.0
+
+
+DEFAULT = DenseCrf()
+
+
+@torch.no_grad()
+def dense_crf(image: Tensor, probabilities: Tensor, settings: DenseCrf = DEFAULT) -> Tensor:
+    """Refine class probabilities along the edges of a photo.
+
+    Args:
+        image: 3 x h x w RGB in 0..255.
+        probabilities: K x h x w, sum to 1 over K.
 
     Returns:
         K x h x w float32, sums to 1 over K.
@@ -64,15 +73,17 @@ def dense_crf(
     """
     _check(image, probabilities)
     classes, height, width = probabilities.shape
-    alive = _alive(probabilities, drop_below)
+    alive = _alive(probabilities, settings.drop_below)
     log_unary = probabilities[alive].float().clamp(FLOOR, 1.0).log().flatten(1).T.contiguous()
-    gaussian = _position_kernel(height, width, gaussian_sxy, image.device)
-    bilateral = _normalized(build_lattice(bilateral_features(image[None], bilateral_sxy, bilateral_srgb)[0]))
+    gaussian = _position_kernel(height, width, settings.gaussian_sxy, image.device)
+    bilateral = _normalized(
+        build_lattice(bilateral_features(image[None], settings.bilateral_sxy, settings.bilateral_srgb)[0])
+    )
     q, energy = torch.empty_like(log_unary), log_unary.clone()
     _softmax(energy, out=q)
-    for _ in range(iterations):  # into the same memory: fresh pages cost as much as the sums
-        torch.add(log_unary, lattice_filter(q, gaussian), alpha=gaussian_weight, out=energy)
-        energy.add_(lattice_filter(q, bilateral), alpha=bilateral_weight)
+    for _ in range(settings.iterations):  # into the same memory: fresh pages cost as much as the sums
+        torch.add(log_unary, lattice_filter(q, gaussian), alpha=settings.gaussian_weight, out=energy)
+        energy.add_(lattice_filter(q, bilateral), alpha=settings.bilateral_weight)
         _softmax(energy, out=q)
     refined = q.new_zeros(height * width, classes).index_copy_(1, alive, q) if len(alive) < classes else q
     return refined.T.contiguous().view(classes, height, width)
@@ -135,17 +146,7 @@ def require_pydensecrf() -> None:
         ) from error
 
 
-def dense_crf_pydensecrf(
-    image: Tensor,
-    probabilities: Tensor,
-    iterations: int = 10,
-    gaussian_sxy: float = 3.0,
-    gaussian_weight: float = 3.0,
-    bilateral_sxy: float = 64.0,
-    bilateral_srgb: float = 5.0,
-    bilateral_weight: float = 4.0,
-    drop_below: float = 0.0,
-) -> Tensor:
+def dense_crf_pydensecrf(image: Tensor, probabilities: Tensor, settings: DenseCrf = DEFAULT) -> Tensor:
     """The same as `dense_crf` by pydensecrf, on the CPU.
 
     Raises:
@@ -156,32 +157,37 @@ def dense_crf_pydensecrf(
 
     _check(image, probabilities)
     classes, height, width = probabilities.shape
-    alive = _alive(probabilities, drop_below)
+    alive = _alive(probabilities, settings.drop_below)
     unary = -probabilities[alive].cpu().float().clamp(FLOOR, 1.0).log().flatten(1)
     crf = DenseCRF2D(width, height, len(alive))
     crf.setUnaryEnergy(np.ascontiguousarray(unary.numpy()))
-    crf.addPairwiseGaussian(sxy=gaussian_sxy, compat=gaussian_weight)
+    crf.addPairwiseGaussian(sxy=settings.gaussian_sxy, compat=settings.gaussian_weight)
     pixels = image.permute(1, 2, 0).to("cpu", torch.uint8).numpy().copy(order="C")
-    crf.addPairwiseBilateral(sxy=bilateral_sxy, srgb=bilateral_srgb, rgbim=pixels, compat=bilateral_weight)
-    q = torch.from_numpy(np.asarray(crf.inference(iterations), dtype=np.float32))
+    crf.addPairwiseBilateral(
+        sxy=settings.bilateral_sxy, srgb=settings.bilateral_srgb, rgbim=pixels, compat=settings.bilateral_weight
+    )
+    q = torch.from_numpy(np.asarray(crf.inference(settings.iterations), dtype=np.float32))
     refined = torch.zeros(classes, height * width, device=probabilities.device)
     refined[alive] = q.to(probabilities.device)
     return refined.view(classes, height, width)
 
 
 # What `--crf-backend` offers.
-CRF_BACKENDS: dict[str, Callable[..., Tensor]] = {"torch": dense_crf, "pydensecrf": dense_crf_pydensecrf}
+CRF_BACKENDS: dict[str, Callable[[Tensor, Tensor, DenseCrf], Tensor]] = {
+    "torch": dense_crf,
+    "pydensecrf": dense_crf_pydensecrf,
+}
 
 
-def crf_label(photo: tuple[Tensor, Tensor], backend: str, settings: Mapping[str, Any]) -> Tensor:
+def crf_label(photo: tuple[Tensor, Tensor], backend: str, settings: DenseCrf) -> Tensor:
     """The refined label of one photo, in a form that can be mapped over many, in other processes too.
 
     Args:
         photo: (3 x h x w image in 0..255, K x h x w logits).
-        backend: one of CRF_BACKENDS. settings: its keyword arguments.
+        backend: one of CRF_BACKENDS.
 
     Returns:
         h x w uint8.
     """
     image, logits = photo
-    return CRF_BACKENDS[backend](image, logits.softmax(0), **settings).max(dim=0).indices.to(torch.uint8)
+    return CRF_BACKENDS[backend](image, logits.softmax(0), settings).max(dim=0).indices.to(torch.uint8)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl.method.refinement.crf import dense_crf
+from afactl.method.refinement.crf import DenseCrf, dense_crf
 from afactl.method.refinement.pamr import pixel_adaptive_mask_refinement
 from afactl.method.refinement.par import pixel_adaptive_refinement
 
@@ -57,7 +57,7 @@ def refine_pamr(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
 
 
 def refine_crf(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
-    """The dense CRF; settings as in `dense_crf`.
+    """The dense CRF; settings as in `DenseCrf`.
 
     Example:
         >>> stacks = torch.tensor([0.6, 0.4]).view(1, 2, 1, 1)
@@ -65,7 +65,7 @@ def refine_crf(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
         True
     """
     # Mean-field inference couples the planes of a stack, so every stack goes alone.
-    return torch.stack([dense_crf(image[0], stack, **settings) for stack in resize_stacks(image, stacks)])
+    return torch.stack([dense_crf(image[0], stack, DenseCrf(**settings)) for stack in resize_stacks(image, stacks)])
 
 
 def resize_stacks(image: Tensor, stacks: Tensor) -> Tensor:

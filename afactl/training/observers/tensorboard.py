@@ -11,10 +11,10 @@ import torch
 from afactl.datasets.images import read_image
 from afactl.errors import DependencyError
 from afactl.evaluation.pseudo_labels import pseudo_labels_of
-from afactl.inference.cams import cam_record
+from afactl.inference.cams import cam_record, query_maps
 from afactl.inference.segmentation import segment, single_scale
 from afactl.network.model import evaluation_mode
-from afactl.pictures.drawing import map_over, overlay, query_token, resize_map
+from afactl.pictures.drawing import map_over, overlay, resize_map
 from afactl.pictures.palettes import PALETTES
 from afactl.training.events import BetweenSteps, Ended, Event, Started, Stepped, Validated
 
@@ -79,8 +79,7 @@ def _pictures(writer: SummaryWriter, event: BetweenSteps) -> None:
             image = read_image(sample.image_path)
             size = image.shape[:2]
             record = cam_record(run, image, sample.labels)
-            centre = query_token((size[1] // 2, size[0] // 2), size, record.grid)
-            attention = resize_map(record.attention[centre].astype(np.float32).reshape(record.grid), size)
+            attention = resize_map(query_maps(run, image, [(size[1] // 2, size[0] // 2)]).attention[0], size)
             logits = segment(run.model, image, run.device, single_scale(run.preset.eval))
             shown = {
                 "CAM": map_over(image, record.cam.astype(np.float32).max(axis=0, initial=0.0)),

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from afactl.errors import DependencyError, ShapeError
-from afactl.method.refinement.crf import CRF_BACKENDS, dense_crf, dense_crf_pydensecrf
+from afactl.method.refinement.crf import CRF_BACKENDS, DenseCrf, dense_crf, dense_crf_pydensecrf
 
 BACKENDS = list(CRF_BACKENDS) if importlib.util.find_spec("pydensecrf") else ["torch"]
 needs_pydensecrf = pytest.mark.skipif(len(BACKENDS) == 1, reason="the cross-check needs the extra [crf]")
@@ -67,7 +67,7 @@ def test_equals_mean_field_with_the_exact_kernels(scene, backend):
         "bilateral_srgb": 40.0,
         "bilateral_weight": 1.0,
     }
-    found = CRF_BACKENDS[backend](image, probabilities, **arguments)
+    found = CRF_BACKENDS[backend](image, probabilities, DenseCrf(**arguments))
     exact = slow_mean_field(image.numpy(), probabilities.numpy(), *arguments.values())
     assert abs(found.numpy() - exact).mean() < 0.02
     assert abs(probabilities.numpy() - exact).mean() > 0.15
@@ -107,7 +107,7 @@ def test_photos_of_voc_equal_pydensecrf(shared):
         assert (ours.argmax(0) == theirs.argmax(0)).float().mean() >= 0.999, name
         assert (ours - theirs).abs().max() < 1e-3, name
         assert (ours.argmax(0) != scores.argmax(0)).float().mean() > 0.01, "the CRF has something to do"
-        dropped = dense_crf(image, scores, drop_below=1e-3)
+        dropped = dense_crf(image, scores, DenseCrf(drop_below=1e-3))
         assert (dropped - theirs).abs().max() < 2e-3 and (dropped.argmax(0) == theirs.argmax(0)).float().mean() >= 0.999
 
 
@@ -128,10 +128,10 @@ def test_odd_pictures_are_refined_too(backend):
 def test_dropped_classes_stay_at_zero(scene):
     image, probabilities, _ = scene
     three = torch.cat([probabilities * 0.9999, torch.full((1, 20, 24), 1e-4)])
-    dropped = dense_crf(image, three, drop_below=1e-3)
+    dropped = dense_crf(image, three, DenseCrf(drop_below=1e-3))
     assert dropped[2].max() == 0
     torch.testing.assert_close(dropped[:2], dense_crf(image, three)[:2], atol=1e-3, rtol=0)
-    assert torch.isfinite(dense_crf(image, three, drop_below=1.0)).all(), "one class at least stays"
+    assert torch.isfinite(dense_crf(image, three, DenseCrf(drop_below=1.0))).all(), "one class at least stays"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
