@@ -62,6 +62,12 @@ def attention_logits(queries: Tensor, keys: Tensor) -> Tensor:
 
     Returns:
         B x n x N x N.
+
+    Example:
+        >>> queries = torch.tensor([[1.0, 0.0], [0.0, 2.0]]).view(1, 1, 2, 2)  # B x n x N x d
+        >>> attention_logits(queries, queries)[0, 0]
+        tensor([[1., 0.],
+                [0., 4.]])
     """
     return queries @ keys.transpose(-2, -1)
 
@@ -74,6 +80,10 @@ def mean_attention(queries: Tensor, keys: Tensor) -> Tensor:
 
     Returns:
         B x N x N, rows sum to 1.
+
+    Example:
+        >>> mean_attention(torch.zeros(1, 8, 4, 16), torch.randn(1, 8, 4, 16))[0, 0]  # indifferent queries
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     scale = queries.shape[-1] ** -0.5
     heads = queries.shape[1]
@@ -98,6 +108,12 @@ def affinity_logits(queries: Tensor, keys: Tensor, weight: Tensor, bias: Tensor)
 
     Raises:
         ShapeError: queries and keys differ, or `weight` has another number of heads.
+
+    Example:
+        >>> queries, keys = torch.tensor([[1.0], [2.0]]).view(1, 1, 2, 1), torch.tensor([[3.0], [5.0]]).view(1, 1, 2, 1)
+        >>> affinity_logits(queries, keys, torch.ones(1), torch.tensor(0.5))[0]  # off the diagonal 1 x 5 + 2 x 3 + 0.5
+        tensor([[ 6.5000, 11.5000],
+                [11.5000, 20.5000]])
     """
     weighted, plain = _side_by_side(queries, keys, weight)
     product = weighted @ plain.transpose(1, 2)
@@ -116,6 +132,12 @@ def affinity_rows(queries: Tensor, keys: Tensor, weight: Tensor, bias: Tensor, t
 
     Raises:
         ShapeError: as `affinity_logits`.
+
+    Example:
+        >>> (queries, keys), weight, bias = torch.randn(2, 1, 4, 9, 8), torch.ones(4), torch.zeros(())
+        >>> rows = affinity_rows(queries, keys, weight, bias, tokens=[5, 0])
+        >>> torch.allclose(rows, affinity_logits(queries, keys, weight, bias)[:, [5, 0]], atol=1e-4)
+        True
     """
     weighted, plain = _side_by_side(queries, keys, weight)
     rows = list(tokens)
@@ -142,6 +164,12 @@ def neighborhood_mask(height: int, width: int, radius: int, device: torch.device
 
     Raises:
         ShapeError: an empty grid or a negative radius.
+
+    Example:
+        >>> neighborhood_mask(1, 3, radius=1).int()
+        tensor([[1, 1, 0],
+                [1, 1, 1],
+                [0, 1, 1]], dtype=torch.int32)
     """
     if height < 1 or width < 1 or radius < 0:
         raise ShapeError(
@@ -175,6 +203,13 @@ def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
 
     Raises:
         ShapeError: `label` is not B x h x w, or has fewer pixels than tokens along a side.
+
+    Example:
+        >>> affinity_label(torch.tensor([[[1, 1, 0, 255]]]), grid=(1, 4), radius=8)[0]
+        tensor([[  1,   1,   0, 255],
+                [  1,   1,   0, 255],
+                [  0,   0,   1, 255],
+                [255, 255, 255, 255]], dtype=torch.uint8)
     """
     check_shape("label", label, "B h w")
     if label.shape[1] < grid[0] or label.shape[2] < grid[1]:
@@ -188,7 +223,12 @@ def affinity_label(label: Tensor, grid: tuple[int, int], radius: int) -> Tensor:
 
 
 def window_reach(radius: int, grid: tuple[int, int]) -> int:
-    """The radius, or what of it a grid (hs, ws) can use: beyond its longer side lie no further neighbours."""
+    """The radius, or what of it a grid (hs, ws) can use: beyond its longer side lie no further neighbours.
+
+    Example:
+        >>> window_reach(8, grid=(3, 5)), window_reach(2, grid=(3, 5))
+        (4, 2)
+    """
     return min(radius, max(grid) - 1)
 
 
@@ -206,6 +246,13 @@ def affinity_windows(
 
     Raises:
         ShapeError: as `affinity_logits`, or another number of tokens than the grid has.
+
+    Example:
+        >>> queries, weight, bias = torch.ones(1, 1, 3, 1), torch.ones(1), torch.zeros(())
+        >>> affinity_windows(queries, queries, weight, bias, grid=(1, 3), radius=1)[0, 0, :, 3:6]  # in its row
+        tensor([[-inf, 2., 2.],
+                [2., 2., 2.],
+                [2., 2., -inf]])
     """
     _check_grid(queries, grid)
     weighted, plain = (torch.unflatten(side, 1, grid) for side in _side_by_side(queries, keys, weight))
@@ -231,6 +278,13 @@ def attention_windows(queries: Tensor, keys: Tensor, grid: tuple[int, int], radi
 
     Raises:
         ShapeError: another number of tokens than the grid has.
+
+    Example:
+        >>> queries = torch.zeros(1, 1, 3, 1)  # indifferent: a third for each token
+        >>> attention_windows(queries, queries, grid=(1, 3), radius=1)[0, 0, :, 3:6].exp()
+        tensor([[0.0000, 0.3333, 0.3333],
+                [0.3333, 0.3333, 0.3333],
+                [0.3333, 0.3333, 0.0000]])
     """
     _check_grid(queries, grid)
     batch, heads = queries.shape[:2]
@@ -254,12 +308,23 @@ def half_windows(windows: Tensor) -> Tensor:
 
     Returns:
         B x hs x ws x (W + 1) / 2; `whole_windows` gives the rest back.
+
+    Example:
+        >>> half_windows(torch.zeros(1, 4, 4, 9)).shape
+        torch.Size([1, 4, 4, 5])
     """
     return windows[..., : windows.shape[-1] // 2 + 1]
 
 
 def whole_windows(half: Tensor) -> Tensor:
-    """The window form of a symmetric matrix from its half: B x hs x ws x (W + 1) / 2 -> B x hs x ws x W."""
+    """The window form of a symmetric matrix from its half: B x hs x ws x (W + 1) / 2 -> B x hs x ws x W.
+
+    Example:
+        >>> queries, weight, bias = torch.randn(1, 4, 12, 8), torch.ones(4), torch.zeros(())
+        >>> windows = affinity_windows(queries, queries, weight, bias, grid=(3, 4), radius=1)
+        >>> torch.equal(whole_windows(half_windows(windows)), windows)
+        True
+    """
     count = half.shape[-1]
     lower = half.new_full((*half.shape[:3], 2 * count - 1), -torch.inf)
     lower[..., :count] = half
@@ -295,6 +360,12 @@ def random_walk(planes: Tensor, log_affinity: Tensor, walk: Walk) -> Tensor:
 
     Raises:
         ShapeError: grid, radius and affinity do not fit.
+
+    Example:
+        >>> planes = torch.tensor([[[[0.0, 0.0, 9.0]]]])
+        >>> alike = attention_windows(torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 1), grid=(1, 3), radius=1)
+        >>> random_walk(planes, alike, Walk(radius=1))  # the mean of the neighbours, itself among them
+        tensor([[[[0.0000, 3.0000, 4.5000]]]])
     """
     check_shape("planes", planes, "B P hs ws")
     batch, count, *grid = planes.shape

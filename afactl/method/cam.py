@@ -45,6 +45,11 @@ def class_activation_map(features: Tensor, weight: Tensor) -> Tensor:
 
     Returns:
         B x C x hs x ws, unbounded.
+
+    Example:
+        >>> features = torch.tensor([2.0, -1.0]).view(1, 2, 1, 1)  # B x D x hs x ws
+        >>> class_activation_map(features, torch.tensor([[1.0, 1.0], [0.0, 3.0]])).flatten()
+        tensor([ 1., -3.])
     """
     check_shape("features", features, "B D hs ws", D=weight.shape[1])
     return F.conv2d(features, weight[:, :, None, None])
@@ -59,6 +64,11 @@ def top_k_pooling(features: Tensor, percent: float) -> Tensor:
 
     Returns:
         B x D.
+
+    Example:
+        >>> features = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]]]])
+        >>> [top_k_pooling(features, percent).item() for percent in (0, 50, 100)]  # gmp, top half, gap
+        [6.0, 4.5, 3.0]
     """
     values = features.flatten(2)
     count = max(1, round(values.shape[2] * percent / 100))
@@ -77,6 +87,10 @@ def normalize_cam(cam: Tensor) -> Tensor:
 
     Returns:
         B x C x h x w in [0, 1); a constant map becomes 0.
+
+    Example:
+        >>> normalize_cam(torch.tensor([[[[-1.0, 0.0, 1.0]]]]))
+        tensor([[[[0.0000, 0.5000, 1.0000]]]])
     """
     cam = cam - cam.amin(dim=(2, 3), keepdim=True)
     return cam / (cam.amax(dim=(2, 3), keepdim=True) + 1e-5)
@@ -94,6 +108,11 @@ def fuse_cams(views: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int]) -> 
 
     Returns:
         B x C x h x w in [0, 1).
+
+    Example:
+        >>> plain, mirrored = torch.tensor([[[[0.0, 2.0]]]]), torch.tensor([[[[1.0, 4.0]]]])  # of both images
+        >>> fuse_cams([(plain, mirrored)], size=(1, 2))  # max(0, 4) and max(2, 1), then 0..1
+        tensor([[[[1.0000, 0.0000]]]])
     """
     total = views[0][0].new_zeros(())
     for plain, mirrored in views:
@@ -117,6 +136,11 @@ def threshold_cam(cam: Tensor, label: Tensor, thresholds: Thresholds, box: Tenso
 
     Raises:
         ShapeError: axes do not fit.
+
+    Example:
+        >>> cam, label = torch.tensor([[[[0.2, 0.5, 0.9]], [[0.1, 0.9, 0.1]]]]), torch.tensor([[1, 0]])
+        >>> threshold_cam(cam, label, Thresholds(0.35, 0.55))  # the second class is not there
+        tensor([[[  0, 255,   1]]], dtype=torch.uint8)
     """
     check_shape("cam", cam, "B C h w")
     check_shape("label", label, "B C", B=cam.shape[0], C=cam.shape[1])
@@ -128,7 +152,12 @@ def threshold_cam(cam: Tensor, label: Tensor, thresholds: Thresholds, box: Tenso
 
 
 def ignore_outside(label: Tensor, box: Tensor | None) -> Tensor:
-    """A copy of the B x h x w label that is 255 outside each image's (y0, y1, x0, x1) box."""
+    """A copy of the B x h x w label that is 255 outside each image's (y0, y1, x0, x1) box.
+
+    Example:
+        >>> ignore_outside(torch.tensor([[[1, 2, 3]]]), torch.tensor([[0, 1, 0, 2]]))
+        tensor([[[  1,   2, 255]]])
+    """
     if box is None:
         return label
     inside = torch.full_like(label, IGNORE)

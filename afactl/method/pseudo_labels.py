@@ -50,6 +50,11 @@ def background_planes(cam: Tensor, thresholds: Sequence[float]) -> Tensor:
 
     Returns:
         T x P x h x w, each of the T stacks sums to 1 over P.
+
+    Example:
+        >>> background_planes(torch.tensor([[[0.55]]]), thresholds=(0.55, 0.35)).flatten(1)
+        tensor([[0.5000, 0.5000],
+                [0.4502, 0.5498]])
     """
     stacks = [torch.cat([torch.full_like(cam[:1], t), cam]) for t in thresholds]
     return torch.stack(stacks).softmax(dim=1)
@@ -68,6 +73,12 @@ def refined_label(photos: Photos, cam: Tensor, refine: Refiner, thresholds: Thre
 
     Raises:
         ShapeError: axes do not fit.
+
+    Example:
+        >>> photos = Photos(torch.zeros(1, 3, 2, 8), torch.tensor([[0, 1]]))
+        >>> cam = torch.tensor([0.1, 0.1, 0.1, 0.45, 0.45, 0.9, 0.9, 0.9]).expand(1, 2, 2, 8)
+        >>> refined_label(photos, cam, lambda image, stacks: stacks, Thresholds(0.35, 0.55))[0, 0]  # without PAR
+        tensor([  0,   0,   0, 255,   2,   2,   2,   2], dtype=torch.uint8)
     """
     _check(photos, cam)
     labels = []
@@ -87,6 +98,10 @@ def cut_cam(cam: Tensor, classes: Tensor, threshold: float) -> Tensor:
 
     Returns:
         h x w uint8, classes 0..C.
+
+    Example:
+        >>> cut_cam(torch.tensor([[[0.2, 0.7]], [[0.3, 0.9]]]), torch.tensor([4, 7]), threshold=0.45)
+        tensor([[0, 8]], dtype=torch.uint8)
     """
     if len(classes) == 0:
         return cam.new_zeros(cam.shape[1:], dtype=torch.uint8)
@@ -105,6 +120,11 @@ def refine_cam(image: Tensor, cam: Tensor, classes: Tensor, thresholds: Sequence
 
     Returns:
         T x h x w uint8, classes 0..C.
+
+    Example:
+        >>> cam = torch.tensor([0.1, 0.1, 0.9, 0.9]).expand(1, 2, 4)
+        >>> refine_cam(torch.zeros(3, 2, 4), cam, torch.tensor([4]), (0.45,), lambda image, stacks: stacks)[0, 0]
+        tensor([0, 0, 5, 5], dtype=torch.uint8)
     """
     if len(classes) == 0:  # nothing is said to be there: all is background
         return image.new_zeros((len(thresholds), *image.shape[1:]), dtype=torch.uint8)
@@ -126,6 +146,11 @@ def propagate(cam: Tensor, log_affinity: Tensor, thresholds: Sequence[float], wa
 
     Raises:
         ShapeError: as `affinity.random_walk`.
+
+    Example:
+        >>> alone = torch.zeros(2, 3, 1)  # window form of radius 0: every token stays with itself
+        >>> propagate(torch.rand(1, 32, 48), alone, (0.35,), Walk(radius=0)).shape
+        torch.Size([1, 2, 2, 3])
     """
     tokens = F.interpolate(cam[None], size=log_affinity.shape[:2], mode="bilinear", align_corners=False)[0]
     planes = background_planes(tokens, thresholds)
@@ -146,6 +171,12 @@ def propagated_label(
 
     Raises:
         ShapeError: axes do not fit.
+
+    Example:
+        >>> photos, alone = Photos(torch.zeros(1, 3, 2, 4), torch.tensor([[0, 1]])), torch.zeros(1, 2, 4, 1)
+        >>> cam, keep = torch.tensor([0.1, 0.1, 0.9, 0.9]).expand(1, 2, 2, 4), lambda image, stacks: stacks
+        >>> propagated_label(photos, cam, alone, Walk(radius=0), keep, Thresholds(0.35, 0.55))[0, 0]
+        tensor([0, 0, 2, 2], dtype=torch.uint8)
     """
     _check(photos, cam)
     image, size = photos.image, photos.image.shape[2:]
@@ -178,6 +209,11 @@ def refine_planes(image: Tensor, planes: Tensor, classes: Tensor, refine: Refine
 
     Returns:
         T x h x w uint8, classes 0..C.
+
+    Example:
+        >>> planes = torch.tensor([[[[0.9, 0.2]], [[0.1, 0.8]]]])  # T x P x h' x w', background first
+        >>> refine_planes(torch.zeros(3, 2, 4), planes, torch.tensor([4]), lambda image, stacks: stacks)[0, 0]
+        tensor([0, 0, 5, 5], dtype=torch.uint8)
     """
     small = F.interpolate(image[None].float(), size=_half(image.shape[1:]), mode="bilinear", align_corners=False)
     return best_class(refine(small, planes), classes, image.shape[1:])
@@ -195,6 +231,10 @@ def best_class(planes: Tensor, classes: Tensor, size: Sequence[int]) -> Tensor:
 
     Returns:
         T x h x w uint8, classes 0..C.
+
+    Example:
+        >>> best_class(torch.tensor([[[[0.9, 0.2]], [[0.1, 0.8]]]]), torch.tensor([4]), size=(1, 2))
+        tensor([[[0, 5]]], dtype=torch.uint8)
     """
     values = torch.cat([classes.new_zeros(1), classes + 1]).to(torch.uint8)
     planes = F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
@@ -210,6 +250,10 @@ def combine_labels(high: Tensor, low: Tensor) -> Tensor:
 
     Returns:
         `high`, but 255 where it says background and `low` does not.
+
+    Example:
+        >>> combine_labels(torch.tensor([0, 0, 3]), torch.tensor([0, 3, 3]))
+        tensor([  0, 255,   3])
     """
     combined = high.clone()
     combined[high == 0] = IGNORE

@@ -70,6 +70,12 @@ def dense_crf(image: Tensor, probabilities: Tensor, settings: DenseCrf = DEFAULT
 
     Raises:
         ShapeError: sizes differ, or values are not finite.
+
+    Example:
+        >>> probabilities = torch.tensor([0.6, 0.4]).view(2, 1, 1).repeat(1, 4, 6)
+        >>> probabilities[:, 2, 3] = torch.tensor([0.4, 0.6])  # one pixel of another mind
+        >>> bool((dense_crf(torch.zeros(3, 4, 6), probabilities)[0] > 0.9).all())  # on one colour it gives in
+        True
     """
     _check(image, probabilities)
     classes, height, width = probabilities.shape
@@ -136,6 +142,9 @@ def require_pydensecrf() -> None:
 
     Raises:
         DependencyError: pydensecrf is not installed; says how to get it.
+
+    Example:
+        >>> require_pydensecrf()  # says nothing where it is installed
     """
     try:
         import pydensecrf.densecrf  # noqa: F401  (to see whether it is there and loads)
@@ -151,6 +160,11 @@ def dense_crf_pydensecrf(image: Tensor, probabilities: Tensor, settings: DenseCr
 
     Raises:
         DependencyError: pydensecrf is not installed. ShapeError: as in `dense_crf`.
+
+    Example:
+        >>> probabilities = torch.tensor([0.6, 0.4]).view(2, 1, 1).repeat(1, 4, 6)
+        >>> dense_crf_pydensecrf(torch.zeros(3, 4, 6), probabilities).shape
+        torch.Size([2, 4, 6])
     """
     require_pydensecrf()
     from pydensecrf.densecrf import DenseCRF2D
@@ -188,6 +202,11 @@ def crf_label(photo: tuple[Tensor, Tensor], backend: str, settings: DenseCrf) ->
 
     Returns:
         h x w uint8.
+
+    Example:
+        >>> photo = torch.zeros(3, 4, 6), torch.tensor([0.0, 2.0]).view(2, 1, 1).repeat(1, 4, 6)  # image, logits
+        >>> crf_label(photo, "torch", DenseCrf()).unique()
+        tensor([1], dtype=torch.uint8)
     """
     image, logits = photo
     return CRF_BACKENDS[backend](image, logits.softmax(0), settings).max(dim=0).indices.to(torch.uint8)

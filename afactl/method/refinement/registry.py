@@ -29,6 +29,11 @@ def register(name: str, refiner: Callable[..., Tensor] | Refinement) -> None:
 
     Raises:
         UsageError: the name is taken.
+
+    Example:
+        >>> register("par", lambda image, stacks: stacks)
+        Traceback (most recent call last):
+        afactl.errors.UsageError: cam.refiner: "par" is taken by afactl itself; register it under another name
     """
     REFINERS.register(name, refiner)
 
@@ -38,6 +43,10 @@ def refinement(name: str) -> Refinement:
 
     Raises:
         PresetError: nothing. DependencyError: the package that brings it cannot be imported.
+
+    Example:
+        >>> refinement("pamr").settings
+        ('par.dilations', 'par.iterations')
     """
     found = REFINERS.get(name)
     if isinstance(found, Refinement):
@@ -56,5 +65,10 @@ def build_refiner(name: str, **settings: Any) -> Refiner:
 
     Raises:
         PresetError: no such refiner. DependencyError: the package that brings it cannot be imported.
+
+    Example:
+        >>> refine = build_refiner("par", iterations=2)  # (image, stacks) -> stacks
+        >>> refine.keywords
+        {'iterations': 2}
     """
     return partial(refinement(name).function, **settings)
