@@ -31,7 +31,8 @@ from afactl.cli import (
 from afactl.errors import AfactlError, UsageError, first_line
 from afactl.files import without_locks
 from afactl.machine.allocator import keep_freed_memory
-from afactl.machine.terminal import error_line, keep_quiet, out
+from afactl.machine.launch import launched, unlaunched_note
+from afactl.machine.terminal import error_line, keep_quiet, log, out
 
 app = typer.Typer(
     name="afactl",
@@ -87,7 +88,13 @@ SHARED = ("train", "dump-cams", "predict", "eval")
 
 def _processes(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
     """Join the other processes where torchrun has started several; all but the first one keep quiet."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if {"--help", "-h", "--version"} & set(arguments) or "_AFACTL_COMPLETE" in os.environ:
+        return contextlib.nullcontext()
+    place = launched()
+    if place is None:
+        note = unlaunched_note()
+        if note and arguments[:1] and arguments[0] in SHARED:
+            log.print(note)
         return contextlib.nullcontext()
     if arguments[:1] and arguments[0] not in SHARED:
         raise UsageError(
@@ -97,9 +104,9 @@ def _processes(arguments: list[str]) -> contextlib.AbstractContextManager[None]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from afactl.machine.distributed import joined
 
-    if os.environ["RANK"] != "0":
+    if place.rank > 0:
         keep_quiet()
-    return joined()
+    return joined(place)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from afactl.errors import AfactlError, DependencyError, UsageError, first_line
+from afactl.machine.launch import launched
 from afactl.machine.terminal import log
 
 # Kinds of devices besides the CPU that torch itself knows, in the order in which `auto` takes them: NVIDIA's and
@@ -30,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     """The device for `auto`, `cpu`, or a kind of accelerator with or without a number: `cuda`, `cuda:1`, `mps`, `xpu`.
 
     `auto` takes the accelerator that torch finds here, else the CPU, and tells where a GPU lies idle for want of a
-    driver. Of several processes that torchrun starts, each gets the device of its LOCAL_RANK.
+    driver. Of several processes that torchrun starts, each gets the device of its number on the machine.
 
     Raises:
         UsageError: the device is not there (says why), or the name is none of these.
@@ -55,7 +56,13 @@ def choose_device(name: str) -> torch.device:
         raise UsageError(f"--device {name}: expected {kind}:0 to {kind}:{len(there[kind]) - 1}, which are here")
     if not colon:
         # torchrun numbers the processes of a machine: each gets a GPU of its own.
-        number = os.environ.get("LOCAL_RANK", "")
+        place = launched()
+        if place and place.local_rank >= len(there[kind]):
+            raise UsageError(
+                f"--device {name}: process {place.local_rank} of this machine finds {len(there[kind])} {kind.upper()} "
+                "devices; start as many processes as there are devices, or use --device cpu"
+            )
+        number = str(place.local_rank) if place else ""
     return torch.device(f"{kind}:{number}" if number else kind)
 
 

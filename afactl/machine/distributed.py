@@ -10,7 +10,6 @@ import contextlib
 import datetime
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from afactl.errors import AfactlError
+from afactl.machine.launch import Launched
 
 Item = TypeVar("Item")
 
@@ -39,8 +39,8 @@ def world_size() -> int:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that torchrun has started (it sets RANK, WORLD_SIZE, ...), and leave them at the end.
+def joined(place: Launched) -> Iterator[None]:
+    """Join the processes that torchrun has started, of which this is one, and leave them at the end.
 
     Tensors on the CPU travel by gloo, those on a GPU by NCCL.
 
@@ -49,8 +49,8 @@ def joined() -> Iterator[None]:
     """
     # Gradients of depthwise convolutions have strides of their own; it costs a copy, and a warning on every process.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if place.local_rank < torch.cuda.device_count():  # where there are too few, the choice of the device says so
+        torch.cuda.set_device(place.local_rank)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     try:
         yield

@@ -95,6 +95,27 @@ def test_without_arguments_the_help_is_shown(call):
     assert code == 0 and "afactl train demo" in out
 
 
+@pytest.mark.parametrize("size", ["", "1", "4", "many"])
+def test_a_world_size_that_no_launcher_set_changes_nothing(call, tiny_data, run_copy, monkeypatch, size):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert call("--help")[0] == call("eval", "--help")[0] == call("presets")[0] == call("doctor")[0] == 0
+    code, _, err = call("predict", tiny_data / "images/val/0000.png", "--run", run_copy)
+    assert code == 0
+    assert ("WORLD_SIZE=4 is set, but not by torchrun: this process works alone" in err) == (size == "4")
+
+
+def test_help_needs_no_other_process(call, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    for words in (["--help"], ["--version"], ["data", "check", "--help"], ["train", "-h"]):
+        assert call(*words)[0] == 0
+    refused(call("data", "check", "."), 2, "afactl data: runs in one process")
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    refused(call("train", "demo"), 2, 'WORLD_SIZE: expected a number as torchrun sets it, got "two"')
+
+
 def test_a_file_system_without_locks_is_said_and_used_at_ones_own_risk(call, run_copy, tiny_data, monkeypatch):
     def none_here(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")

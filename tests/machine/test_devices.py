@@ -12,6 +12,7 @@ from afactl.machine.devices import (
     require_compiler,
     why_not,
 )
+from afactl.machine.launch import VARIABLES
 
 KINDS = ("cuda", "mps", "xpu")
 
@@ -21,7 +22,8 @@ def machine(monkeypatch):
     """Pretend which kinds of devices there are, and how many of each."""
 
     def pretend(**counts):
-        monkeypatch.delenv("LOCAL_RANK", raising=False)
+        for name in ("TORCHELASTIC_RUN_ID", *VARIABLES):
+            monkeypatch.delenv(name, raising=False)
         for kind in KINDS:
             count = counts.get(kind, 0)
             monkeypatch.setattr(getattr(torch, kind), "is_available", lambda count=count: count > 0)
@@ -47,8 +49,17 @@ def test_devices_have_numbers(machine, monkeypatch):
     with pytest.raises(UsageError, match="--device cuda:2: expected cuda:0 to cuda:1"):
         choose_device("cuda:2")
     monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("cuda") == torch.device("cuda"), "that alone is no launch"
+    for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "5"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
     assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 1)
     assert choose_device("cuda:0") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UsageError, match="process 2 of this machine finds 2 CUDA devices; start as many processes"):
+        choose_device("cuda")
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert choose_device("cuda") == torch.device("cuda"), "one process works alone, whatever its number"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -307,6 +307,11 @@ def test_a_stop_of_one_process_is_the_stop_of_all(tmp_path, tiny_data):
     assert load_model(find_checkpoint(tmp_path / "run").folder)[2] == 3, "rank 0 wrote where all stopped"
 
 
+def test_one_process_of_torchrun_works_alone(run_copy):
+    done = torchrun(1, "ablate", "table4", "--run", run_copy, "--split", "val")
+    assert done.returncode == 0 and "5 rows measured now" in done.stdout, done.stderr
+
+
 def test_a_command_that_cannot_share_its_work_says_so():
     done = torchrun(2, "ablate", "table2")
     assert (
