@@ -58,9 +58,9 @@ class Registry:
 
     def providers(self, name: str) -> list[Provider]:
         """Everyone who brings this name; one, unless packages contradict each other."""
-        found = [Provider("afactl itself", self._built_in[name])] if name in self._built_in else []
-        found += [Provider("this program", None)] if name in self._registered else []
-        return found + [Provider(_package(point), point) for point in installed(self.group) if point.name == name]
+        providers = [Provider("afactl itself", self._built_in[name])] if name in self._built_in else []
+        providers += [Provider("this program", None)] if name in self._registered else []
+        return providers + [Provider(_package(point), point) for point in installed(self.group) if point.name == name]
 
     def get(self, name: str) -> object:
         """What stands behind a name.
@@ -78,10 +78,10 @@ class Registry:
         owner, source = providers[0]
         return self._registered[name] if source is None else imported(source, f'{self.setting}: "{name}" of {owner}')
 
-    def strange(self, name: str, found: object, expected: str) -> PresetError:
+    def strange(self, name: str, entry: object, expected: str) -> PresetError:
         """The error for an entry that is not what it should be."""
         owner = self.providers(name)[0].owner
-        return PresetError(f'{self.setting}: "{name}" of {owner} is {_kind(found)}; expected {expected}')
+        return PresetError(f'{self.setting}: "{name}" of {owner} is {_kind(entry)}; expected {expected}')
 
 
 def imported(point: metadata.EntryPoint, what: str) -> object:
@@ -113,5 +113,5 @@ def _package(point: metadata.EntryPoint) -> str:
     return f"the package {point.dist.name}" if point.dist is not None else "a package without a name"
 
 
-def _kind(found: object) -> str:
-    return f"the class {found.__name__}" if isinstance(found, type) else f"a {type(found).__name__}"
+def _kind(entry: object) -> str:
+    return f"the class {entry.__name__}" if isinstance(entry, type) else f"a {type(entry).__name__}"

@@ -152,14 +152,14 @@ def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> Trai
     """Find and load the run that a command works on, and say which it is."""
     from afactl.runs.folder import find_run
 
-    found, how = find_run(folder)
+    chosen, how = find_run(folder)
     from afactl.inference.trained_run import open_run
     from afactl.machine.devices import choose_device
 
-    run = open_run(found, choose_device(device), checkpoint.value)
-    say_which(found, how)
+    run = open_run(chosen, choose_device(device), checkpoint.value)
+    say_which(chosen, how)
     if run.note:
-        log.print(f"run: {found}: {run.note}")
+        log.print(f"run: {chosen}: {run.note}")
     return run
 
 

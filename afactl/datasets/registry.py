@@ -36,10 +36,10 @@ def dataset_format(name: str) -> DatasetFormat:
     Raises:
         PresetError: no such format. DependencyError: the package that brings it cannot be imported.
     """
-    found = FORMATS.get(name)
-    if not isinstance(found, DatasetFormat):
-        raise FORMATS.strange(name, found, "a DatasetFormat of afactl.datasets.samples")
-    return found
+    entry = FORMATS.get(name)
+    if not isinstance(entry, DatasetFormat):
+        raise FORMATS.strange(name, entry, "a DatasetFormat of afactl.datasets.samples")
+    return entry
 
 
 def dataset_folder(name: str, root: Path | None) -> Path:
@@ -72,17 +72,17 @@ def load_split(name: str, root: Path | None, split: str, labels: str | None = No
     """
     loader = _loader(name, labels)
     root = dataset_folder(name, root)
-    found = loader(root, split)
-    if not found.samples:
+    chosen = loader(root, split)
+    if not chosen.samples:
         raise DataError(f"--data {root}: split {split} is empty")
-    for sample in found.samples:
+    for sample in chosen.samples:
         # Masks and arrays are written under their ids.
         path = PurePosixPath(sample.image_id)
         if path.is_absolute() or ".." in path.parts or "\0" in sample.image_id:
             raise DataError(
                 f"--data {root}: the image id {sample.image_id!r} leaves the folder that results go to; rename it"
             )
-    return found
+    return chosen
 
 
 def _loader(name: str, labels: str | None) -> Callable[[Path, str], Split]:
@@ -144,10 +144,10 @@ def load_all(name: str, root: Path | None, labels: str | None = None) -> list[Sp
     Raises:
         DataError: there is none. Others: as in `load_split`.
     """
-    found = [load_split(name, root, split, labels) for split in split_names(name, root)]
-    if not found:
+    splits = [load_split(name, root, split, labels) for split in split_names(name, root)]
+    if not splits:
         raise DataError(f"--data {root}: expected a dataset in the {name} format, found no split of it")
-    return found
+    return splits
 
 
 def format_of(root: Path) -> str:

@@ -113,10 +113,10 @@ def writer_class(form: str) -> type[Writer]:
     Raises:
         PresetError: no such form. DependencyError: the package that brings it cannot be imported.
     """
-    found = WRITERS.get(form)
-    if not (isinstance(found, type) and issubclass(found, Writer)):
-        raise WRITERS.strange(form, found, "a subclass of afactl.prediction.writers.Writer")
-    return found
+    entry = WRITERS.get(form)
+    if not (isinstance(entry, type) and issubclass(entry, Writer)):
+        raise WRITERS.strange(form, entry, "a subclass of afactl.prediction.writers.Writer")
+    return entry
 
 
 class PngWriter(Writer):

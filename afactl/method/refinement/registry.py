@@ -48,12 +48,12 @@ def refinement(name: str) -> Refinement:
         >>> refinement("pamr").settings
         ('par.dilations', 'par.iterations')
     """
-    found = REFINERS.get(name)
-    if isinstance(found, Refinement):
-        return found
-    if not callable(found):
-        raise REFINERS.strange(name, found, "a function (image, stacks) or a Refinement")
-    return Refinement(found)
+    entry = REFINERS.get(name)
+    if isinstance(entry, Refinement):
+        return entry
+    if not callable(entry):
+        raise REFINERS.strange(name, entry, "a function (image, stacks) or a Refinement")
+    return Refinement(entry)
 
 
 def build_refiner(name: str, **settings: Any) -> Refiner:
