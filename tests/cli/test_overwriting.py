@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from afactl.cli.main import app
-from tests.cli.conftest import call, refused  # noqa: F401  (a fixture)
+from tests.cli.conftest import refused
 from tests.conftest import make_voc
 
 # Every option that names a file to write, and a call that does.
@@ -60,7 +60,7 @@ def snapshot(folder):
 
 
 @pytest.mark.parametrize("pair", CALLS, ids=" ".join)
-def test_a_file_that_is_there_is_replaced_only_where_the_user_says_so(call, tmp_path, places, pair):  # noqa: F811
+def test_a_file_that_is_there_is_replaced_only_where_the_user_says_so(call, tmp_path, places, pair):
     command, option = pair
     mine = tmp_path / f"mine{SUFFIXES[option]}"
     mine.write_text("mine")
@@ -73,7 +73,7 @@ def test_a_file_that_is_there_is_replaced_only_where_the_user_says_so(call, tmp_
 
 
 @pytest.mark.parametrize(("command", "option"), [pair for pair, words in CALLS.items() if "PHOTO" in words])
-def test_a_photo_is_never_replaced(call, places, command, option):  # noqa: F811
+def test_a_photo_is_never_replaced(call, places, command, option):
     photo = places["PHOTO"]
     before = photo.read_bytes()
     arguments = [command, *(places.get(text, text) for text in CALLS[command, option]), option, photo]
@@ -82,12 +82,12 @@ def test_a_photo_is_never_replaced(call, places, command, option):  # noqa: F811
     assert photo.read_bytes() == before
 
 
-def test_pictures_of_a_dataset_are_not_replaced_by_its_sheet(call, places):  # noqa: F811
+def test_pictures_of_a_dataset_are_not_replaced_by_its_sheet(call, places):
     result = call("data", "preview", places["DATA"], "--split", "val", "--out", places["PHOTO"], "--overwrite")
     refused(result, 2, "never overwritten")
 
 
-def test_figures_in_a_run_are_its_own(call, places):  # noqa: F811
+def test_figures_in_a_run_are_its_own(call, places):
     for _ in range(2):
         assert call("viz-attn", places["PHOTO"], "--run", places["RUN"])[0] == 0
         assert call("export", "--run", places["RUN"])[0] == 0
