@@ -6,9 +6,11 @@ import itertools
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from afactl.datasets.images import decoded_photo
 from afactl.datasets.masks import values_of
@@ -81,6 +83,38 @@ def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Ch
     return Checked(classes, facts, defects)
 
 
+def unequal_sizes(split: Split) -> list[Defect]:
+    """Masks with other sides than their photos, as far as the beginnings of the files tell it; nothing is decoded.
+
+    A mask that lies on its side is not among them: which way up a photo is, is known only when it is decoded.
+    """
+
+    def compared(sample: Sample) -> Defect | None:
+        path = split.masks.path(sample) if split.masks is not None else None
+        if path is None:
+            return None
+        photo, mask = _stored_size(sample.image_path), _stored_size(path)
+        if photo is None or mask is None or sorted(photo) == sorted(mask):
+            return None
+        return _another_size(str(path), mask, photo)
+
+    with ThreadPoolExecutor() as pool:
+        return [defect for defect in pool.map(compared, split.samples) if defect is not None]
+
+
+def _stored_size(path: Path) -> tuple[int, int] | None:
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except Exception:  # who decodes it says what is wrong with it
+        return None
+
+
+def _another_size(where: str, mask: tuple[int, ...], photo: tuple[int, ...]) -> Defect:
+    sides = f"{mask[1]} x {mask[0]} pixels, the photo has {photo[1]} x {photo[0]}"
+    return Defect("mask of another size", where, sides)
+
+
 class _Read(NamedTuple):
     size: tuple[int, int] | None
     digest: bytes | None
@@ -132,8 +166,7 @@ def _read(split: Split, sample: Sample) -> _Read:
         except DataError as error:
             return _Read(size, digest, [*defects, _unreadable("mask", where, error)])
         if size and mask.shape != size:
-            sides = f"{mask.shape[1]} x {mask.shape[0]} pixels, the photo has {size[1]} x {size[0]}"
-            defects.append(Defect("mask of another size", where, sides))
+            defects.append(_another_size(where, mask.shape, size))
         drawn = set(values_of(mask))
         named = {label + 1 for label in sample.labels}
         if drawn != named:

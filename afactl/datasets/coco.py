@@ -23,7 +23,7 @@ import numpy as np
 
 from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import DatasetFormat, Sample, Split
-from afactl.errors import DataError, DependencyError, nearest
+from afactl.errors import DataError, DependencyError, first_line, nearest
 from afactl.labels import IGNORE
 
 SPLITS = ("train", "val")
@@ -214,7 +214,7 @@ def draw_mask(photo: Photo, class_of: Mapping[int, int]) -> np.ndarray:
         height x width uint8: background 0, class c as c + 1, crowds 255.
 
     Raises:
-        DependencyError: pycocotools is not installed.
+        DependencyError: pycocotools is not installed. DataError: an annotation that cannot be drawn.
     """
     try:
         from pycocotools import mask as coco_mask
@@ -224,11 +224,17 @@ def draw_mask(photo: Photo, class_of: Mapping[int, int]) -> np.ndarray:
     # Crowds first, then large before small: what comes later lies on top.
     for one in sorted(photo.regions, key=lambda one: (not one.crowd, -one.area)):
         shape = one.shape
-        if isinstance(shape, list):
-            shape = coco_mask.merge(coco_mask.frPyObjects(shape, photo.height, photo.width))
-        elif isinstance(shape["counts"], list):
-            shape = coco_mask.frPyObjects(shape, photo.height, photo.width)
-        out[coco_mask.decode(shape) > 0] = IGNORE if one.crowd else class_of[one.category] + 1
+        try:
+            if isinstance(shape, list):
+                shape = coco_mask.merge(coco_mask.frPyObjects(shape, photo.height, photo.width))
+            elif isinstance(shape["counts"], list):
+                shape = coco_mask.frPyObjects(shape, photo.height, photo.width)
+            out[coco_mask.decode(shape) > 0] = IGNORE if one.crowd else class_of[one.category] + 1
+        except Exception as error:  # pycocotools raises many kinds
+            raise DataError(
+                f"{photo.name}: an annotation of category {one.category} cannot be drawn ({first_line(error)}); "
+                "mend it, or take it out of the annotations"
+            ) from error
     return out
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from afactl.datasets.images import open_upright
-from afactl.datasets.samples import Sample
+from afactl.datasets.images import open_upright, read_image
+from afactl.datasets.samples import Masks, Sample
 from afactl.errors import DataError, UnknownValueError
 from afactl.files import whole_file
 from afactl.labels import IGNORE
@@ -34,6 +34,20 @@ class MaskFiles:
     def path(self, sample: Sample) -> Path:
         """Where the mask of a sample lies, or should lie."""
         return self.paths[sample.image_id]
+
+
+def read_pair(sample: Sample, masks: Masks) -> tuple[np.ndarray, np.ndarray]:
+    """A photo, h x w x 3 uint8, and its true mask, h x w uint8.
+
+    Raises:
+        DataError: one of them cannot be read, or the mask has another size.
+    """
+    image, mask = read_image(sample.image_path), masks.read(sample)
+    if mask.shape != image.shape[:2]:
+        sides = f"{mask.shape[1]} x {mask.shape[0]} pixels, expected the photo's {image.shape[1]} x {image.shape[0]}"
+        where = masks.path(sample) or f"mask of {sample.image_id}"
+        raise DataError(f"{where}: the mask has {sides}; draw it anew at that size")
+    return image, mask
 
 
 def read_mask(path: Path, classes: int) -> np.ndarray:

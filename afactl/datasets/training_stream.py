@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from afactl.datasets.images import read_image
+from afactl.datasets.masks import read_pair
 from afactl.datasets.samples import Sample, Split
 from afactl.datasets.transforms import image_view, mask_view, random_window
 
@@ -60,7 +61,9 @@ class TrainingStream(Dataset[dict[str, Any]]):
         position = self.positions[item]
         sample = self.sample_at(position)
         rng = np.random.default_rng((self.seed, 1, position))
-        image = read_image(sample.image_path)
+        image, mask = read_image(sample.image_path), None
+        if self.masks:
+            image, mask = read_pair(sample, self.split.require_masks("full supervision"))
         window = random_window(image.shape[:2], rng, *self.crops)
         label = torch.zeros(len(self.split.classes))
         label[list(sample.labels)] = 1
@@ -70,6 +73,6 @@ class TrainingStream(Dataset[dict[str, Any]]):
             "box": torch.tensor(window.box),
             "image_id": sample.image_id,
         }
-        if self.masks:
-            view["mask"] = mask_view(self.split.require_masks("full supervision").read(sample), window)
+        if mask is not None:
+            view["mask"] = mask_view(mask, window)
         return view

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from afactl.datasets.images import read_image
+from afactl.datasets.masks import read_pair
 from afactl.datasets.samples import Split, Track
 from afactl.datasets.transforms import normalize
 from afactl.errors import DataError
@@ -29,30 +29,56 @@ from afactl.presets import PROTOCOLS, Preset, protocol_name
 SEGMENTATION_ROWS = ("single scale", "multi-scale + flip", "multi-scale + flip + CRF")
 
 
+class Validation(NamedTuple):
+    """What `validate` found.
+
+    Attributes:
+        scores: in per cent; empty where there is no pixel to score, or where the network gave non-finite values.
+            "val_seg_miou": segmentation, single scale at `train.validation_size`, without image-level truth.
+            "val_cam_miou": multi-scale CAM at the scoring threshold, with image-level truth.
+        left_out: why, by name, for each photo that could not be scored.
+        non_finite: ids of the photos that the network gave NaN or infinity for.
+    """
+
+    scores: dict[str, float]
+    left_out: list[str]
+    non_finite: list[str]
+
+
 @torch.no_grad()
-def validate(model: AFA, split: Split, preset: Preset, device: torch.device, track: Track = iter) -> dict[str, float]:
+def validate(model: AFA, split: Split, preset: Preset, device: torch.device, track: Track = iter) -> Validation:
     """The validation during training: one pass per photo for the segmentation, and the raw CAM.
 
-    Several processes share the photos; each gets the scores of all.
-
-    Returns:
-        "val_seg_miou": segmentation, single scale at `train.validation_size`, without image-level truth.
-        "val_cam_miou": multi-scale CAM at the scoring threshold, with image-level truth.
+    A photo that cannot be read, or whose mask cannot be compared with it, is left out and named. Several processes
+    share the photos; each gets what all found.
     """
     classes, masks = len(split.classes), split.require_masks()
+    left_out: list[str] = []
+    non_finite: list[str] = []
     passes = single_scale(preset.eval) if preset.train.validation_size == "test" else Passes()
     seg_counts = cam_counts = np.zeros((classes + 1, classes + 1), np.int64)
     with evaluation_mode(model):
         for sample in track(distributed.shard(split.samples)):
-            image, truth = read_image(sample.image_path), masks.read(sample)
+            try:
+                image, truth = read_pair(sample, masks)
+            except DataError as error:
+                left_out.append(str(error))
+                continue
             logits = segment(model, image, device, passes)
-            seg_counts = seg_counts + confusion_matrix(truth, to_uint8(logits.argmax(0)), classes + 1)
             passed = model.multi_scale_cam(normalize(to_tensor(image, device)), preset.cam.scales, 1.0)
+            if not (torch.isfinite(logits).all() and torch.isfinite(passed.cam).all()):
+                non_finite.append(sample.image_id)
+                continue
+            seg_counts = seg_counts + confusion_matrix(truth, to_uint8(logits.argmax(0)), classes + 1)
             label = multi_hot(sample.labels, classes).to(device)[None]
             pseudo = threshold_cam(passed.cam, label, Thresholds(preset.cam.background, preset.cam.background))[0]
             cam_counts = cam_counts + confusion_matrix(truth, to_uint8(pseudo), classes + 1)
     seg_counts, cam_counts = distributed.all_reduce_array(seg_counts), distributed.all_reduce_array(cam_counts)
-    return {"val_seg_miou": 100 * mean_iou(seg_counts), "val_cam_miou": 100 * mean_iou(cam_counts)}
+    left_out, non_finite = distributed.all_gather(left_out), distributed.all_gather(non_finite)
+    scores = {}
+    if seg_counts.any() and not non_finite:
+        scores = {"val_seg_miou": 100 * mean_iou(seg_counts), "val_cam_miou": 100 * mean_iou(cam_counts)}
+    return Validation(scores, left_out, non_finite)
 
 
 class Segmented(NamedTuple):
@@ -86,7 +112,7 @@ def evaluate_segmentation(
         protocol: one of PROTOCOLS in place of the run's own section `eval`.
 
     Raises:
-        DataError: the network gives non-finite values for a photo.
+        DataError: a photo or mask cannot be read, they differ in size, or the network gives non-finite values.
     """
     run = with_protocol(run, protocol)
     preset, masks = run.preset, split.require_masks()
@@ -99,7 +125,7 @@ def evaluate_segmentation(
 
     def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for sample in track(samples):
-            image, truth = read_image(sample.image_path), masks.read(sample)
+            image, truth = read_pair(sample, masks)
             single = segment(run.model, image, run.device, single_scale(preset.eval))
             fused = segment(run.model, image, run.device, multi_scale(preset.eval))
             if not torch.isfinite(fused).all():

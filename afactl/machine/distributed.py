@@ -113,6 +113,22 @@ def broadcast(texts: Sequence[str]) -> list[str]:
     return texts_of_first
 
 
+def all_gather(texts: Sequence[str]) -> list[str]:
+    """What all processes give, one after the other, on every process."""
+    if world_size() == 1:
+        return list(texts)
+    content = torch.frombuffer(bytearray(json.dumps(list(texts)).encode()), dtype=torch.uint8)
+    lengths = [torch.tensor(0) for _ in range(world_size())]
+    dist.all_gather(lengths, torch.tensor(len(content)))
+    # Parts of one length: gloo gathers no others.
+    parts = [torch.zeros(int(max(lengths)), dtype=torch.uint8) for _ in lengths]
+    dist.all_gather(parts, torch.nn.functional.pad(content, (0, len(parts[0]) - len(content))))
+    whole: list[str] = []
+    for part, length in zip(parts, lengths, strict=True):
+        whole += json.loads(part[: int(length)].numpy().tobytes())
+    return whole
+
+
 def all_reduce_array(counts: np.ndarray) -> np.ndarray:
     """The sum of an array over all processes, on every process."""
     return all_reduce(torch.from_numpy(counts)).numpy()

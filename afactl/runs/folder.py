@@ -14,6 +14,7 @@ runs/<preset>-<date>-<time>/
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -22,12 +23,14 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from afactl.errors import BusyError, UsageError
 from afactl.files import Lock, lock, whole_file, writing
 from afactl.presets import Preset, load_preset, save_preset
 
+# Key of a line of metrics.jsonl: why a validation has no score.
+NO_SCORE = "no_score"
 # The file whose lock a training holds.
 LOCK = ".lock"
 
@@ -181,6 +184,27 @@ def append_metrics(run: Path, **values: Any) -> None:
     """Append one line to metrics.jsonl; opened and closed each time, so a kill loses nothing written."""
     with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
+
+
+class Progress(NamedTuple):
+    """How far a training is.
+
+    Attributes:
+        step: steps that are done. best: the best validation score (segmentation) up to there.
+        validated: whether the validation of that step is done, if one is due.
+    """
+
+    step: int = 0
+    best: float = -math.inf
+    validated: bool = True
+
+
+def progress_at(run: Path, step: int) -> Progress:
+    """The progress of a run after so many steps, by its metrics."""
+    lines = [line for line in read_metrics(run) if line["step"] <= step]
+    scores = [line["val_seg_miou"] for line in lines if "val_seg_miou" in line]
+    validated = any(line["step"] == step and ("val_seg_miou" in line or NO_SCORE in line) for line in lines)
+    return Progress(step, max(scores, default=-math.inf), validated)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

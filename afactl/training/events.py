@@ -6,7 +6,7 @@ This module knows nothing of torch, so that the command line starts quickly.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,10 +103,22 @@ class Validating:
 
 @dataclass(frozen=True)
 class Validated:
-    """A validation is done; `scores` in per cent by name ("val_seg_miou", "val_cam_miou")."""
+    """A validation is done.
+
+    Attributes:
+        scores: in per cent by name ("val_seg_miou", "val_cam_miou"); empty where there is none.
+        no_score: why there is none.
+    """
 
     step: int
-    scores: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, float]
+    no_score: str = ""
+
+    @property
+    def text(self) -> str:
+        """The event in words."""
+        scores = ", ".join(f"{name} {value:.1f}" for name, value in self.scores.items())
+        return f"step {self.step}: {scores or f'validation without a score: {self.no_score}'}"
 
 
 @dataclass(frozen=True)

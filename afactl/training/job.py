@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from torch.utils.data import DataLoader
 
 from afactl.datasets.samples import Item, Split
 from afactl.datasets.training_stream import Crops, TrainingStream
 from afactl.errors import AfactlError
-from afactl.evaluation.segmentation import validate
+from afactl.evaluation.segmentation import Validation, validate
 from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import memory_advice, peak_memory
 from afactl.runs.checkpoints import save_checkpoint
+from afactl.runs.folder import Progress
 from afactl.training.events import (
     BetweenSteps,
     Ended,
@@ -40,13 +39,8 @@ from afactl.training.updater import Taken, Updater
 
 # So many steps with a non-finite loss in a row end the job.
 MAX_SKIPPED = 5
-
-
-class Progress(NamedTuple):
-    """How far a run is: steps that are done, and its best validation score so far."""
-
-    step: int = 0
-    best: float = -math.inf
+# Of the photos that a line names.
+SHOWN = 3
 
 
 class Job:
@@ -67,7 +61,8 @@ class Job:
     ) -> None:
         self.prepared, self.run, self.observers = prepared, run, tuple(observers)
         self.preset, self.device, self.shares = prepared.preset, prepared.device, prepared.shares
-        self.start, self.best = progress or Progress()
+        self.progress = progress or Progress()
+        self.start, self.best = self.progress.step, self.progress.best
         self.done, self.skipped, self.stop = self.start, 0, threading.Event()
         self.updater = Updater(prepared, self.stop)
 
@@ -99,30 +94,37 @@ class Job:
             f"or train.crop_size={max(32, job.crop_size // 32 * 16)}"
         )
         validation = None
-        clock, logged = time.perf_counter(), self.start
+        if self.prepared.val and self.due(self.start) and not self.progress.validated:
+            validation = self.look(self.start)  # stopped between checkpoint and score
+        logged, spent = self.start, 0.0
         self.prepared.model.train()
         batches = iter(loader)
         for step in range(self.start, job.max_iters):
+            clock = time.perf_counter()
             with memory_advice(self.device, advice):
                 taken = self.updater.take(step, itertools.islice(batches, shares.batches))
+            spent += time.perf_counter() - clock
             self.done = done = step + 1
             last = done == job.max_iters
             self.count(taken, done)
             rate = None
             if done % job.log_iters == 0 or last:
-                now = time.perf_counter()
-                rate = round((done - logged) * shares.photos / (now - clock), 2)
-                clock, logged = now, done
+                rate = round((done - logged) * shares.photos / spent, 2)
+                logged, spent = done, 0.0
             self.tell(self.stepped(taken, done, rate))
-            if done % job.eval_iters == 0 or last:
-                validation = self.look(done)
             # Alone, a stop counts at once; processes stop after the same step, in which they all heard of it.
             stopping = taken.stopping if shares.processes > 1 else self.stop.is_set()
-            if done % job.checkpoint_iters == 0 or last or stopping:
-                self.save("last", done)
-            if stopping and not last:
+            if done % job.checkpoint_iters == 0 or self.due(done) or stopping:
+                self.save("last", done)  # before whatever may fail
+            if self.due(done) and (last or not stopping):
+                validation = self.look(done)
+            if not last and (stopping or (shares.processes == 1 and self.stop.is_set())):
                 raise KeyboardInterrupt
         return validation
+
+    def due(self, step: int) -> bool:
+        """Whether the network is looked at after so many steps."""
+        return step == self.preset.train.max_iters or (step > 0 and step % self.preset.train.eval_iters == 0)
 
     @functools.cached_property
     def stream(self) -> TrainingStream:
@@ -175,7 +177,7 @@ class Job:
         self.tell(BetweenSteps(step, run, prepared.val or prepared.data))
         return self.validate(prepared.val, step) if prepared.val else None
 
-    def validate(self, val: Split, step: int) -> dict[str, float]:
+    def validate(self, val: Split, step: int) -> dict[str, float] | None:
         """Score the validation split; the best weights so far are kept."""
 
         def track(items: Sequence[Item], /) -> Iterator[Item]:
@@ -183,12 +185,17 @@ class Job:
                 self.tell(Validating(step, done, len(items)))
                 yield item
 
-        scores = validate(self.prepared.model, val, self.preset, self.device, track)
-        self.tell(Validated(step, scores))
-        if scores["val_seg_miou"] > self.best:
-            self.best = scores["val_seg_miou"]
-            self.save("best", step)
-        return scores
+        found = validate(self.prepared.model, val, self.preset, self.device, track)
+        if found.left_out:
+            shown = "; ".join(found.left_out[:SHOWN])
+            self.tell(
+                Noted(step, f"step {step}: {len(found.left_out)} of {len(val.samples)} photos not scored: {shown}")
+            )
+        if found.scores and found.scores["val_seg_miou"] > self.best:
+            self.best = found.scores["val_seg_miou"]
+            self.save("best", step)  # before the score is on record: a resumed run would not know that this is missing
+        self.tell(Validated(step, found.scores, _why_no_score(found)))
+        return found.scores or None
 
     def save(self, which: str, step: int) -> None:
         """Write a checkpoint, "last" or "best"; rank 0 does it for all."""
@@ -202,3 +209,12 @@ class Job:
         if distributed.rank() == 0:
             for observer in self.observers:
                 observer(event)
+
+
+def _why_no_score(found: Validation) -> str:
+    if found.scores:
+        return ""
+    if found.non_finite:
+        shown = ", ".join(found.non_finite[:SHOWN])
+        return f"the network gives non-finite values (NaN) for {len(found.non_finite)} photos (first: {shown})"
+    return "no photo has a mask to be compared with"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,12 +23,12 @@ from afactl.runs.folder import (
     forget_metrics_after,
     lock_run,
     new_run,
-    read_metrics,
+    progress_at,
     run_preset,
     write_manifest,
 )
 from afactl.training.events import Noted, Observer
-from afactl.training.job import Job, Progress
+from afactl.training.job import Job
 from afactl.training.observers.metrics_file import MetricsFile
 from afactl.training.prepared import Prepared, prepare
 
@@ -82,6 +81,8 @@ def start(request: Request) -> Trained:
     """
     began = time.perf_counter()
     prepared = prepare(request.preset, choose_device(request.device))
+    for text in prepared.notes:
+        _note(request.observers, 0, text)
     _note(request.observers, 0, f"weights: {initialize(prepared.model, request.preset.model.init)}")
     with contextlib.ExitStack() as held:
         run = _new_folder(request, prepared, held)
@@ -124,13 +125,15 @@ def _resumed(
             "go on with the new ones by --allow-changes, or start a new run"
         )
     prepared = prepare(preset, device)
+    for text in prepared.notes:
+        _note(observers, 0, text)
     checkpoint, damaged = find_checkpoint(run, "last")
     if damaged:
         _note(observers, 0, damaged)
     step, total = restore_training(checkpoint, prepared.model, prepared.optimizer), preset.train.max_iters
-    if step >= total:
+    progress = progress_at(run, step)
+    if step > total or (step == total and (progress.validated or prepared.val is None)):
         raise UsageError(f"--resume: {run} is finished ({step} of {total} steps)")
-    progress = _progress(run, step)
     if distributed.rank() == 0:
         forget_metrics_after(run, step)
         if changed:
@@ -169,12 +172,6 @@ def _new_folder(request: Request, prepared: Prepared, held: contextlib.ExitStack
         images=len(prepared.data.samples),
     )
     return Path(distributed.broadcast([str(run)])[0])
-
-
-def _progress(run: Path, step: int) -> Progress:
-    """Where a run stands after so many steps, by its metrics."""
-    lines = [line for line in read_metrics(run) if line["step"] <= step]
-    return Progress(step, max((line["val_seg_miou"] for line in lines if "val_seg_miou" in line), default=-math.inf))
 
 
 def _note(observers: Sequence[Observer], step: int, text: str) -> None:

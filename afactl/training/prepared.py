@@ -6,8 +6,10 @@ from typing import NamedTuple
 
 import torch
 
+from afactl.datasets.checking import unequal_sizes
 from afactl.datasets.registry import check_files, is_missing, load_split
 from afactl.datasets.samples import Split
+from afactl.errors import DataError
 from afactl.inference.refiners import preset_refiner
 from afactl.machine import distributed
 from afactl.machine.devices import require_compiler, seed_everything
@@ -25,6 +27,7 @@ class Prepared(NamedTuple):
         data: what is trained on. val: what is scored, or None.
         model: random weights on `device`; those to start or go on with are loaded into it.
         shares: how the photos of a step are shared out.
+        notes: what is to be said about the data.
     """
 
     preset: Preset
@@ -35,6 +38,7 @@ class Prepared(NamedTuple):
     model: AFA
     optimizer: torch.optim.AdamW
     shares: distributed.Shares
+    notes: tuple[str, ...] = ()
 
 
 def prepare(preset: Preset, device: torch.device) -> Prepared:
@@ -58,14 +62,16 @@ def prepare(preset: Preset, device: torch.device) -> Prepared:
         model.backbone.compile(dynamic=True)
     processes = distributed.world_size()
     shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, processes)
-    return Prepared(preset, device, data, val, architecture, model, build_optimizer(model, preset), shares)
+    optimizer = build_optimizer(model, preset)
+    return Prepared(preset, device, data, val, architecture, model, optimizer, shares, _unscored(val) if val else ())
 
 
 def load_data(preset: Preset) -> tuple[Split, Split | None]:
     """The training split, and the validation split where there is one with masks; every listed file exists.
 
     Raises:
-        UsageError: full supervision of a dataset without masks. DataError: what is missing.
+        UsageError: full supervision of a dataset without masks. DataError: what is missing, or masks of another size
+            than their photos where they are trained on.
     """
     root = preset.data.folder()
     data = load_split(preset.data.name, root, preset.data.train_split, preset.data.labels)
@@ -73,6 +79,12 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
     if masks:
         data.require_masks("train.supervision=masks")
     check_files(data, masks=masks)
+    wrong = unequal_sizes(data) if masks else []
+    if wrong:
+        raise DataError(
+            f"split {data.name}: {len(wrong)} of {len(data.samples)} masks have another size than their photos "
+            f"(first: {wrong[0].where}: {wrong[0].detail}); afactl data check names all"
+        )
     if is_missing(preset.data.name, root, preset.data.val_split):
         return data, None
     val = load_split(preset.data.name, root, preset.data.val_split, preset.data.labels)
@@ -80,3 +92,14 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
         return data, None
     check_files(val, masks=True)
     return data, val
+
+
+def _unscored(val: Split) -> tuple[str, ...]:
+    """What can be told before the first step: masks that cannot be compared with their photos."""
+    wrong = unequal_sizes(val)
+    if not wrong:
+        return ()
+    return (
+        f"split {val.name}: {len(wrong)} of {len(val.samples)} photos will not be scored, their masks have another "
+        f"size (first: {wrong[0].where}: {wrong[0].detail}); afactl data check names all",
+    )

@@ -24,7 +24,7 @@ class Taken(NamedTuple):
     Attributes:
         losses: the unweighted terms by name. loss: their weighted sum; both are means over all photos of the step.
         rate: learning rate of the backbone.
-        finite: whether the loss was finite; the weights were left alone where it was not.
+        finite: whether the loss was finite; where it was not, everything is as before the step.
         stopping: whether any process was asked to stop.
     """
 
@@ -64,6 +64,8 @@ class Updater:
         rate = set_learning_rate(self.optimizer, step, self.preset)
         phase = phase_at(step, job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
         self.optimizer.zero_grad(set_to_none=True)
+        # Batch norms count along while they normalise.
+        statistics = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         sums: dict[str, float] = {}
         for number, batch in enumerate(batches, 1):
             # Gradients travel once per step, with the last batch.
@@ -83,7 +85,16 @@ class Updater:
         mean = means.pop("sum")
         if math.isfinite(mean):
             self.optimizer.step()
+        else:
+            self._undo(statistics)
         return Taken(phase, means, mean, rate, math.isfinite(mean), stopping)
+
+    @torch.no_grad()
+    def _undo(self, statistics: list[tuple[Tensor, Tensor]]) -> None:
+        """Leave no trace of a step without an update: neither gradients nor statistics."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in statistics:
+            buffer.copy_(before)
 
     def _weight(self, name: str) -> float:
         weight: float = getattr(self.preset.loss, name)

@@ -1,10 +1,12 @@
+import dataclasses
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from afactl.datasets import demo
-from afactl.datasets.checking import check_splits
+from afactl.datasets.checking import check_splits, unequal_sizes
 from afactl.datasets.masks import read_mask, write_mask
 from afactl.datasets.registry import format_of, load_all
 from afactl.errors import DataError
@@ -76,3 +78,17 @@ def test_formats_are_told_by_what_lies_in_the_folder(shared, tiny_data, tmp_path
     assert [split.name for split in load_all("coco", shared / "data/coco-mini")] == ["train", "val"]
     with pytest.raises(DataError, match="found none"):
         format_of(tmp_path)
+
+
+def test_masks_of_another_size_are_told_without_decoding(data):
+    """By the beginning of the files: what follows may be damaged, and a mask on its side is left to who decodes it."""
+    masks = data / "masks/val"
+    write_mask(masks / "0001.png", np.zeros((64, 50), np.uint8))
+    for name, size in (("images/val/0002.png", (64, 48)), ("masks/val/0002.png", (48, 64))):
+        Image.new("L", size[::-1]).save(data / name)
+    (masks / "0001.png").write_bytes((masks / "0001.png").read_bytes()[:60])
+    (masks / "0003.png").write_bytes(b"no image")
+    (split,) = (split for split in load_all("folder", data) if split.name == "val")
+    (found,) = unequal_sizes(split)
+    assert (found.where, found.detail) == (str(masks / "0001.png"), "50 x 64 pixels, the photo has 64 x 64")
+    assert unequal_sizes(dataclasses.replace(split, masks=None)) == []

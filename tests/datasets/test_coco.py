@@ -62,6 +62,13 @@ def test_an_object_over_a_crowd_counts():
     assert mask[:5, 0].tolist() == [1, 1, 255, 255, 0]
 
 
+@pytest.mark.parametrize("shape", [[[1.0, 2.0]], [], {"counts": [1, 2]}, {}, None])
+def test_an_annotation_that_cannot_be_drawn_is_told_with_its_photo(shape):
+    pytest.importorskip("pycocotools", reason="COCO needs the extra [coco]")
+    with pytest.raises(DataError, match="b.jpg: an annotation of category 1 cannot be drawn"):
+        draw_mask(Photo("b.jpg", 10, 10, [Region(1, 1.0, False, shape)]), {1: 0})
+
+
 def test_missing_and_damaged_annotations_are_named(root):
     with pytest.raises(DataError, match="expected COCO annotations there"):
         load(root, "train")

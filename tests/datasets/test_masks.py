@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from afactl.datasets.images import read_image
-from afactl.datasets.masks import indexed_png, read_mask, voc_palette, write_mask
+from afactl.datasets.masks import MaskFiles, indexed_png, read_mask, read_pair, voc_palette, write_mask
+from afactl.datasets.samples import Sample
 from afactl.errors import DataError
 
 
@@ -56,3 +57,14 @@ def test_a_mask_is_turned_as_a_photo_is(tmp_path, orientation):
     indexed_png(values).save(tmp_path / "m.png", exif=exif)
     Image.fromarray(values).save(tmp_path / "p.png", exif=exif)
     assert np.array_equal(read_mask(tmp_path / "m.png", 20), read_image(tmp_path / "p.png")[..., 0])
+
+
+def test_a_photo_and_its_mask_have_one_size(tmp_path):
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
+    sample = Sample("a", tmp_path / "a.png", ())
+    for width in (7, 6):
+        write_mask(tmp_path / f"{width}.png", np.ones((5, width), np.uint8))
+    image, mask = read_pair(sample, MaskFiles({"a": tmp_path / "7.png"}, 1))
+    assert image.shape == (5, 7, 3) and mask.shape == (5, 7) and mask.min() == 1
+    with pytest.raises(DataError, match=r"6.png: the mask has 6 x 5 pixels, expected the photo's 7 x 5"):
+        read_pair(sample, MaskFiles({"a": tmp_path / "6.png"}, 1))

@@ -1,10 +1,13 @@
 """Scores of the segmentation: the rows of `eval`, protocols by name, and the validation during training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from afactl.datasets.images import read_image
+from afactl.errors import DataError
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.evaluation.segmentation import evaluate_segmentation, validate, with_protocol
@@ -35,11 +38,55 @@ def test_the_crf_scores_the_same_over_processes(run, val, monkeypatch):
 
 def test_validation_agrees_with_the_commands(run, val):
     found = validate(run.model, val, load_preset("demo", TINY), CPU)
-    assert found["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val).scores[0].miou, abs=1e-6)
+    assert found.scores["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val).scores[0].miou, abs=1e-6)
     # The cache keeps float16, so a pixel on the threshold may fall to the other side.
-    assert found["val_cam_miou"] == pytest.approx(
+    assert found.left_out == found.non_finite == []
+    assert found.scores["val_cam_miou"] == pytest.approx(
         score_pseudo_labels(run, val).scores["AFA (w/o prop.)"][0].miou, abs=0.5
     )
+
+
+class Spoiled:
+    """Masks of which one is larger than its photo, one cannot be read, and the others are as they are."""
+
+    def __init__(self, masks, larger, unreadable):
+        self.masks, self.larger, self.unreadable = masks, larger, unreadable
+
+    def read(self, sample):
+        if sample == self.unreadable:
+            raise DataError(f"{self.path(sample)}: truncated")
+        mask = self.masks.read(sample)
+        return np.pad(mask, 3) if sample == self.larger else mask
+
+    def path(self, sample):
+        return self.masks.path(sample)
+
+
+def test_photos_that_cannot_be_scored_are_named_and_left_out(run, val):
+    preset = load_preset("demo", TINY)
+    first, second, *others = val.samples
+    found = validate(run.model, replace(val, masks=Spoiled(val.masks, first, second)), preset, CPU)
+    assert found.scores == validate(run.model, replace(val, samples=tuple(others)), preset, CPU).scores
+    assert found.left_out == [
+        f"{val.masks.path(first)}: the mask has 70 x 70 pixels, expected the photo's 64 x 64; "
+        "draw it anew at that size",
+        f"{val.masks.path(second)}: truncated",
+    ]
+    with pytest.raises(DataError, match="the mask has 70 x 70 pixels, expected"):
+        evaluate_segmentation(run, replace(val, masks=Spoiled(val.masks, first, None)))
+    nothing = validate(run.model, replace(val, samples=(second,), masks=Spoiled(val.masks, None, second)), preset, CPU)
+    assert nothing.scores == {} and len(nothing.left_out) == 1
+
+
+@pytest.mark.parametrize("part", ["decoder.norm.running_mean", "classifier"])
+def test_a_network_with_non_finite_values_has_no_score(run, val, part):
+    """The statistics spoil the segmentation alone, the classifier the CAM alone."""
+    value = run.model.get_parameter(part) if part == "classifier" else run.model.get_buffer(part)
+    with torch.no_grad():
+        value.flatten()[0] = float("nan")
+    found = validate(run.model, val, load_preset("demo", TINY), CPU)
+    assert found.scores == {} and found.left_out == []
+    assert found.non_finite and set(found.non_finite) <= {sample.image_id for sample in val.samples}
 
 
 def confusion_of(run, val, passes):
@@ -71,5 +118,5 @@ def test_validation_passes_photos_at_its_own_size_or_the_tests(run, val):
     for size, passes in (("photo", Passes()), ("test", Passes(long_side=96))):
         preset = load_preset("demo", [*TINY, "eval.long_side=96", f"train.validation_size={size}"])
         expected = 100 * mean_iou(confusion_of(run, val, passes))
-        assert validate(run.model, val, preset, CPU)["val_seg_miou"] == pytest.approx(expected, abs=1e-9)
+        assert validate(run.model, val, preset, CPU).scores["val_seg_miou"] == pytest.approx(expected, abs=1e-9)
     assert not np.array_equal(confusion_of(run, val, Passes()), confusion_of(run, val, Passes(long_side=96)))

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from afactl.errors import CacheError
 from afactl.inference.cams import cam_cache_path, dump_cams, open_cam_cache
 from afactl.inference.trained_run import open_run, open_split
-from afactl.machine.distributed import Shares, all_reduce, all_reduce_array, broadcast, shard, step_shares
+from afactl.machine.distributed import Shares, all_gather, all_reduce, all_reduce_array, broadcast, shard, step_shares
 from afactl.network.batch_norm import BatchNorm
 from afactl.presets import load_preset
 from afactl.runs.checkpoints import find_checkpoint, load_model
@@ -49,6 +49,7 @@ def small_functions():
         "total": all_reduce(torch.tensor([rank, 1])),
         "counts": all_reduce_array(np.full((2, 2), rank + 1)).tolist(),
         "first": broadcast(["ü", "b"] if rank == 0 else []),
+        "all": all_gather(["ü" * rank, f"{rank}"] * rank),
     }
 
 
@@ -59,6 +60,7 @@ def test_shares_sums_and_texts(tmp_path):
     )
     for one in found:
         assert one["total"].tolist() == [3, 3] and one["counts"] == [[6, 6], [6, 6]] and one["first"] == ["ü", "b"]
+        assert one["all"] == ["ü", "1", "üü", "2", "üü", "2"], "the first one gives nothing"
     assert shard("abc") == "abc" and all_reduce(torch.tensor(2)) == 2 and broadcast(["a"]) == ["a"], "alone"
 
 

@@ -1,8 +1,11 @@
+import os
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from afactl.errors import CheckpointError
+from afactl.runs import checkpoints
 from afactl.runs.checkpoints import (
     Architecture,
     find_checkpoint,
@@ -107,6 +110,32 @@ def test_a_new_checkpoint_replaces_the_old_one_and_changes_the_hash(saved):
     assert weights_hash(folder) != before and load_model(folder)[2] == 8
     assert sorted(p.name for p in folder.parent.iterdir()) == ["last", "last.old"], "two are kept"
     assert load_model(folder.with_name("last.old"))[2] == 7
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(saved, monkeypatch):
+    """A rename may reach the disk before the bytes of what is renamed: each file and the folder are synced first."""
+    folder, model, optimizer = saved
+    fresh, done = folder.with_name("last.new"), []
+    sync, rename = os.fsync, os.rename
+
+    def synced(handle):
+        done.append(("synced", os.fstat(handle).st_ino))
+        sync(handle)
+
+    def renamed(source, target):
+        if source == fresh:
+            written.extend(path.stat().st_ino for path in (*fresh.iterdir(), fresh))
+        done.append(("renamed", source, target))
+        rename(source, target)
+
+    written = []
+    monkeypatch.setattr(checkpoints.os, "fsync", synced)
+    monkeypatch.setattr(checkpoints.os, "rename", renamed)
+    save_checkpoint(folder, model, optimizer, 8, ARCHITECTURE)
+    placed = done.index(("renamed", fresh, folder))
+    moved_away = done.index(("renamed", folder, folder.with_name("last.old")))
+    assert len(written) == 4 and {("synced", inode) for inode in written} <= set(done[:moved_away])
+    assert moved_away < placed and ("synced", folder.parent.stat().st_ino) in done[placed:], "the renames, too"
 
 
 def test_a_half_written_checkpoint_is_passed_over(saved):

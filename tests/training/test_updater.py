@@ -1,4 +1,4 @@
-"""One step of training: the sum of the weighted terms, the update, and what is left alone."""
+"""One step of training: the sum of the weighted terms, the update, what is left alone, and what each setting does."""
 
 import copy
 import math
@@ -11,12 +11,14 @@ from torch.utils.data import default_collate
 from afactl.datasets.registry import load_split
 from afactl.datasets.training_stream import Crops, TrainingStream
 from afactl.method.schedule import Phase
+from afactl.training import step as training_step
 from afactl.training.prepared import prepare
 from afactl.training.step import StepLosses
 from afactl.training.updater import Updater
 from tests.conftest import tiny_preset
 
 CPU = torch.device("cpu")
+LAST = 3  # number of a step in the phase of propagated labels
 
 
 @pytest.fixture
@@ -111,3 +113,126 @@ def test_the_rate_is_that_of_the_schedule(updater, parts):
     taken = updater.take(1, parts)
     rates = [group["lr"] for group in updater.optimizer.param_groups]
     assert rates == pytest.approx([taken.rate, taken.rate * optim.head_lr_factor])
+
+
+def updater_of(data, *changes):
+    return Updater(prepare(tiny_preset(data, *changes), CPU), threading.Event())
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Two soft pictures with their labels, in which PAR and the walk find regions."""
+    torch.manual_seed(0)
+    soft = torch.nn.functional.interpolate(torch.rand(2, 3, 9, 9), size=(64, 64), mode="bicubic")
+    label = torch.zeros(2, 6)
+    label[0, [0, 3]] = label[1, 2] = 1
+    return {
+        "image": soft.clamp(0, 1).mul(255).to(torch.uint8),
+        "label": label,
+        "box": torch.tensor([[0, 64, 0, 64], [2, 60, 0, 64]]),
+        "image_id": ["a", "b"],
+    }
+
+
+def held(updater):
+    """Keep the weights: only losses and gradients are looked at."""
+    updater.optimizer.step = lambda: None
+    return updater
+
+
+def test_the_loss_is_the_weighted_sum_and_so_are_the_gradients(tiny_data, batch):
+    weights = {"cls": 0.7, "seg": 0.3, "aff": 0.2, "reg": 0.05}
+    changes = [f"loss.{name}={weight}" for name, weight in weights.items()]
+    taken = held(updater_of(tiny_data, *changes)).take(LAST, [batch])
+    assert set(taken.losses) == set(weights)
+    assert taken.loss == pytest.approx(sum(weights[name] * loss for name, loss in taken.losses.items()), rel=1e-5)
+
+    def gradients(seg, aff):
+        updater = held(updater_of(tiny_data, f"loss.seg={seg}", f"loss.aff={aff}", "loss.reg=0"))
+        updater.take(LAST, [batch])
+        return updater.model.decoder.predict.bias.grad, updater.model.affinity_head.weight.grad
+
+    one, other = gradients(0.1, 0.4), gradients(0.3, 0.2)
+    torch.testing.assert_close(other[0], 3 * one[0])
+    torch.testing.assert_close(other[1], 0.5 * one[1])
+
+
+def test_the_rate_warms_up_and_decays(tiny_data, batch):
+    changes = [
+        "train.max_iters=10",
+        "optim.warmup_iters=2",
+        "optim.power=2",
+        "optim.lr=0.001",
+        "optim.head_lr_factor=5",
+    ]
+    updater = held(updater_of(tiny_data, *changes, "optim.warmup_ratio=0.5", "train.cls_warmup_iters=10"))
+    rates = []
+    for step in range(10):
+        taken = updater.take(step, [batch])
+        backbone, heads = (group["lr"] for group in updater.optimizer.param_groups)
+        assert taken.rate == backbone and heads == pytest.approx(5 * backbone)
+        rates.append(backbone)
+    assert rates == pytest.approx([0.0005, 0.00075, *(0.001 * (1 - step / 10) ** 2 for step in range(2, 10))])
+
+
+def test_the_optimizer_is_the_presets(tiny_data, batch):
+    """The first step of AdamW: p (1 - lr decay) - lr sign(g), whatever the betas; the second shows these."""
+    changes = ["optim.lr=0.01", "optim.weight_decay=0.3", "optim.betas=[0.6,0.7]", "optim.warmup_iters=0"]
+    updater = updater_of(tiny_data, *changes, "optim.head_lr_factor=1", "optim.power=1", "train.cls_warmup_iters=4")
+    weight = updater.model.classifier
+    before = weight.detach().clone()
+    updater.take(0, [batch])
+    first = weight.grad.clone()
+    after = before * (1 - 0.01 * 0.3) - 0.01 * first / (first.abs() + 1e-8)
+    torch.testing.assert_close(weight.detach(), after, atol=1e-6, rtol=1e-5)
+    updater.take(1, [batch])
+    second, rate = weight.grad, 0.01 * (1 - 1 / 4)
+    mean = (0.6 * 0.4 * first + 0.4 * second) / (1 - 0.6**2)
+    square = (0.7 * 0.3 * first**2 + 0.3 * second**2) / (1 - 0.7**2)
+    expected = after * (1 - rate * 0.3) - rate * mean / (square.sqrt() + 1e-8)
+    torch.testing.assert_close(weight.detach(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_the_phases_begin_where_the_preset_says(tiny_data, batch):
+    updater = held(updater_of(tiny_data, "train.cls_warmup_iters=1", "train.aff_warmup_iters=2"))
+    phases = [updater.take(step, [batch]).phase for step in range(4)]
+    assert phases == [Phase.CLASSIFICATION, Phase.REFINED, Phase.REFINED, Phase.PROPAGATED]
+
+
+def test_a_run_without_the_branch_never_propagates(tiny_data, batch, monkeypatch):
+    called = []
+    original = training_step.propagated_label
+    monkeypatch.setattr(training_step, "propagated_label", lambda *given: called.append(1) or original(*given))
+    without = held(updater_of(tiny_data, "affinity.enabled=false")).take(LAST, [batch])
+    assert without.phase is Phase.REFINED and "aff" not in without.losses and not called
+    branched = held(updater_of(tiny_data)).take(LAST, [batch])
+    assert branched.phase is Phase.PROPAGATED and called
+
+
+@pytest.mark.parametrize(
+    ("change", "terms"),
+    [
+        ("affinity.eps=0.5", {"seg"}),
+        ("affinity.alpha=6", {"seg"}),
+        ("affinity.radius=1", {"seg", "aff"}),
+        ("cam.beta_high=0.9", {"seg", "aff"}),
+        ("cam.refiner=none", {"seg", "aff"}),
+        ("par.w1=3", {"seg", "aff"}),
+    ],
+)
+def test_settings_of_the_labels_change_the_terms_that_they_bear_on(tiny_data, batch, change, terms):
+    plain, changed = (
+        held(updater_of(tiny_data, "optim.lr=1e-9", *more)).take(LAST, [batch]).losses for more in ((), (change,))
+    )
+    assert {name for name in plain if plain[name] != changed[name]} == terms
+
+
+def test_each_step_draws_its_own_noise_and_again_the_same(tiny_data, batch):
+    """Of dropout and stochastic depth; by the seed and the number of the step."""
+    changes = ("model.drop_path=0.9", "train.cls_warmup_iters=9", "train.max_iters=9")
+    updater = held(updater_of(tiny_data, *changes))
+    losses = [updater.take(step, [batch]).loss for step in (0, 1, 2, 0)]
+    assert losses[0] == losses[3] and len(set(losses)) == 3
+    other = held(updater_of(tiny_data, *changes, "train.seed=1"))
+    other.model.load_state_dict(updater.model.state_dict())
+    assert other.take(0, [batch]).loss != losses[0]

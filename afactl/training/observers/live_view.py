@@ -50,7 +50,7 @@ class TrainingView:
                 self.last = None
             case Validated():
                 scores = ", ".join(f"{NAMES.get(name, name)} {value:.1f}" for name, value in event.scores.items())
-                self.facts["last validation"] = f"step {event.step}: {scores} mIoU %"
+                self.facts["last validation"] = f"step {event.step}: {f'{scores} mIoU %' if scores else 'no score'}"
             case Stepped():
                 self._step(event, now)
             case _:
@@ -99,13 +99,10 @@ class TrainingLines:
     def update(self, event: Event) -> None:
         """Print what there is to say about an event."""
         match event:
-            case Noted() | Skipped():
+            case Noted() | Skipped() | Validated():
                 self.console.print(event.text)
             case Saved():
                 self.saved = event.run
-            case Validated():
-                scores = ", ".join(f"{name} {value:.1f}" for name, value in event.scores.items())
-                self.console.print(f"step {event.step}: {scores}")
             case Validating() if self.steps and time.monotonic() - self.shown > LINE_SECONDS:
                 self.console.print(f"step {event.step}: validation, {event.done} of {event.of}")
                 self.shown = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from afactl.runs.folder import append_metrics
+from afactl.runs.folder import NO_SCORE, append_metrics
 from afactl.training.events import Event, Skipped, Stepped, Validated
 
 
@@ -22,6 +22,7 @@ class MetricsFile:
             case Skipped():
                 append_metrics(self.run, step=event.step, skipped=list(event.image_ids))
             case Validated():
-                append_metrics(self.run, step=event.step, **event.scores)
+                why = {} if event.scores else {NO_SCORE: event.no_score}
+                append_metrics(self.run, step=event.step, **event.scores, **why)
             case _:
                 pass

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from afactl.datasets.images import read_image
-from afactl.errors import DependencyError
+from afactl.errors import DataError, DependencyError
 from afactl.evaluation.pseudo_labels import pseudo_labels_of
 from afactl.inference.cams import cam_record, query_maps
 from afactl.inference.segmentation import segment, single_scale
@@ -76,7 +76,10 @@ def _pictures(writer: SummaryWriter, event: BetweenSteps) -> None:
     colors = PALETTES["safe"]()
     with evaluation_mode(run.model):
         for sample in event.split.samples[:PHOTOS]:
-            image = read_image(sample.image_path)
+            try:
+                image = read_image(sample.image_path)
+            except DataError:
+                continue  # the validation names it
             size = image.shape[:2]
             record = cam_record(run, image, sample.labels)
             attention = resize_map(query_maps(run, image, [(size[1] // 2, size[0] // 2)]).attention[0], size)
