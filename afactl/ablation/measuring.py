@@ -156,11 +156,11 @@ def _measure(
 ) -> Measured:
     figures, reused = [], True
     for name in splits:
-        found = open_split(run, name, data, masks=True)
+        split = open_split(run, name, data, masks=True)
         settings: dict[str, Any] = {
             "measure": table.measure,
             "split": name,
-            "data": data_fingerprint(found),
+            "data": data_fingerprint(split),
             "weights": run.weights_hash,
         }
         if table.measure == "segmentation":
@@ -168,12 +168,12 @@ def _measure(
                 "eval": run.preset.eval.model_dump(mode="json"),
                 "crf": row.crf and run.preset.crf.model_dump(mode="json"),
             }
-            job = partial(_segmentation, run, found, row.crf, track)
+            job = partial(_segmentation, run, split, row.crf, track)
         else:
             preset = _changed(run.preset, row.changes) if table.measure == "refined" else run.preset
             refiner = (row.refiner, refiner_settings(preset, row.refiner)) if row.refiner else None
             settings |= {"threshold": preset.cam.background, "scales": list(preset.cam.scales), "refiner": refiner}
-            job = partial(score_refined_cams, run, found, refiner, track)
+            job = partial(score_refined_cams, run, split, refiner, track)
         value, kept = _kept(run.folder / "results.json", settings, job)
         figures.append(value)
         reused &= kept

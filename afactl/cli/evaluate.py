@@ -85,7 +85,7 @@ def evaluate(
         f"split {split}, {len(found.samples)} images; protocol: {name} ({side}, sizes: {settings.sizes}; "
         f"multi-scale: {numbers(settings.scales)}, each with its mirror image by {settings.mirror}, "
         f"fused at the {settings.fuse_at} by maximum); "
-        f"no image-level truth was used; {checkpoint.value} checkpoint, step {trained.iteration}"
+        f"no image-level truth was used; {trained.checkpoint} checkpoint, step {trained.iteration}"
     )
     if per_class:
         print_per_class({score.name: score for score in scores}, found.classes)

@@ -9,7 +9,7 @@ import typer
 
 from afactl.cli.options import CheckpointOption, OverwriteOption, RunOption, WeightsFormat, Which, say_which
 from afactl.files import require_free
-from afactl.machine.terminal import out
+from afactl.machine.terminal import log, out
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -35,12 +35,13 @@ def export(
     require_free([("--out", out_file)], overwrite)
     folder, how = find_run(run)
     say_which(folder, how)
-    found = find_checkpoint(folder, checkpoint.value, needed=(WEIGHTS,))
+    source, note = find_checkpoint(folder, checkpoint.value, needed=(WEIGHTS,))
+    if note:
+        log.print(f"run: {folder}: {note}")
     target = out_file or folder / ("weights.pth" if form is WeightsFormat.authors else WEIGHTS)
-    export_weights(found.folder, target, form.value)
+    export_weights(source, target, form.value)
     start = run_preset(folder).model.init
     origin = "random weights" if start == "none" else f"{start}, whose licence holds for these too"
     out.print(
-        f"weights: {target} ({target.stat().st_size / 1e6:.1f} MB), {found.folder.name} checkpoint; "
-        f"trained from {origin}",
+        f"weights: {target} ({target.stat().st_size / 1e6:.1f} MB), {source.name} checkpoint; trained from {origin}",
     )

@@ -90,7 +90,7 @@ def pseudo_eval(
         f"PAR {par.iterations} iterations; "
         f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used"
         f"{' but in the rows that say otherwise' if labels is Labels.predicted else ''}; "
-        f"{checkpoint.value} checkpoint, step {trained.iteration}"
+        f"{trained.checkpoint} checkpoint, step {trained.iteration}"
     )
     if labels is Labels.predicted:
         f1 = label_f1([s.labels for s in found.samples], [s.labels for s in guessed.samples])

@@ -44,6 +44,16 @@ class Validation(NamedTuple):
     left_out: list[str]
     non_finite: list[str]
 
+    @property
+    def no_score(self) -> str:
+        """Why there are no scores; empty where there are."""
+        if self.scores:
+            return ""
+        if self.non_finite:
+            shown = ", ".join(self.non_finite[:3])
+            return f"the network gives non-finite values (NaN) for {len(self.non_finite)} photos (first: {shown})"
+        return "no photo has a mask to be compared with"
+
 
 @torch.no_grad()
 def validate(model: AFA, split: Split, preset: Preset, device: torch.device, track: Track = iter) -> Validation:

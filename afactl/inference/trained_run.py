@@ -24,7 +24,7 @@ class TrainedRun(NamedTuple):
 
     Attributes:
         weights_hash: 16 hex digits, which caches are tied to.
-        iteration: of the checkpoint.
+        iteration: of the checkpoint. checkpoint: its name: "last", "best", or "last.old" where that one is damaged.
         note: what is to be said about the checkpoint, if anything.
     """
 
@@ -35,6 +35,7 @@ class TrainedRun(NamedTuple):
     device: torch.device
     weights_hash: str
     iteration: int
+    checkpoint: str = "last"
     note: str = ""
 
 
@@ -50,7 +51,15 @@ def open_run(folder: Path, device: torch.device, which: str = "last") -> Trained
     checkpoint, note = find_checkpoint(folder, which, needed=(WEIGHTS,))
     model, architecture, iteration = load_model(checkpoint)
     return TrainedRun(
-        folder, run_preset(folder), model.to(device), architecture, device, weights_hash(checkpoint), iteration, note
+        folder,
+        run_preset(folder),
+        model.to(device),
+        architecture,
+        device,
+        weights_hash(checkpoint),
+        iteration,
+        checkpoint.name,
+        note,
     )
 
 

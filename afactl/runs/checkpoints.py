@@ -118,7 +118,7 @@ def _sync(path: Path) -> None:
 
 
 class FoundCheckpoint(NamedTuple):
-    """A checkpoint's folder, and in words which newer ones were passed over because they are damaged."""
+    """A checkpoint's folder, and in words why it is another one than was asked for, if it is."""
 
     folder: Path
     note: str
@@ -139,6 +139,8 @@ def find_checkpoint(run: Path, which: str = "last", needed: Sequence[str] = (WEI
         folder = run / "checkpoints" / name
         if _is_whole(folder, needed):
             note = f"{', '.join(damaged)} is damaged or unfinished (checksum); using {name}" if damaged else ""
+            if which == "best" and name.startswith("last") and not damaged:
+                note = f"no best checkpoint was kept, since no validation had a score; using {name}"
             return FoundCheckpoint(folder, note)
         if folder.is_dir() and not name.endswith(".new"):  # .new without its checksums was being written
             damaged.append(f"checkpoints/{name}")
@@ -272,10 +274,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> N
         CheckpointError: names or shapes differ; says how many and shows the first.
     """
     expected: dict[str, Any] = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = [f"{n} is {found[n]}, expected {expected[n]}" for n in expected if n in found and found[n] != expected[n]]
-    wrong += [f"{n} is missing" for n in expected if n not in found]
-    wrong += [f"{n} is not known" for n in found if n not in expected]
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [f"{n} is {given[n]}, expected {expected[n]}" for n in expected if n in given and given[n] != expected[n]]
+    wrong += [f"{n} is missing" for n in expected if n not in given]
+    wrong += [f"{n} is not known" for n in given if n not in expected]
     if wrong:
         raise CheckpointError(
             f"{source}: weights of another architecture, {len(wrong)} of {len(expected)} parameters do not fit "

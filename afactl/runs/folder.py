@@ -115,11 +115,11 @@ def find_run(run: Path | None, root: Path = Path("runs")) -> tuple[Path, str]:
     if chosen is None and os.environ.get("AFACTL_RUN"):
         chosen, how = Path(os.environ["AFACTL_RUN"]), "from AFACTL_RUN"
     if chosen is None:
-        found = [preset.parent for preset in root.glob("*/preset.yaml")]
-        if not found:
+        runs = [preset.parent for preset in root.glob("*/preset.yaml")]
+        if not runs:
             raise UsageError(f"no run under {root}/; train one first (afactl train demo) or give --run RUN")
         chosen, how = (
-            max(found, key=lambda folder: (folder / "preset.yaml").stat().st_mtime),
+            max(runs, key=lambda folder: (folder / "preset.yaml").stat().st_mtime),
             f"the newest under {root}",
         )
     if not (chosen / "preset.yaml").is_file():

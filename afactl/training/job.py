@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from afactl.datasets.samples import Item, Split
 from afactl.datasets.training_stream import Crops, TrainingStream
 from afactl.errors import AfactlError
-from afactl.evaluation.segmentation import Validation, validate
+from afactl.evaluation.segmentation import validate
 from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import memory_advice, peak_memory
@@ -39,8 +39,6 @@ from afactl.training.updater import Taken, Updater
 
 # So many steps with a non-finite loss in a row end the job.
 MAX_SKIPPED = 5
-# Of the photos that a line names.
-SHOWN = 3
 
 
 class Job:
@@ -185,17 +183,17 @@ class Job:
                 self.tell(Validating(step, done, len(items)))
                 yield item
 
-        found = validate(self.prepared.model, val, self.preset, self.device, track)
-        if found.left_out:
-            shown = "; ".join(found.left_out[:SHOWN])
+        validation = validate(self.prepared.model, val, self.preset, self.device, track)
+        if validation.left_out:
+            shown = "; ".join(validation.left_out[:3])
             self.tell(
-                Noted(step, f"step {step}: {len(found.left_out)} of {len(val.samples)} photos not scored: {shown}")
+                Noted(step, f"step {step}: {len(validation.left_out)} of {len(val.samples)} photos not scored: {shown}")
             )
-        if found.scores and found.scores["val_seg_miou"] > self.best:
-            self.best = found.scores["val_seg_miou"]
+        if validation.scores and validation.scores["val_seg_miou"] > self.best:
+            self.best = validation.scores["val_seg_miou"]
             self.save("best", step)  # before the score is on record: a resumed run would not know that this is missing
-        self.tell(Validated(step, found.scores, _why_no_score(found)))
-        return found.scores or None
+        self.tell(Validated(step, validation.scores, validation.no_score))
+        return validation.scores or None
 
     def save(self, which: str, step: int) -> None:
         """Write a checkpoint, "last" or "best"; rank 0 does it for all."""
@@ -209,12 +207,3 @@ class Job:
         if distributed.rank() == 0:
             for observer in self.observers:
                 observer(event)
-
-
-def _why_no_score(found: Validation) -> str:
-    if found.scores:
-        return ""
-    if found.non_finite:
-        shown = ", ".join(found.non_finite[:SHOWN])
-        return f"the network gives non-finite values (NaN) for {len(found.non_finite)} photos (first: {shown})"
-    return "no photo has a mask to be compared with"

@@ -41,3 +41,11 @@ def test_a_mask_with_a_value_that_is_no_class_is_named(call, run_copy, tiny_data
         "0002.png",
         "expected mask values 0..6 or 255, got 9",
     )
+
+
+def test_a_checkpoint_in_place_of_another_one_is_named_as_what_it_is(call, run_copy):
+    for folder in (run_copy / "checkpoints").glob("best*"):
+        shutil.rmtree(folder)
+    code, out, err = call("eval", "--run", run_copy, "--checkpoint", "best")
+    assert code == 0 and "last checkpoint, step 4" in out and "best" not in out
+    assert "no best checkpoint was kept, since no validation had a score; using last" in err

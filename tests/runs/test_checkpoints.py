@@ -138,13 +138,27 @@ def test_a_checkpoint_is_on_the_disk_before_it_takes_its_place(saved, monkeypatc
     assert moved_away < placed and ("synced", folder.parent.stat().st_ino) in done[placed:], "the renames, too"
 
 
+def test_the_last_checkpoint_in_place_of_a_best_one_is_told(saved):
+    folder, model, optimizer = saved
+    run, best = folder.parent.parent, folder.with_name("best")
+    why = "no best checkpoint was kept, since no validation had a score; using last"
+    assert find_checkpoint(run, "best") == (folder, why)
+    save_checkpoint(best, model, optimizer, 8, ARCHITECTURE)
+    assert find_checkpoint(run, "best") == (best, "") and find_checkpoint(run) == (folder, "")
+    (best / "weights.safetensors").write_bytes(b"cut off")
+    assert find_checkpoint(run, "best") == (
+        folder,
+        "checkpoints/best is damaged or unfinished (checksum); using last",
+    )
+
+
 def test_a_half_written_checkpoint_is_passed_over(saved):
     folder, *_ = saved
     run = folder.parent.parent
     half = folder.with_name("last.new")
     half.mkdir()
     (half / "weights.safetensors").write_bytes(b"half")
-    assert find_checkpoint(run) == (folder, "") == find_checkpoint(run, "best")
+    assert find_checkpoint(run) == (folder, "")
     folder.rename(folder.with_name("last.old"))  # killed between the two renames
     assert find_checkpoint(run) == (folder.with_name("last.old"), "")
     with pytest.raises(CheckpointError, match="no checkpoint yet; train first"):
