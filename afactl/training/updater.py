@@ -59,8 +59,7 @@ class Updater:
             batches: of `TrainingStream`, the step's share of this process.
         """
         job, parts = self.preset.train, self.shares.batches
-        # Dropout and stochastic depth follow from (seed, step): a resumed run draws the same, each process its own.
-        torch.manual_seed((distributed.rank() << 54) ^ (job.seed << 32) + step)
+        torch.manual_seed(noise_seed(job.seed, step, distributed.rank()))
         rate = set_learning_rate(self.optimizer, step, self.preset)
         phase = phase_at(step, job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
         self.optimizer.zero_grad(set_to_none=True)
@@ -107,6 +106,15 @@ class Updater:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.train.precision == "bfloat16"):
             losses: dict[str, Tensor] = self.losses(tensors, phase)
         return losses
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of a step's dropout and stochastic depth: a resumed run draws the same, and each process its own.
+
+    Of a seed, torch's generator on the CPU takes the lower 32 bits alone, so all three count in these. Multiples of
+    2^32 over the golden ratio lie far from each other: steps of two seeds do not meet.
+    """
+    return int((step + 0x9E3779B1 * seed + 0x85EBCA6B * rank) % 2**32)
 
 
 def _of_all(values: list[float], stop: bool) -> tuple[list[float], bool]:

@@ -86,7 +86,7 @@ def test_masks_of_another_size_are_told_without_decoding(data):
     write_mask(masks / "0001.png", np.zeros((64, 50), np.uint8))
     for name, size in (("images/val/0002.png", (64, 48)), ("masks/val/0002.png", (48, 64))):
         Image.new("L", size[::-1]).save(data / name)
-    (masks / "0001.png").write_bytes((masks / "0001.png").read_bytes()[:60])
+    (masks / "0001.png").write_bytes((masks / "0001.png").read_bytes()[:-20])
     (masks / "0003.png").write_bytes(b"no image")
     (split,) = (split for split in load_all("folder", data) if split.name == "val")
     (found,) = unequal_sizes(split)

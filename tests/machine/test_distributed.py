@@ -246,13 +246,13 @@ def test_a_process_that_dies_ends_the_job_with_its_message(tmp_path, tiny_data):
     """Rank 1 alone finds its photo missing."""
     script = tmp_path / "job.py"
     script.write_text(
-        "import os, sys\nfrom afactl.training import job as training\nfrom afactl.cli.main import main\n"
+        "import os, sys\nfrom afactl.training.updater import Updater\nfrom afactl.cli.main import main\n"
         "from afactl.errors import AfactlError\n"
-        "one_step = training.Job.one_step\n"
+        "take = Updater.take\n"
         "def dies(self, step, batches):\n"
         "    if step == 2 and os.environ['RANK'] == '1':\n        raise AfactlError('the disk of rank 1 has gone')\n"
-        "    return one_step(self, step, batches)\n"
-        "training.Job.one_step = dies\nmain(sys.argv[1:])\n"
+        "    return take(self, step, batches)\n"
+        "Updater.take = dies\nmain(sys.argv[1:])\n"
     )
     start = time.monotonic()
     sets = [text for change in TINY for text in ("--set", change)]

@@ -1,6 +1,7 @@
 """One step of training: the sum of the weighted terms, the update, what is left alone, and what each setting does."""
 
 import copy
+import itertools
 import math
 import threading
 
@@ -14,7 +15,7 @@ from afactl.method.schedule import Phase
 from afactl.training import step as training_step
 from afactl.training.prepared import prepare
 from afactl.training.step import StepLosses
-from afactl.training.updater import Updater
+from afactl.training.updater import Updater, noise_seed
 from tests.conftest import tiny_preset
 
 CPU = torch.device("cpu")
@@ -227,12 +228,23 @@ def test_settings_of_the_labels_change_the_terms_that_they_bear_on(tiny_data, ba
     assert {name for name in plain if plain[name] != changed[name]} == terms
 
 
-def test_each_step_draws_its_own_noise_and_again_the_same(tiny_data, batch):
-    """Of dropout and stochastic depth; by the seed and the number of the step."""
+def test_each_step_draws_its_own_noise_and_again_the_same(tiny_data, batch, monkeypatch):
+    """Of dropout and stochastic depth; by the seed, the number of the step and the process."""
     changes = ("model.drop_path=0.9", "train.cls_warmup_iters=9", "train.max_iters=9")
     updater = held(updater_of(tiny_data, *changes))
     losses = [updater.take(step, [batch]).loss for step in (0, 1, 2, 0)]
     assert losses[0] == losses[3] and len(set(losses)) == 3
     other = held(updater_of(tiny_data, *changes, "train.seed=1"))
     other.model.load_state_dict(updater.model.state_dict())
-    assert other.take(0, [batch]).loss != losses[0]
+    assert other.take(0, [batch]).loss not in losses
+    monkeypatch.setattr("afactl.machine.distributed.rank", lambda: 1)
+    assert updater.take(0, [batch]).loss not in losses
+
+
+def test_steps_of_two_seeds_or_processes_draw_no_noise_twice():
+    """In the lower 32 bits, which are all that torch's generator on the CPU takes."""
+    draws = [noise_seed(seed, step, rank) for seed in range(4) for step in (0, 1, 79_999) for rank in range(8)]
+    assert len(set(draws)) == len(draws) and all(0 <= draw < 2**32 for draw in draws)
+    assert [noise_seed(0, step, 0) for step in (0, 5)] == [0, 5], "as ever for the default seed"
+    ordered = sorted(noise_seed(seed, 0, rank) for seed in range(16) for rank in range(8))
+    assert min(b - a for a, b in itertools.pairwise(ordered)) > 80_000, "as many steps as the longest recipe"
