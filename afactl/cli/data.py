@@ -161,6 +161,9 @@ def check(
     splits = load_all(name, root, source)
     names = [split.name for split in splits]
     train = train if train in names else names[0]
+    notes = list(dict.fromkeys(note for split in splits for note in split.notes))
+    for note in notes:
+        out.print(note)
     report = check_splits(splits, train, tracker("reading"))
     rows = [
         (
@@ -196,6 +199,7 @@ def check(
         figures = {
             "splits": [one._asdict() for one in report.splits],
             "classes": report.classes,
+            "notes": notes,
             "defects": [one._asdict() for one in report.defects],
         }
         write_json(json_file, figures)

@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from afactl.datasets.images import decoded_photo
-from afactl.datasets.masks import values_of
+from afactl.datasets.mask_encodings import values_of
 from afactl.datasets.samples import Sample, Split, Track
 from afactl.errors import DataError, UnknownValueError
+from afactl.labels import IGNORE
 
 # So many photos are one task of a thread.
 AT_ONCE = 16
@@ -174,6 +175,8 @@ def _read(split: Split, sample: Sample) -> _Read:
                 (value, "among the labels") for value in named - drawn
             ]
             only = [f"{split.classes[value - 1]} is only {place}" for value, place in sorted(pairs)]
+            if not drawn and IGNORE in mask:
+                only.append("the mask holds nothing but 0 and 255, which is ignored")
             defects.append(Defect("labels contradict the mask", str(sample.image_path), "; ".join(only)))
     return _Read(size, digest, defects)
 

@@ -12,24 +12,28 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from afactl.datasets.mask_labels import white_of
 from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import DatasetFormat, Sample, Split
 from afactl.datasets.tables import PHOTOS, Row, read_rows
 from afactl.errors import DataError, nearest
+from afactl.labels import IGNORE
 
 
 def load(root: Path, split: str) -> Split:
     """One split of the folder.
 
     Raises:
-        DataError: the labels are missing or wrong: the place and what was expected; or no such split.
+        DataError: the labels are missing or wrong: the place and what was expected; or no such split; or the masks
+            hold no class.
     """
     rows = read_rows(root)
     classes = _classes(root, rows)
     index = {name: i for i, name in enumerate(classes)}
     samples: list[Sample] = []
     seen: dict[str, Row] = {}
-    for row, image_id in zip(rows, image_ids([row.image for row in rows]), strict=True):
+    ids = image_ids([row.image for row in rows])
+    for row, image_id in zip(rows, ids, strict=True):
         # Masks are named by the ids, and some file systems do not tell a.png from A.png.
         first = seen.setdefault(image_id.casefold(), row)
         if first is not row:
@@ -49,8 +53,10 @@ def load(root: Path, split: str) -> Split:
     # Masks are optional as a whole; where the folder is there, a missing file is an error.
     if not (root / "masks").is_dir():
         return Split(split, classes, tuple(samples))
+    white = white_of(root / "masks", [mask_of(root, image_id) for image_id in ids], len(classes))
     paths = {sample.image_id: mask_of(root, sample.image_id) for sample in samples}
-    return Split(split, classes, tuple(samples), MaskFiles(paths, len(classes)))
+    notes = () if white == IGNORE else (f"masks: white (255) is {classes[0]}, since none of them holds the value 1",)
+    return Split(split, classes, tuple(samples), MaskFiles(paths, len(classes), white), notes)
 
 
 def splits(root: Path) -> list[str]:

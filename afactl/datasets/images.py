@@ -61,9 +61,12 @@ def open_upright(path: Path) -> Image.Image:
     """A decoded image in the mode that it is stored in, upright; every way in which a file can be broken is one line.
 
     Raises:
-        DataError: missing, empty, truncated, no image, or larger than Pillow's limit.
+        DataError: missing, empty, truncated, no image, larger than Pillow's limit, or with colours of 16 bits whose
+            upper 8 hold next to nothing.
     """
-    image, _ = _decode(path, _content(path))
+    image, cut = _decode(path, _content(path))
+    if cut:
+        _require_bright(path, image)
     return _turn(image, _orientation(image))
 
 

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from afactl.datasets import coco, folder, voc
-from afactl.datasets.mask_labels import labels_from_masks
-from afactl.datasets.masks import read_mask, values_of, write_mask
+from afactl.datasets.mask_encodings import values_of
+from afactl.datasets.mask_labels import labels_from_masks, white_of
+from afactl.datasets.masks import read_mask, write_mask
 from afactl.datasets.samples import Track
 from afactl.datasets.tables import Row, photos_without_labels, read_rows, read_xml, write_csv
 from afactl.errors import DataError, DependencyError, UsageError
@@ -256,10 +257,12 @@ def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
         )
     rows = photos_without_labels(root)
     masks = [folder.mask_of(root, image_id) for image_id in folder.image_ids([row.image for row in rows])]
+    white = white_of(root / "masks", masks, len(names))
     made = []
     for row, mask in zip(track(rows), masks, strict=True):
         if mask.is_file():
-            made.append(row._replace(names=tuple(names[value - 1] for value in values_of(read_mask(mask, len(names))))))
+            values = values_of(read_mask(mask, len(names), white))
+            made.append(row._replace(names=tuple(names[value - 1] for value in values)))
     if not made:
         raise DataError(
             f"{root / 'masks'}: expected masks at the photos' paths (images/a.jpg -> masks/a.png), "

@@ -48,12 +48,14 @@ class Split:
         classes: the C foreground class names; background is not among them.
         samples: the photos, in a fixed order.
         masks: None where the dataset has none: training and prediction work, scoring does not.
+        notes: what is to be said about how the dataset was read: what was passed over, or how it was understood.
     """
 
     name: str
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     masks: Masks | None = None
+    notes: tuple[str, ...] = ()
 
     def require_masks(self, purpose: str = "scoring") -> Masks:
         """The masks of a split that has some.

@@ -94,6 +94,11 @@ def _load(root: Path, split: str, table: str | None) -> Split:
         )
     paths = [masks[image_id] for image_id in ids]
     labels = labels_from_masks(paths, len(CLASSES))
+    if not any(labels):
+        raise DataError(
+            f"{root}: no mask of split {split} holds a class, all values are 0 or 255; "
+            "save class numbers as an indexed PNG"
+        )
     chosen = _read_labels(root / table) if table else {}
     samples = tuple(
         Sample(image_id, root / "JPEGImages" / f"{image_id}.jpg", chosen.get(image_id, present))

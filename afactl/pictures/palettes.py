@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from afactl.datasets.masks import voc_palette
+from afactl.datasets.mask_encodings import voc_palette
 from afactl.labels import IGNORE
 
 # Okabe and Ito's colours for all eyes (2008), without black.

@@ -29,7 +29,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from afactl.datasets.masks import enlarge_mask, indexed_png, voc_palette, write_mask
+from afactl.datasets.mask_encodings import voc_palette
+from afactl.datasets.masks import enlarge_mask, indexed_png, write_mask
 from afactl.errors import DependencyError
 from afactl.files import whole_file
 from afactl.pictures.drawing import overlay

@@ -40,6 +40,11 @@ class Prepared(NamedTuple):
     shares: distributed.Shares
     notes: tuple[str, ...] = ()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said about how the data were read, each once."""
+        return tuple(dict.fromkeys(self.data.notes + (self.val.notes if self.val else ())))
+
 
 def prepare(preset: Preset, device: torch.device) -> Prepared:
     """Build and check everything that a preset asks for; nothing is written.

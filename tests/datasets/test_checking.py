@@ -44,8 +44,10 @@ def test_every_kind_of_defect_is_found_and_named(data):
     write_mask(data / "masks/train/0003.png", np.full((64, 64), 77, np.uint8))
     mask = read_mask(data / "masks/val/0000.png", 6)
     write_mask(data / "masks/val/0000.png", mask[:40])
-    other = np.where(read_mask(data / "masks/val/0001.png", 6) > 0, 0, 0).astype(np.uint8)
-    write_mask(data / "masks/val/0001.png", other)
+    drawn = read_mask(data / "masks/val/0001.png", 6)
+    assert drawn.any()
+    write_mask(data / "masks/val/0001.png", np.zeros_like(drawn))
+    write_mask(data / "masks/val/0002.png", np.where(drawn > 0, 255, 0).astype(np.uint8))
     found = kinds(data)
     assert "0002.png" in found["photo cannot be read"].where and found["photo cannot be read"].detail.startswith(
         "truncated"
@@ -54,7 +56,13 @@ def test_every_kind_of_defect_is_found_and_named(data):
     (data / "masks/train/0004.png").write_bytes(b"cut off")
     assert kinds(data)["mask cannot be read"].detail.startswith("no image format")
     assert found["mask of another size"].detail == "64 x 40 pixels, the photo has 64 x 64"
-    assert "only among the labels" in found["labels contradict the mask"].detail
+    contradictions = {
+        defect.where[-8:]: defect.detail
+        for defect in check(data).defects
+        if defect.kind == "labels contradict the mask" and "val" in defect.where
+    }
+    assert "only among the labels" in contradictions["0001.png"] and "255" not in contradictions["0001.png"]
+    assert contradictions["0002.png"].endswith("the mask holds nothing but 0 and 255, which is ignored")
 
 
 def test_a_class_that_is_never_trained_is_named(data):

@@ -21,7 +21,7 @@ def make(root, rows, classes=None, masks=False):
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(path)
         if masks:
             name = path.relative_to(root / "images").with_suffix(".png")
-            write_mask(root / "masks" / name, np.zeros((8, 8), np.uint8))
+            write_mask(root / "masks" / name, np.ones((8, 8), np.uint8))
     return root
 
 
@@ -59,6 +59,23 @@ def test_masks_are_found_and_a_missing_one_is_named(tmp_path):
     with pytest.raises(DataError, match=r"1 of 4 listed files are missing or empty \(first: .*b.png"):
         check_files(split, masks=True)
     check_files(split, masks=False)
+
+
+def test_black_and_white_masks_are_the_one_class_and_that_is_said(tmp_path):
+    make(tmp_path, ["images/a.png,train,cat", "images/b.png,val,cat"], masks=True)
+    for name in ("a", "b"):
+        Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "masks" / f"{name}.png")
+    for name in ("train", "val"):
+        split = load(tmp_path, name)
+        assert split.require_masks().read(split.samples[0]).tolist() == [[0, 1]]
+        assert split.notes == ("masks: white (255) is cat, since none of them holds the value 1",)
+    write_mask(tmp_path / "masks" / "a.png", np.array([[1, 255]], np.uint8))
+    split = load(tmp_path, "val")
+    assert split.require_masks().read(split.samples[0]).tolist() == [[0, 255]] and not split.notes
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "masks" / "a.png").unlink()
+    with pytest.raises(DataError, match="masks: none of 2 masks holds a class"):
+        load(tmp_path, "val")
 
 
 def test_missing_and_empty_photos_stop_the_job_before_it_starts(tmp_path):

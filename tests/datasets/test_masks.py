@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from afactl.datasets.images import read_image
-from afactl.datasets.masks import MaskFiles, indexed_png, read_mask, read_pair, voc_palette, write_mask
+from afactl.datasets.mask_encodings import voc_palette
+from afactl.datasets.masks import MaskFiles, indexed_png, read_mask, read_pair, write_mask
 from afactl.datasets.samples import Sample
 from afactl.errors import DataError
 

@@ -61,6 +61,23 @@ def test_missing_masks_and_values_outside_the_classes_are_named(tiny):
         load(tiny, "train")
 
 
+def test_masks_without_any_class_are_refused(tmp_path):
+    root = make_voc(tmp_path / "VOC2012", {"train": ["a", "b"]}, {"a": [0, 255], "b": [0, 0]})
+    with pytest.raises(DataError, match="no mask of split train holds a class, all values are 0 or 255"):
+        load(root, "train")
+
+
+def test_masks_that_an_editor_saved_again_keep_their_classes(tmp_path):
+    root = make_voc(tmp_path / "VOC2012", {"train": ["a"]}, {"a": [0, 15, 7, 255]})
+    path = root / "SegmentationClass" / "a.png"
+    with Image.open(path) as image:
+        again = image.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)
+    assert 15 not in np.asarray(again), "the indices are others"
+    again.save(path)
+    (sample,) = load(root, "train").samples
+    assert sample.labels == (6, 14)
+
+
 def test_labels_are_remembered_and_derived_again_when_a_mask_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("AFACTL_CACHE", str(tmp_path / "cache"))
     mask = tmp_path / "m.png"

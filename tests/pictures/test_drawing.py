@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from afactl.datasets.masks import voc_palette
+from afactl.datasets.mask_encodings import voc_palette
 from afactl.errors import UsageError
 from afactl.pictures.drawing import (
     head_chart,

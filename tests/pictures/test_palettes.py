@@ -1,6 +1,6 @@
 import numpy as np
 
-from afactl.datasets.masks import voc_palette
+from afactl.datasets.mask_encodings import voc_palette
 from afactl.pictures.palettes import PALETTES, as_seen, safe_palette
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from afactl.datasets.images import read_image
-from afactl.datasets.masks import read_mask, voc_palette
+from afactl.datasets.mask_encodings import voc_palette
+from afactl.datasets.masks import read_mask
 from afactl.errors import DependencyError, PresetError, UsageError
 from afactl.prediction.label_studio import brush_rle
 from afactl.prediction.registry import WRITERS
