@@ -240,7 +240,7 @@ def draw_mask(photo: Photo, class_of: Mapping[int, int]) -> np.ndarray:
 
 def recognizes(root: Path) -> bool:
     """Whether the folder has annotations where COCO keeps them."""
-    return (root / "annotations").is_dir()
+    return any((root / "annotations").glob("instances_*.json"))
 
 
 FORMAT = DatasetFormat(load, splits, recognizes)

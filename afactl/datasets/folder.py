@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from afactl.datasets.mask_labels import white_of
 from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import DatasetFormat, Sample, Split
-from afactl.datasets.tables import PHOTOS, Row, read_rows
+from afactl.datasets.tables import PHOTOS, Row, read_classes, read_rows, read_tags
 from afactl.errors import DataError, nearest
 from afactl.labels import IGNORE
 
@@ -27,8 +27,10 @@ def load(root: Path, split: str) -> Split:
         DataError: the labels are missing or wrong: the place and what was expected; or no such split; or the masks
             hold no class.
     """
-    rows = read_rows(root)
+    rows, notes = read_tags(root)
     classes = _classes(root, rows)
+    if (listed := read_classes(root)) and listed.left_out:
+        notes = (*notes, f"classes.txt: {', '.join(listed.left_out)} is no class and was left out")
     index = {name: i for i, name in enumerate(classes)}
     samples: list[Sample] = []
     seen: dict[str, Row] = {}
@@ -52,10 +54,11 @@ def load(root: Path, split: str) -> Split:
 
     # Masks are optional as a whole; where the folder is there, a missing file is an error.
     if not (root / "masks").is_dir():
-        return Split(split, classes, tuple(samples))
+        return Split(split, classes, tuple(samples), notes=notes)
     white = white_of(root / "masks", [mask_of(root, image_id) for image_id in ids], len(classes))
     paths = {sample.image_id: mask_of(root, sample.image_id) for sample in samples}
-    notes = () if white == IGNORE else (f"masks: white (255) is {classes[0]}, since none of them holds the value 1",)
+    if white != IGNORE:
+        notes = (*notes, f"masks: white (255) is {classes[0]}, since none of them holds the value 1")
     return Split(split, classes, tuple(samples), MaskFiles(paths, len(classes), white), notes)
 
 
@@ -92,23 +95,9 @@ def mask_of(root: Path, image_id: str) -> Path:
     return root / "masks" / f"{image_id}.png"
 
 
-def read_classes(root: Path) -> list[str] | None:
-    """The names in classes.txt, or None where there is no such file.
-
-    Raises:
-        DataError: no names, or one twice.
-    """
-    listed = root / "classes.txt"
-    if not listed.is_file():
-        return None
-    names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    if not names or len(set(names)) != len(names):
-        raise DataError(f"{listed}: expected one class name per line, each once, got {len(names)} names")
-    return names
-
-
 def _classes(root: Path, rows: list[Row]) -> tuple[str, ...]:
-    names = read_classes(root) or sorted({name for row in rows for name in row.names})
+    listed = read_classes(root)
+    names = listed.names if listed else sorted({name for row in rows for name in row.names})
     if not names:
         raise DataError(f"{root}: no photo has a label; there is nothing to learn")
     if len(names) > 254:

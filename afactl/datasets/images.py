@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import warnings
 from pathlib import Path
@@ -12,7 +13,6 @@ from PIL import Image, UnidentifiedImageError
 
 from afactl.errors import DataError, first_line
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 # Pillow raises beyond twice its limit and only warns before; here such a file is refused all the same.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # A tag that it cannot read is dropped with a warning on the terminal, in the middle of a progress bar.
@@ -135,20 +135,40 @@ def _content(path: Path) -> bytes:
     return content
 
 
+def _is_heic(content: bytes) -> bool:
+    return content[4:8] == b"ftyp" and content[8:12] not in (b"avif", b"avis")
+
+
+def _open(content: bytes) -> Image.Image:
+    """An image that is not decoded yet; HEIC is read where pillow-heif is installed."""
+    try:
+        return Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        if not _is_heic(content):
+            raise
+        try:
+            importlib.import_module("pillow_heif").register_heif_opener()
+        except ImportError:
+            raise UnidentifiedImageError from None
+        return Image.open(io.BytesIO(content))
+
+
 def _decode(path: Path, content: bytes) -> tuple[Image.Image, bool]:
     """The image as it is stored, and whether its channels of 16 bits were cut to the upper 8 on the way."""
     try:
-        image = Image.open(io.BytesIO(content))
+        image = _open(content)
         if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
             raise Image.DecompressionBombError
         # Pillow has no colours of 16 bits; how the file keeps its pixels is known before they are decoded only.
-        stored = str(image.tile[0].args) if getattr(image, "tile", None) else ""
+        tiles = getattr(image, "tile", None)
+        stored = str(tiles[0].args) if tiles else ""
         image.load()
     except Image.DecompressionBombError as error:
         limit = Image.MAX_IMAGE_PIXELS
         raise DataError(f"{path}: more than the {limit} pixels that Pillow accepts; reduce the image") from error
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: no image format that Pillow knows; convert it to JPEG or PNG") from error
+        what = "HEIC, for which pillow-heif is needed: pip install 'afactl[heic]'" if _is_heic(content) else ""
+        raise DataError(f"{path}: {what or 'no image format that Pillow knows'}; convert it to JPEG or PNG") from error
     except Exception as error:  # damaged files end in errors of many kinds
         raise DataError(
             f"{path}: truncated or damaged ({first_line(error)}); copy it again or take it off the list"

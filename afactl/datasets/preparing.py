@@ -21,7 +21,7 @@ from afactl.datasets.mask_encodings import values_of
 from afactl.datasets.mask_labels import labels_from_masks, white_of
 from afactl.datasets.masks import read_mask, write_mask
 from afactl.datasets.samples import Track
-from afactl.datasets.tables import Row, photos_without_labels, read_rows, read_xml, write_csv
+from afactl.datasets.tables import JOINERS, Row, photos_without_labels, read_classes, read_rows, read_xml, write_csv
 from afactl.errors import DataError, DependencyError, UsageError
 from afactl.files import whole_file, writing
 
@@ -223,11 +223,16 @@ def prepare_folder(
             rows[training[chosen]] = rows[training[chosen]]._replace(split="val")
     with _writing(table):
         write_csv(table, rows)
+    names = sorted({name for row in rows for name in row.names})
+    if read_classes(root) is None and any(sign in name for name in names for sign in JOINERS):
+        # In the table alone such a name could be several.
+        _write_text(root / "classes.txt", "\n".join(names) + "\n")
     splits: dict[str, Counter[str]] = {}
     for row in rows:
         splits.setdefault(row.split, Counter()).update(row.names)
     photos = dict(Counter(row.split for row in rows))
-    classes = folder.read_classes(root) or sorted(set().union(*splits.values()))
+    listed = read_classes(root)
+    classes = listed.names if listed else sorted(set().union(*splits.values()))
     return PreparedFolder(table, tuple(classes), splits, photos, left_out)
 
 
@@ -250,11 +255,12 @@ def set_aside(labels: Sequence[Sequence[str]], share: float, seed: int) -> set[i
 
 def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
     """The photos that have a mask, with the classes in it, and how many have none."""
-    names = folder.read_classes(root)
-    if names is None:
+    listed = read_classes(root)
+    if listed is None:
         raise DataError(
             f"{root / 'classes.txt'}: expected the names of the mask values 1, 2, ..., one per line, found no such file"
         )
+    names = listed.names
     rows = photos_without_labels(root)
     masks = [folder.mask_of(root, image_id) for image_id in folder.image_ids([row.image for row in rows])]
     white = white_of(root / "masks", masks, len(names))

@@ -6,12 +6,14 @@ A new format is one module with a `DatasetFormat`, registered here or by an entr
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from afactl.datasets import folder
+from afactl.datasets.photo_files import HEIC_SUFFIXES
 from afactl.datasets.samples import DatasetFormat, Split
-from afactl.errors import AfactlError, DataError, PresetError, UsageError, nearest
+from afactl.errors import AfactlError, DataError, DependencyError, PresetError, UsageError, nearest
 from afactl.registry import Registry
 
 FORMATS = Registry(
@@ -106,7 +108,14 @@ def check_files(split: Split, masks: bool) -> None:
 
     Raises:
         DataError: how many are missing or empty, and the first three.
+        DependencyError: some are HEIC, and pillow-heif is not installed.
     """
+    heic = sum(sample.image_path.suffix.lower() in HEIC_SUFFIXES for sample in split.samples)
+    if heic and importlib.util.find_spec("pillow_heif") is None:
+        raise DependencyError(
+            f"split {split.name}: {heic} photos are HEIC, which needs pillow-heif: pip install 'afactl[heic]', "
+            "or convert them to JPEG"
+        )
     listed = [sample.image_path for sample in split.samples]
     if masks and split.masks is not None:
         paths = [split.masks.path(sample) for sample in split.samples]

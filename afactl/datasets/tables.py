@@ -4,7 +4,7 @@ labels.csv          columns image, labels (names joined by |) and perhaps split;
 labels.json         {"path/of/photo.jpg": ["dog", "person"], ...}
 annotations.json    COCO style: images, annotations, categories
 Annotations/*.xml   VOC style: a filename and objects with names
-dog/a.jpg           one folder per class; `background` holds photos without any
+dog/a.jpg           one folder per class; `background` (or `Background`, `_background_`) holds photos without any
 
 Where nothing names a split, photos below train/, val/ or test/ (also images/train/ ...) belong to it, and
 all others to train.
@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from afactl.datasets.images import PHOTO_SUFFIXES
+from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
 from afactl.errors import DataError
 from afactl.files import whole_file
 
@@ -28,8 +28,12 @@ COLUMNS = ("image", "labels")
 SPLITS = ("train", "val", "test")
 # Folders that are no class.
 PHOTOS = ("images", "JPEGImages")
-RESERVED = (*PHOTOS, "masks", "Annotations")
-BACKGROUND = "background"
+RESERVED = (*PHOTOS, "masks", "Annotations", "annotations")
+# How tools name value 0 and what is ignored; none of them is a class. Compared without case.
+BACKGROUND = ("background", "_background_")
+IGNORED = "__ignore__"
+# Between labels, if not by |.
+JOINERS = (";", ",")
 # A table beyond this is no list of photos but a mistake; it would fill the memory.
 MAX_BYTES = 512 * 2**20
 
@@ -43,19 +47,34 @@ class Row(NamedTuple):
     names: tuple[str, ...]
 
 
+class Tags(NamedTuple):
+    """The photos of a folder with their labels, and what is to be said about how they were read."""
+
+    rows: list[Row]
+    notes: tuple[str, ...]
+
+
 def read_rows(root: Path) -> list[Row]:
-    """The photos of a folder and their labels.
+    """The rows of `read_tags`."""
+    return read_tags(root).rows
+
+
+def read_tags(root: Path) -> Tags:
+    """The photos of a folder and their labels; `background` is no label.
 
     Raises:
         DataError: nothing there says what is in the photos, or what does is wrong: the place, what was
             expected, what came.
     """
+    rows: list[Row] = []
+    notes: tuple[str, ...] = ()
     for sign, read in _READERS.items():
-        if (root / sign).exists():
-            rows = read(root / sign)
+        place = next((root / name for name in (sign, sign.lower()) if _holds_labels(root / name)), None)
+        if place:
+            rows = read(place)
             break
     else:
-        rows = _class_folders(root)
+        rows, notes = _class_folders(root)
     if not rows:
         raise DataError(
             f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none; "
@@ -65,15 +84,62 @@ def read_rows(root: Path) -> list[Row]:
         path = PurePosixPath(row.image)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{row.where}: {row.image} leaves the data folder; list paths below it")
-    return rows
+    named = sum(any(is_background(name) for name in row.names) for row in rows)
+    if named:
+        notes = (*notes, f"labels: background is no class and was left out of {named} photos")
+        rows = [row._replace(names=tuple(name for name in row.names if not is_background(name))) for row in rows]
+    return Tags(rows, notes)
+
+
+def _holds_labels(place: Path) -> bool:
+    return place.is_file() or next(place.rglob("*.xml"), None) is not None
+
+
+def is_background(name: str) -> bool:
+    """Whether tools mean value 0, or what is ignored, by this name."""
+    return name.casefold() in (*BACKGROUND, IGNORED)
+
+
+class ClassList(NamedTuple):
+    """The names in classes.txt that are classes, and those before them that are none."""
+
+    names: list[str]
+    left_out: tuple[str, ...]
+
+
+def read_classes(root: Path) -> ClassList | None:
+    """The names in classes.txt, or None where there is no such file.
+
+    Other tools begin it with `background`, perhaps with `__ignore__` before that; these are left out.
+
+    Raises:
+        DataError: no names, one twice, or one of those two elsewhere, where it would shift the values of the masks.
+    """
+    listed = root / "classes.txt"
+    if not listed.is_file():
+        return None
+    names = [line.strip() for line in _text(listed).splitlines() if line.strip()]
+    first = 1 if names[:1] and names[0].casefold() == IGNORED else 0
+    if first or (names and is_background(names[0])):
+        if not names[first:] or names[first].casefold() not in BACKGROUND:
+            raise DataError(
+                f'{listed}: expected background after "{names[0]}"; list the classes alone, from value 1 on'
+            )
+        first += 1
+    left_out, names = tuple(names[:first]), names[first:]
+    if not names or len(set(names)) != len(names):
+        raise DataError(f"{listed}: expected one class name per line, each once, got {len(names)} names")
+    wrong = [name for name in names if is_background(name)]
+    if wrong:
+        raise DataError(f'{listed}: "{wrong[0]}" is no class; list the classes alone, in the order of their values')
+    return ClassList(names, left_out)
 
 
 def photos_without_labels(root: Path) -> list[Row]:
     """Every photo below images/ or JPEGImages/, or else below the folder itself but its masks."""
     top = next((root / name for name in PHOTOS if (root / name).is_dir()), root)
-    found = sorted(path for path in top.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-    images = [(path, path.relative_to(root).as_posix()) for path in found if path.relative_to(root).parts[0] != "masks"]
-    return [Row(str(path), image, _place(image)[0], ()) for path, image in images]
+    images = [path.relative_to(root).as_posix() for path in find_files(top, leave_out=("masks",)).photos]
+    return [Row(str(root / image), image, _place(image)[0], ()) for image in images]
 
 
 def write_csv(table: Path, rows: Sequence[Row]) -> None:
@@ -94,16 +160,16 @@ def write_csv(table: Path, rows: Sequence[Row]) -> None:
             writer.writerow((row.image, row.split, "|".join(row.names)))
 
 
-def _class_folders(root: Path) -> list[Row]:
-    """DIR/[images/][SPLIT/]CLASS/.../photo."""
+def _class_folders(root: Path) -> tuple[list[Row], tuple[str, ...]]:
+    """DIR/[images/][SPLIT/]CLASS/.../photo, and what was passed over."""
+    found = find_files(root, leave_out=[name for name in RESERVED if name not in PHOTOS])
     rows = []
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in PHOTO_SUFFIXES:
-            image = path.relative_to(root).as_posix()
-            split, folders = _place(image)
-            if folders and folders[0] not in RESERVED:
-                rows.append(Row(str(path), image, split, () if folders[0] == BACKGROUND else (folders[0],)))
-    return rows
+    for path in found.photos:
+        image = path.relative_to(root).as_posix()
+        split, folders = _place(image)
+        if folders and folders[0] not in RESERVED:
+            rows.append(Row(str(path), image, split, () if is_background(folders[0]) else (folders[0],)))
+    return rows, passed_over(found, len(found.photos) - len(rows))
 
 
 def _place(image: str) -> tuple[str, tuple[str, ...]]:
@@ -118,28 +184,64 @@ def _csv(table: Path) -> list[Row]:
     text = _text(table)
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
+    entries: list[tuple[str, str, str, str]] = []
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        names = [name.strip() for name in reader.fieldnames or []]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        names = [name.strip() for name in next(reader, [])]
         missing = [name for name in COLUMNS if name not in names]
         if missing:
             got = ", ".join(names) or "nothing"
             raise DataError(f"{table}: expected the columns {', '.join(COLUMNS)}, got {got}; add {', '.join(missing)}")
-        reader.fieldnames = names
-        rows = []
-        for entry in reader:
+        for fields in filter(None, reader):
             where = f"{table}, line {reader.line_num}"
-            image = (entry["image"] or "").strip()
-            split = (entry["split"] or "").strip() if "split" in names else _place(image)[0]
+            if len(fields) != len(names):
+                raise DataError(
+                    f"{where}: {len(fields)} fields, the header has {len(names)}; join the labels of a photo by |, "
+                    f'and put a name that holds "{delimiter}" into quotes'
+                )
+            entry = dict(zip(names, fields, strict=True))
+            image = entry["image"].strip()
+            split = entry["split"].strip() if "split" in entry else _place(image)[0]
             if not image or not split:
                 raise DataError(f"{where}: expected an image and a split, got {image!r} and {split!r}")
-            labels = (name.strip() for name in (entry["labels"] or "").split("|"))
-            rows.append(Row(where, image, split, tuple(name for name in labels if name)))
+            entries.append((where, image, split, entry["labels"].strip()))
     except csv.Error as error:
         raise DataError(f"{table}: cannot be read as a table ({error}); save it as CSV in UTF-8") from error
-    if not rows:
+    if not entries:
         raise DataError(f"{table}: no rows below the header")
-    return rows
+    listed = read_classes(table.parent)
+    known = frozenset(listed.names if listed else ())
+    joiner = _joiner([labels for *_, labels in entries], known)
+    return [
+        Row(where, image, split, _label_names(where, labels, joiner, known)) for where, image, split, labels in entries
+    ]
+
+
+def _joiner(fields: Sequence[str], known: frozenset[str]) -> str:
+    """What joins the labels of a photo: | where it occurs; else ; or , if that makes names of the table of every part.
+
+    Args:
+        fields: of the column labels. known: the names in classes.txt, or none.
+    """
+    if any("|" in field for field in fields):
+        return "|"
+    alone = known or {field for field in fields if not any(sign in field for sign in JOINERS)}
+    for sign in JOINERS:
+        joined = [field for field in fields if sign in field and field not in known]
+        if joined and all(part.strip() in alone for field in joined for part in field.split(sign)):
+            return sign
+    return "|"
+
+
+def _label_names(where: str, field: str, joiner: str, known: frozenset[str]) -> tuple[str, ...]:
+    parts = [field] if field in known else [part.strip() for part in field.split(joiner)]
+    for name in parts:
+        if name not in known and any(sign in name for sign in (*JOINERS, "\t", "\n")):
+            raise DataError(
+                f'{where}: "{name}" may be one class or several; join the labels of a photo by |, '
+                "or list the class in classes.txt if that is its name"
+            )
+    return tuple(name for name in parts if name)
 
 
 def _json(table: Path) -> list[Row]:
@@ -178,9 +280,24 @@ def _xml(folder: Path) -> list[Row]:
     rows = []
     for path in sorted(folder.rglob("*.xml")):
         image, objects = read_xml(path)
-        image = "/".join([*places[:1], image])
+        image = _with_suffix(path, folder.parent, "/".join([*places[:1], image]))
         rows.append(Row(str(path), image, _place(image)[0], tuple(dict.fromkeys(name for name, _ in objects))))
     return rows
+
+
+def _with_suffix(xml: Path, root: Path, image: str) -> str:
+    """The photo that a name without suffix means."""
+    if PurePosixPath(image).suffix.lower() in PHOTO_SUFFIXES or ".." in PurePosixPath(image).parts:
+        return image
+    found = [
+        image + suffix
+        for suffix in sorted({*PHOTO_SUFFIXES, *(suffix.upper() for suffix in PHOTO_SUFFIXES)})
+        if (root / (image + suffix)).is_file()
+    ]
+    if len(found) != 1:
+        seen = ", ".join(found) or "none"
+        raise DataError(f"{xml}: the filename {PurePosixPath(image).name} has no suffix; photos of that name: {seen}")
+    return found[0]
 
 
 def read_xml(path: Path) -> tuple[str, list[tuple[str, bool]]]:
@@ -189,9 +306,10 @@ def read_xml(path: Path) -> tuple[str, list[tuple[str, bool]]]:
     Raises:
         DataError: no XML, or without a file name.
     """
+    _require_size(path)
     try:
-        tree = ElementTree.fromstring(_text(path))
-    except ElementTree.ParseError as error:
+        tree = ElementTree.fromstring(path.read_bytes())  # as bytes, in the encoding that the file declares
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise DataError(f"{path}: cannot be read as XML ({error})") from error
     image = (tree.findtext("filename") or "").strip()
     if not image:
@@ -210,13 +328,17 @@ def _parse(table: Path) -> Any:
         raise DataError(f"{table}: cannot be read as JSON ({error})") from error
 
 
-def _text(path: Path) -> str:
+def _require_size(path: Path) -> None:
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise DataError(
             f"{path}: {size / 2**20:.0f} MiB, more than the {MAX_BYTES // 2**20} that a table of labels may have; "
             "split the dataset"
         )
+
+
+def _text(path: Path) -> str:
+    _require_size(path)
     try:
         # utf-8-sig: spreadsheets write a byte order mark.
         return path.read_text(encoding="utf-8-sig")

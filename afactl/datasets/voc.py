@@ -12,10 +12,11 @@ Image-level labels have two sources (`data.labels`): the masks, and the XML of A
 from __future__ import annotations
 
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from afactl.datasets.mask_labels import labels_from_masks
 from afactl.datasets.masks import MaskFiles
+from afactl.datasets.photo_files import PHOTO_SUFFIXES
 from afactl.datasets.samples import DatasetFormat, Sample, Split
 from afactl.errors import DataError, nearest
 
@@ -157,9 +158,23 @@ def read_list(root: Path, split: str) -> list[str]:
     path = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     if not path.is_file():
         raise DataError(f"{path}: the list of split {split} is missing")
-    ids = path.read_text(encoding="utf-8").split()
+    ids = _ids(path)
     if len(set(ids)) != len(ids):
         raise DataError(f"{path}: {len(ids) - len(set(ids))} ids are listed twice")
+    return ids
+
+
+def _ids(path: Path) -> list[str]:
+    """One id a line, or the path of a photo; beside it perhaps the path of its mask, or VOC's 1 for "is there"."""
+    ids = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        words = line.split()
+        if len(words) > 2 or (len(words) == 2 and words[1] != "1" and not words[1].endswith(".png")):
+            raise DataError(f'{path}, line {number}: expected the id of a photo, got "{line.strip()[:60]}"')
+        if words:
+            name = PurePosixPath(words[0])
+            listed = name.suffix.lower() in PHOTO_SUFFIXES and name.parent.name == "JPEGImages"
+            ids.append(name.stem if listed else words[0])
     return ids
 
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl.datasets.images import PHOTO_SUFFIXES, read_image, reduce_image
+from afactl.datasets.images import read_image, reduce_image
+from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
 from afactl.datasets.samples import Track
 from afactl.errors import DataError, UsageError
 from afactl.files import require_free, writing
@@ -60,6 +61,7 @@ def find_photos(inputs: Sequence[str], out: Path | None = None) -> Found:
     """
     found: dict[Path, Photo] = {}
     results: set[Path] = set()
+    notes: list[str] = []
     masks = out.resolve() if out is not None else None
     for text in inputs:
         path = Path(text)
@@ -69,7 +71,9 @@ def find_photos(inputs: Sequence[str], out: Path | None = None) -> Found:
                     f"--out {out}: is the folder of the photos, where masks would be taken for photos the next time; "
                     "give another folder"
                 )
-            pictures = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in PHOTO_SUFFIXES]
+            files = find_files(path)
+            pictures = files.photos
+            notes += [f"{path}: {line}" for line in passed_over(files)]
             below_out = {p for p in pictures if masks is not None and p.resolve().is_relative_to(masks)}
             results |= below_out
             here = [(p, p.relative_to(path)) for p in pictures if p not in below_out]
@@ -96,7 +100,8 @@ def find_photos(inputs: Sequence[str], out: Path | None = None) -> Found:
             raise UsageError(
                 f"{other} and {photo.path}: both would write {photo.mask}; predict them into different --out folders"
             )
-    notes = [f"{len(results)} pictures in {out} are taken for results and not for photos"] if results else []
+    if results:
+        notes.append(f"{len(results)} pictures in {out} are taken for results and not for photos")
     return Found(photos, notes)
 
 

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from afactl.datasets import images
 from afactl.datasets.images import decoded_photo, read_image
 from afactl.errors import DataError
 
@@ -260,3 +261,14 @@ def test_an_image_over_pillows_limit_is_refused(tmp_path, photo, monkeypatch):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(DataError, match=f"more than the {limit} pixels"):
             read_image(tmp_path / "p.png")
+
+
+def test_heic_is_read_where_its_reader_is_and_named_where_not(tmp_path, monkeypatch):
+    heif = pytest.importorskip("pillow_heif", reason="HEIC needs the extra [heic]")
+    image = heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30)))
+    image.save(tmp_path / "a.jpg", quality=90)  # telephones name them so now and then
+    found = read_image(tmp_path / "a.jpg")
+    assert found.shape == (48, 64, 3) and np.abs(found.astype(int) - (200, 30, 30)).max() < 8
+    monkeypatch.setattr(images, "_open", lambda content: (_ for _ in ()).throw(UnidentifiedImageError))
+    with pytest.raises(DataError, match=r"a.jpg: HEIC, for which pillow-heif is needed: pip install 'afactl\[heic\]'"):
+        read_image(tmp_path / "a.jpg")

@@ -1,11 +1,15 @@
 """Every form in which own photos carry their labels."""
 
+import csv
+import io
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from afactl.datasets import tables
-from afactl.datasets.tables import read_rows, read_xml
+from afactl.datasets.tables import read_classes, read_rows, read_tags, read_xml
 from afactl.errors import DataError
 
 
@@ -126,4 +130,150 @@ def test_tables_beyond_any_sense_are_refused_by_their_size(tmp_path, monkeypatch
     monkeypatch.setattr(tables, "MAX_BYTES", 100)
     (tmp_path / "labels.json").write_text(json.dumps({f"{i}.jpg": ["cat"] for i in range(20)}))
     with pytest.raises(DataError, match="more than the 0 that a table of labels may have; split the dataset"):
+        read_rows(tmp_path)
+
+
+def test_links_hidden_folders_and_background_beside_classes(tmp_path):
+    put(tmp_path / "elsewhere", "a.jfif")
+    root = tmp_path / "root"
+    put(root, "cat/b.avif", "cat/c.txt", ".ipynb_checkpoints/b.jpg", "Background/d.jpg", "_background_/e.jpg", "f.jpg")
+    (root / "dog").symlink_to(tmp_path / "elsewhere")
+    rows, notes = read_tags(root)
+    assert sorted((row.image, row.names) for row in rows) == [
+        ("Background/d.jpg", ()),
+        ("_background_/e.jpg", ()),
+        ("cat/b.avif", ("cat",)),
+        ("dog/a.jfif", ("dog",)),
+    ]
+    (note,) = notes
+    assert note == (
+        "passed over: 1 files that are no photos here (.txt 1); "
+        "1 hidden or system entries (.ipynb_checkpoints); 1 photos in no class folder"
+    )
+
+
+def test_background_is_no_label_in_any_table(tmp_path):
+    (tmp_path / "labels.json").write_text(json.dumps({"a.jpg": ["Background", "cat"], "b.jpg": ["_background_"]}))
+    rows, notes = read_tags(tmp_path)
+    assert [row.names for row in rows] == [("cat",), ()]
+    assert notes == ("labels: background is no class and was left out of 2 photos",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "left_out"),
+    [
+        (["background", "cat", "dog"], ("background",)),
+        (["__ignore__", "_background_", "cat", "dog"], ("__ignore__", "_background_")),
+        (["BACKGROUND", "cat", "dog"], ("BACKGROUND",)),
+        (["cat", "dog"], ()),
+    ],
+)
+def test_class_lists_of_other_tools_lose_what_is_no_class(tmp_path, lines, left_out):
+    (tmp_path / "classes.txt").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
+    found = read_classes(tmp_path)
+    assert found.names == ["cat", "dog"] and found.left_out == left_out
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["cat", "background", "dog"], '"background" is no class'),
+        (["cat", "__ignore__"], '"__ignore__" is no class'),
+        (["__ignore__", "cat"], 'expected background after "__ignore__"'),
+        (["background"], "got 0 names"),
+    ],
+)
+def test_class_lists_that_would_shift_the_values_are_refused(tmp_path, lines, message):
+    (tmp_path / "classes.txt").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=message):
+        read_classes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,labels\na.jpg,dog,cat\n", "line 2: 3 fields, the header has 2; join the labels of a photo by |"),
+        ("image,labels\nb.jpg,cat\na.jpg\n", "line 3: 1 fields, the header has 2"),
+        ('image,labels\na.jpg,"dog,cat"\n', 'line 2: "dog,cat" may be one class or several'),
+        ("image,labels\na.jpg,dog;cat\nb.jpg,dog\n", 'line 2: "dog;cat" may be one class or several'),
+        ("image,labels\na.jpg,dog|cat\nb.jpg,dog;cat\n", 'line 3: "dog;cat" may be one class or several'),
+        ('image,labels\na.jpg,"dog\nb.jpg,cat\n', "cannot be read as a table"),
+    ],
+)
+def test_a_label_that_would_be_lost_or_glued_is_told_with_its_line(tmp_path, table, message):
+    (tmp_path / "labels.csv").write_text(table)
+    with pytest.raises(DataError, match=message.replace("|", r"\|")):
+        read_rows(tmp_path)
+
+
+@pytest.mark.parametrize(("sign", "quote"), [(";", ""), (",", '"')])
+def test_another_joiner_is_one_where_every_part_is_a_class_of_the_table(tmp_path, sign, quote):
+    both = f"{quote}dog{sign}cat{quote}"
+    (tmp_path / "labels.csv").write_text(f"image,labels\na.jpg,{both}\nb.jpg,dog\nc.jpg,cat\n")
+    assert [names for _, _, names in found(tmp_path)] == [("dog", "cat"), ("dog",), ("cat",)]
+    (tmp_path / "labels.csv").write_text(f"image,labels\na.jpg,{both}\n")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    assert found(tmp_path) == [("a.jpg", "train", ("dog", "cat"))]
+    (tmp_path / "classes.txt").write_text(f"cat\ndog{sign}cat\n")
+    assert found(tmp_path) == [("a.jpg", "train", (f"dog{sign}cat",))]
+
+
+WORDS = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zl", "Zp"), blacklist_characters="|;,"), min_size=1)
+NO_CLASS = ("background", "_background_", "__ignore__")
+PLAIN = WORDS.map(str.strip).filter(lambda name: name and name.casefold() not in NO_CLASS)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.lists(PLAIN, max_size=3, unique=True), st.sampled_from(["train", "val"])), min_size=1, max_size=6
+    ),
+    st.sampled_from(",;\t"),
+    st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig"]),
+    st.permutations(["image", "split", "labels"]),
+)
+def test_what_pythons_csv_writes_is_read_as_it_was_meant(
+    tmp_path_factory, rows, delimiter, quoting, end, encoding, order
+):
+    root = tmp_path_factory.mktemp("csv")
+    with open(root / "labels.csv", "w", encoding=encoding, newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter, quoting=quoting, lineterminator=end)
+        writer.writerow(order)
+        for number, (names, split) in enumerate(rows):
+            entry = {"image": f"{number} a{delimiter}b.jpg", "split": split, "labels": "|".join(names)}
+            writer.writerow([entry[column] for column in order])
+    expected = [(f"{number} a{delimiter}b.jpg", split, tuple(names)) for number, (names, split) in enumerate(rows)]
+    assert [(row.image, row.split, row.names) for row in read_rows(root)] == expected
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text('ab,;|"\n ', max_size=40), st.sampled_from(",;"))
+def test_no_word_of_a_table_is_lost(tmp_path_factory, text, delimiter):
+    """Whatever is read has as many fields as Python's csv sees, and every letter of its labels in some name."""
+    root = tmp_path_factory.mktemp("csv")
+    (root / "labels.csv").write_text(f"image{delimiter}labels\n{text}", newline="")
+    try:
+        rows = read_rows(root)
+    except DataError:
+        return
+    fields = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if line]
+    assert [len(line) for line in fields] == [2] * len(rows)
+    for line, row in zip(fields, rows, strict=True):
+        assert row.image == line[0].strip()
+        assert "".join(row.names).replace(" ", "") == line[1].translate(str.maketrans("", "", "|;, \n"))
+        assert all(not set(name) & set("|;,\n") for name in row.names)
+
+
+def test_annotations_of_other_tools(tmp_path):
+    """Lower case, a byte order mark, another encoding, and a file name without suffix."""
+    put(tmp_path, "images/a.JPG", "images/b.png", "annotations/a.xml", "annotations/b.xml")
+    text = XML.format(name="a", objects=OBJECT.format(name="dög", difficult=0))
+    (tmp_path / "annotations/a.xml").write_text(text, encoding="utf-8-sig")
+    declared = '<?xml version="1.0" encoding="utf-16"?>' + XML.format(name="b.png", objects="")
+    (tmp_path / "annotations/b.xml").write_text(declared, encoding="utf-16")
+    assert found(tmp_path) == [("images/a.JPG", "train", ("dög",)), ("images/b.png", "train", ())]
+    put(tmp_path, "images/a.png")
+    with pytest.raises(DataError, match=r"a.xml: the filename a has no suffix; photos of that name: .*a.JPG, .*a.png"):
         read_rows(tmp_path)

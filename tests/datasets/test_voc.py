@@ -61,6 +61,25 @@ def test_missing_masks_and_values_outside_the_classes_are_named(tiny):
         load(tiny, "train")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("t1  ", "\ufefft1", "t1  1"),
+        *("/JPEGImages/t1.jpg  /SegmentationClass/t1.png", "JPEGImages/t1.jpg SegmentationClass/t1.png"),
+    ],
+)
+def test_lists_of_other_tools_are_read(tiny, line):
+    (tiny / "ImageSets/Segmentation/train.txt").write_text(f"{line}\n\n", encoding="utf-8")
+    assert [sample.image_id for sample in load(tiny, "train").samples] == ["t1"]
+
+
+@pytest.mark.parametrize("line", ["t1 -1", "t1 0", "t1 v1 v2"])
+def test_lists_that_say_something_else_are_told(tiny, line):
+    (tiny / "ImageSets/Segmentation/train.txt").write_text(f"v1\n{line}\n")
+    with pytest.raises(DataError, match=f'train.txt, line 2: expected the id of a photo, got "{line}"'):
+        load(tiny, "train")
+
+
 def test_masks_without_any_class_are_refused(tmp_path):
     root = make_voc(tmp_path / "VOC2012", {"train": ["a", "b"]}, {"a": [0, 255], "b": [0, 0]})
     with pytest.raises(DataError, match="no mask of split train holds a class, all values are 0 or 255"):

@@ -393,3 +393,13 @@ def test_another_job_in_the_folder_is_told_before_its_files_are(run, quick, tmp_
     with pytest.raises(UsageError, match="another job is writing there"):
         predict(run, find_photos([str(tmp_path / "photos")]).photos, tmp_path / "out")
     record.close()
+
+
+def test_what_is_passed_over_in_a_folder_is_said(photos):
+    (photos / ".hidden").mkdir()
+    (photos / ".hidden" / "x.jpg").write_bytes(b"x")
+    (photos / "deep" / "raw.cr2").write_bytes(b"x")
+    found = find_photos([str(photos)])
+    assert not [photo for photo in found.photos if ".hidden" in str(photo.path)]
+    (note,) = found.notes
+    assert note.startswith(f"{photos}: passed over: ") and ".cr2 1" in note and "(.hidden)" in note
