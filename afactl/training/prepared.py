@@ -40,11 +40,6 @@ class Prepared(NamedTuple):
     shares: distributed.Shares
     notes: tuple[str, ...] = ()
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What is to be said about how the data were read, each once."""
-        return tuple(dict.fromkeys(self.data.notes + (self.val.notes if self.val else ())))
-
 
 def prepare(preset: Preset, device: torch.device) -> Prepared:
     """Build and check everything that a preset asks for; nothing is written.
@@ -68,7 +63,8 @@ def prepare(preset: Preset, device: torch.device) -> Prepared:
     processes = distributed.world_size()
     shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, processes)
     optimizer = build_optimizer(model, preset)
-    return Prepared(preset, device, data, val, architecture, model, optimizer, shares, _unscored(val) if val else ())
+    notes = dict.fromkeys((*data.notes, *(val.notes + _unscored(val) if val else ())))
+    return Prepared(preset, device, data, val, architecture, model, optimizer, shares, tuple(notes))
 
 
 def load_data(preset: Preset) -> tuple[Split, Split | None]:
