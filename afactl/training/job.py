@@ -18,6 +18,7 @@ from afactl.evaluation.segmentation import validate
 from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import memory_advice, peak_memory
+from afactl.network.backbones import smaller_crop
 from afactl.runs.checkpoints import save_checkpoint
 from afactl.runs.folder import Progress
 from afactl.training.events import (
@@ -89,7 +90,7 @@ class Job:
         advice = (
             f"at batch {shares.batch}, crop {job.crop_size} and {job.precision}: try --set train.batch_size="
             f"{max(1, shares.batch // 2)} (train.effective_batch keeps the photos per step), train.precision=bfloat16 "
-            f"or train.crop_size={max(32, job.crop_size // 32 * 16)}"
+            f"or train.crop_size={smaller_crop(self.prepared.model.backbone, job.crop_size)}"
         )
         validation = None
         if self.prepared.val and self.due(self.start) and not self.progress.validated:

@@ -4,7 +4,15 @@ A new backbone is one module with a subclass of `Backbone`, registered here or b
 `afactl.backbones`.
 """
 
-from afactl.network.backbones.base import Backbone, BackboneOutput, require_whole_tokens
+from afactl.network.backbones.base import Backbone, BackboneOutput, require_whole_tokens, smaller_crop
 from afactl.network.backbones.registry import BACKBONES, build_backbone, register
 
-__all__ = ["BACKBONES", "Backbone", "BackboneOutput", "build_backbone", "register", "require_whole_tokens"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "BackboneOutput",
+    "build_backbone",
+    "register",
+    "require_whole_tokens",
+    "smaller_crop",
+]

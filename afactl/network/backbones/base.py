@@ -140,3 +140,9 @@ def require_whole_tokens(backbone: Backbone, crop_size: int) -> None:
             f"train.crop_size: expected a multiple of the backbone's stride of {stride} pixels, got {crop_size}; "
             f"take {fitting}"
         )
+
+
+def smaller_crop(backbone: Backbone, crop_size: int) -> int:
+    """About half the side of a view, in whole tokens; at least 32 pixels, the least that a preset takes."""
+    stride = backbone.stride
+    return max(math.ceil(32 / stride), crop_size // 2 // stride) * stride

@@ -13,7 +13,14 @@ from afactl.cli.main import main
 from afactl.datasets.images import read_image
 from afactl.datasets.masks import read_mask
 from afactl.errors import PresetError, ShapeError
-from afactl.network.backbones import Backbone, BackboneOutput, build_backbone, register, require_whole_tokens
+from afactl.network.backbones import (
+    Backbone,
+    BackboneOutput,
+    build_backbone,
+    register,
+    require_whole_tokens,
+    smaller_crop,
+)
 from afactl.network.backbones.base import require_sound
 from tests.conftest import TINY
 
@@ -179,6 +186,11 @@ def test_a_view_that_cuts_tokens_is_refused(crop, advice):
     require_whole_tokens(Plain(14), 56)
     with pytest.raises(PresetError, match=f"multiple of the backbone's stride of 14 pixels, got {crop}; {advice}"):
         require_whole_tokens(Plain(14), crop)
+
+
+@pytest.mark.parametrize(("stride", "crop", "half"), [(16, 512, 256), (16, 48, 32), (14, 518, 252), (14, 56, 42)])
+def test_half_a_view_is_of_whole_tokens(stride, crop, half):
+    assert smaller_crop(Plain(stride), crop) == half
 
 
 def test_training_refuses_such_a_view_before_it_writes_anything(tmp_path, tiny_data, capsys):
