@@ -160,11 +160,17 @@ def check(
     name, root, train, source = _locate(dataset, data)
     splits = load_all(name, root, source)
     names = [split.name for split in splits]
-    train = train if train in names else names[0]
+    # Without a preset: as the format's own presets name it.
+    wanted = [train] if train else [*preset_splits(name), "train"]
+    train = next((one for one in (*wanted, "train") if one in names), None)
+    if train is None:
+        out.print(
+            f"no split {' or '.join(dict.fromkeys(wanted))} for training; which classes are trained is not checked"
+        )
     notes = list(dict.fromkeys(note for split in splits for note in split.notes))
     for note in notes:
         out.print(note)
-    report = check_splits(splits, train, tracker("reading"))
+    report = check_splits(splits, train or "", tracker("reading"))
     rows = [
         (
             one.name,
@@ -229,6 +235,14 @@ def preview(
     shown = draw_contact_sheet(chosen, out_file, count, seed, palette.value)
     out.print(f"{shown} photos of {split}")
     out.print(f"picture: {out_file}")
+
+
+def preset_splits(name: str) -> list[str]:
+    """The training splits of the shipped presets of a dataset format."""
+    from afactl.presets import load_preset, preset_names
+
+    shipped = [load_preset(one).data for one in preset_names()]
+    return list(dict.fromkeys(data.train_split for data in shipped if data.name == name))
 
 
 def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | None, str | None]:

@@ -95,12 +95,15 @@ def load(root: Path, split: str) -> Split:
         samples = tuple(Sample(Path(name).stem, photos / name, tuple(labels)) for name, labels in prepared["photos"])
 
         paths = {sample.image_id: masks / f"{sample.image_id}.png" for sample in samples}
-        return Split(split, classes, samples, MaskFiles(paths, len(classes)))
+        # Tables of earlier versions hold no ids.
+        ids = tuple(prepared.get("ids") or read_category_ids(annotations_path(root, split)))
+        return Split(split, classes, samples, MaskFiles(paths, len(classes)), category_ids=ids)
 
     instances = read_instances(annotations_path(root, split))
     by_id = {Path(photo.name).stem: photo for photo in instances.photos}
     samples = tuple(Sample(image_id, photos / photo.name, instances.labels(photo)) for image_id, photo in by_id.items())
-    return Split(split, instances.classes, samples, DrawnMasks(by_id, instances.class_of))
+    masks_of = DrawnMasks(by_id, instances.class_of)
+    return Split(split, instances.classes, samples, masks_of, category_ids=tuple(instances.class_of))
 
 
 def splits(root: Path) -> list[str]:
@@ -162,10 +165,7 @@ def read_part(path: Path, part: int, parts: int) -> Instances:
         for one in _items(path, file, "annotations"):
             if one["image_id"] not in regions:
                 continue
-            shape = one["segmentation"]
-            if isinstance(shape, list):  # as arrays they take a tenth of the memory
-                shape = [np.array(polygon, np.float64) for polygon in shape]
-            found = Region(one["category_id"], float(one["area"]), bool(one.get("iscrowd")), shape)
+            found = Region(one["category_id"], float(one["area"]), bool(one.get("iscrowd")), _outline(path, one))
             regions[one["image_id"]].append(found)
     if not categories or not photos:
         raise DataError(
@@ -182,6 +182,12 @@ def read_part(path: Path, part: int, parts: int) -> Instances:
     return Instances(tuple(name for _, name in categories), index, sorted(photos, key=lambda photo: photo.name))
 
 
+def read_category_ids(path: Path) -> list[int]:
+    """The ids of the categories, in the order of the classes. Raises as `read_instances`."""
+    with open(path, "rb") as file:
+        return sorted(one["id"] for one in _items(path, file, "categories"))
+
+
 def _items(path: Path, file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     """The entries of one list of the file."""
     try:
@@ -189,19 +195,65 @@ def _items(path: Path, file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
     except ImportError as error:
         raise DependencyError("COCO annotations need ijson: pip install 'afactl[coco]'") from error
     file.seek(0)
-    needed = {
-        "categories": ("id", "name"),
-        "annotations": ("image_id", "category_id", "segmentation", "area"),
-        "images": ("id", "file_name", "height", "width"),
-    }[name]
     try:
         for one in ijson.items(file, f"{name}.item", use_float=True):
-            missing = [key for key in needed if not isinstance(one, dict) or key not in one]
-            if missing:
-                raise DataError(f"{path}: an entry of {name} has no {missing[0]}; download it again")
+            _check_entry(path, name, one)
             yield one
     except ijson.JSONError as error:
         raise DataError(f"{path}: cannot be read as COCO annotations ({error}); download it again") from error
+
+
+_WHOLE: tuple[type, ...] = (int,)
+_NAMED: tuple[type, ...] = (int, str)
+_ENTRIES: dict[str, dict[str, tuple[type, ...]]] = {
+    "categories": {"id": _WHOLE, "name": (str,)},
+    "images": {"id": _NAMED, "file_name": (str,), "height": _WHOLE, "width": _WHOLE},
+    "annotations": {"image_id": _NAMED, "category_id": _WHOLE, "segmentation": (list, dict), "area": (int, float)},
+}
+
+
+def _check_entry(path: Path, name: str, one: Any) -> None:
+    """See that an entry of a list has its keys, of the right types.
+
+    Raises:
+        DataError: what is missing or wrong, and in which entry.
+    """
+    for key, kinds in _ENTRIES[name].items():
+        if not isinstance(one, dict) or key not in one:
+            raise DataError(f"{path}: an entry of {name} has no {key}; download it again")
+        value = one[key]
+        empty = key in ("height", "width") and isinstance(value, int) and value < 1
+        if not isinstance(value, kinds) or isinstance(value, bool) or empty:
+            raise DataError(
+                f"{path}: {name}, id {one.get('id')!r}: {key} cannot be {str(value)[:40]!r}; download it again"
+            )
+
+
+def _outline(path: Path, one: dict[str, Any]) -> Any:
+    """A segmentation as pycocotools takes it: polygons as arrays, which take a tenth of the memory, or run lengths.
+
+    Raises:
+        DataError: neither.
+    """
+    shape = one["segmentation"]
+    try:
+        if isinstance(shape, dict):
+            height, width = shape["size"]
+            counts = shape["counts"]
+            sound = isinstance(counts, str) or (min(counts) >= 0 and sum(counts) == height * width)
+        else:
+            shape = [np.array(polygon, np.float64) for polygon in shape]
+            sound = all(
+                part.ndim == 1 and len(part) >= 6 and len(part) % 2 == 0 and np.isfinite(part).all() for part in shape
+            )
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise DataError(
+            f"{path}: annotations, id {one.get('id')!r}: expected polygons of x, y pairs or run lengths; "
+            "download it again"
+        )
+    return shape
 
 
 def draw_mask(photo: Photo, class_of: Mapping[int, int]) -> np.ndarray:

@@ -63,12 +63,12 @@ def load(root: Path, split: str) -> Split:
 
 
 def splits(root: Path) -> list[str]:
-    """The splits that the labels name, in their order there.
+    """The splits that the labels name: train first, the others in their order there.
 
     Raises:
         DataError: the labels are missing or wrong.
     """
-    return list(dict.fromkeys(row.split for row in read_rows(root)))
+    return sorted(dict.fromkeys(row.split for row in read_rows(root)), key=lambda name: name != "train")
 
 
 def image_ids(images: Sequence[str]) -> list[str]:

@@ -175,7 +175,9 @@ def prepare_coco(root: Path, split: str, track: Track = iter) -> PreparedCoco:
         photos += [(photo.name, instances.labels(photo)) for photo in instances.photos]
         empty += sum(not photo.regions for photo in instances.photos)
     # Last: with the table there, the masks are there.
-    _write_text(table, json.dumps({"classes": instances.classes, "photos": sorted(photos)}))
+    _write_text(
+        table, json.dumps({"classes": instances.classes, "ids": list(instances.class_of), "photos": sorted(photos)})
+    )
     return PreparedCoco(split, len(photos), empty, drawn, masks)
 
 

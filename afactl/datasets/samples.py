@@ -48,6 +48,7 @@ class Split:
         classes: the C foreground class names; background is not among them.
         samples: the photos, in a fixed order.
         masks: None where the dataset has none: training and prediction work, scoring does not.
+        category_ids: the dataset's own numbers of the classes, such as COCO's 1..90; () where it has none of its own.
         notes: what is to be said about how the dataset was read: what was passed over, or how it was understood.
     """
 
@@ -56,6 +57,7 @@ class Split:
     samples: tuple[Sample, ...]
     masks: Masks | None = None
     notes: tuple[str, ...] = ()
+    category_ids: tuple[int, ...] = ()
 
     def require_masks(self, purpose: str = "scoring") -> Masks:
         """The masks of a split that has some.

@@ -159,6 +159,8 @@ def predict(
     crf, forms, palette, window, overwrite = options
     kinds = {form: writer_class(form) for form in forms}
     writers = {form: kind(out, run.architecture.classes, palette) for form, kind in kinds.items()}
+    for writer in writers.values():
+        writer.category_ids = run.architecture.category_ids
     masks = [photo.mask for photo in photos]
     for form, writer in writers.items():
         objection = writer.objection(masks, crf is not None)

@@ -77,9 +77,11 @@ class Writer(abc.ABC):
     Attributes:
         gathered: names of the files in the output folder that hold all photos together, where there are any; those
             of single photos then lie below PARTS, which goes when the job ends.
+        category_ids: the dataset's own numbers of the classes, which `predict` sets; () where class c is c + 1.
     """
 
     gathered: ClassVar[tuple[str, ...]] = ()
+    category_ids: Sequence[int] = ()
 
     def __init__(self, out: Path, classes: Sequence[str], palette: str = "safe") -> None:
         self.out, self.classes, self.palette = out, classes, palette
@@ -163,7 +165,9 @@ class ProbabilityWriter(Writer):
 
 
 class CocoWriter(Writer):
-    """COCO's result list: image_id, category_id (class c as c + 1), segmentation, score; and file_name, the photo.
+    """COCO's result list: image_id, category_id, segmentation, score; and file_name, the photo.
+
+    category_id is the dataset's own number of the class where it has such, as COCO, else class c is c + 1.
 
     image_id is the number where the photo is named like those of COCO, else its path. The score is the mean
     probability of the class over its pixels.
@@ -203,7 +207,7 @@ class CocoWriter(Writer):
                 {
                     "image_id": coco_image_id(labelled.path),
                     "file_name": labelled.photo.as_posix(),
-                    "category_id": value,
+                    "category_id": self.category_ids[value - 1] if self.category_ids else value,
                     "segmentation": {
                         "size": list(shape["size"]),
                         "counts": counts if isinstance(counts, str) else counts.decode("ascii"),

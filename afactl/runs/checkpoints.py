@@ -30,13 +30,18 @@ CHECKSUMS = "checksums.json"
 
 
 class Architecture(NamedTuple):
-    """What is needed to build the network that weights fit, and to name its classes."""
+    """What is needed to build the network that weights fit, and to name its classes.
+
+    Attributes:
+        category_ids: the numbers that the dataset gives its classes (COCO's go to 90); () where class c is c + 1.
+    """
 
     backbone: str
     classes: tuple[str, ...]
     pooling: str | float
     decoder_width: int
     drop_path: float
+    category_ids: tuple[int, ...] = ()
 
     def build(self) -> AFA:
         """The network with random weights."""
@@ -173,7 +178,8 @@ def load_model(folder: Path) -> tuple[AFA, Architecture, int]:
         metadata = file.metadata() or {}
     try:
         fields = json.loads(metadata["architecture"])
-        fields["classes"] = tuple(fields["classes"])
+        for name in ("classes", "category_ids"):  # checkpoints of earlier versions have no ids
+            fields[name] = tuple(fields.get(name, ()))
         architecture = Architecture(**fields)
         iteration = int(metadata["iteration"])
     except (KeyError, TypeError, ValueError) as error:

@@ -51,7 +51,12 @@ def prepare(preset: Preset, device: torch.device) -> Prepared:
     data, val = load_data(preset)
     settings = preset.model
     architecture = Architecture(
-        settings.backbone, data.classes, settings.pooling, settings.decoder_width, settings.drop_path
+        settings.backbone,
+        data.classes,
+        settings.pooling,
+        settings.decoder_width,
+        settings.drop_path,
+        data.category_ids,
     )
     seed_everything(preset.train.seed, preset.train.deterministic)
     model = architecture.build().to(device)

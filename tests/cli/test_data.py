@@ -72,3 +72,20 @@ def test_data_prepare_tells_what_it_found(call, tmp_path):
     refused(call("data", "prepare", "voc", "--data", root, "--labels-from", "xml"), 2, "--set data.labels=xml")
     refused(call("data", "prepare", "coco", "--data", tmp_path), 1, "instances_train2014.json")
     refused(call("data", "prepare", "coco", "--data", tmp_path, "--year", "2017"), 2, "expected 2014")
+
+
+def test_data_check_takes_the_training_split_by_its_name(call, tiny_data, tmp_path):
+    """Photos of val come first in the table, and hold a class that is never trained."""
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    rows = (data / "labels.csv").read_text().splitlines()
+    rows = [rows[0], *reversed(rows[1:])]
+    (data / "classes.txt").write_text((data / "classes.txt").read_text() + "zebra\n")
+    assert rows[1].split(",")[1] == "val"
+    rows[1] += "|zebra"
+    (data / "labels.csv").write_text("\n".join(rows) + "\n")
+    code, out, _ = call("data", "check", data)
+    assert code == 1 and "zebra: occurs in val but never in train" in out and "never in val" not in out
+    (data / "labels.csv").write_text("\n".join(row.replace(",train,", ",test,") for row in rows) + "\n")
+    code, out, _ = call("data", "check", data)
+    assert "no split train for training; which classes are trained is not checked" in out and "never in" not in out

@@ -1,10 +1,14 @@
 import json
+import os
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from afactl.datasets.coco import Photo, Region, draw_mask, load
-from afactl.errors import DataError
+from afactl.datasets.coco import Photo, Region, draw_mask, load, prepared_paths, recognizes
+from afactl.datasets.preparing import prepare_coco
+from afactl.errors import AfactlError, DataError
 
 
 def box(x, y, width, height):
@@ -40,9 +44,20 @@ def root(tmp_path):
 
 def test_classes_follow_the_category_ids_and_crowds_give_no_label(root):
     split = load(root, "val")
-    assert split.classes == ("car", "dog")
+    assert split.classes == ("car", "dog") and split.category_ids == (3, 18)
     assert [(s.image_id, s.labels) for s in split.samples] == [("a", (0, 1)), ("b", ())]
     assert split.samples[0].image_path == root / "val2014" / "a.jpg"
+
+
+def test_the_ids_of_the_categories_are_those_of_prepared_data_too(root):
+    pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
+    prepare_coco(root, "val")
+    assert load(root, "val").category_ids == (3, 18)
+    table, _ = prepared_paths(root, "val")
+    content = json.loads(table.read_text())
+    del content["ids"]  # as earlier versions wrote it
+    table.write_text(json.dumps(content))
+    assert load(root, "val").category_ids == (3, 18)
 
 
 def test_small_objects_lie_on_top_and_crowds_are_ignored(root):
@@ -109,3 +124,45 @@ def test_coco_mini(shared):
     for sample in val.samples:
         present = set(np.unique(val.masks.read(sample)).tolist()) - {0, 255}
         assert present <= {label + 1 for label in sample.labels}, "labels come from the same objects"
+
+
+def test_only_its_own_annotations_make_a_folder_coco(root, tmp_path_factory):
+    assert recognizes(root)
+    other = tmp_path_factory.mktemp("own")
+    (other / "annotations").mkdir()
+    (other / "annotations" / "a.xml").write_text("<annotation/>")
+    assert not recognizes(other)
+
+
+JUNK = st.none() | st.integers(-5, 50) | st.floats() | st.text(max_size=5) | st.lists(st.integers(0, 3), max_size=3)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_mutated_annotations_are_read_or_refused_in_one_line(root, data):
+    """One value anywhere in the file is taken away or replaced; every mask has the photo's size and its classes."""
+    pytest.importorskip("pycocotools", reason="COCO masks need the extra [coco]")
+    path = root / "annotations" / "instances_val2014.json"
+    if not (root / "sound.json").exists():
+        (root / "sound.json").write_text(path.read_text())
+    table = json.loads((root / "sound.json").read_text())
+    place, key = table, data.draw(st.sampled_from(sorted(table)))
+    while isinstance(place[key], dict | list) and place[key] and data.draw(st.integers(0, 3)):
+        place = place[key]
+        key = data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+    if data.draw(st.booleans()):
+        place[key] = data.draw(JUNK)
+    else:
+        del place[key]
+    path.write_text(json.dumps(table))
+    os.utime(path, ns=(data.draw(st.integers(1, 2**60)),) * 2)
+    try:
+        split = load(root, "val")
+        masks = [split.require_masks().read(sample) for sample in split.samples]
+    except AfactlError as error:
+        if "\n" in str(error) or not str(error).strip():
+            raise
+        return
+    for sample, mask in zip(split.samples, masks, strict=True):
+        drawn = set(np.unique(mask).tolist()) - {0, 255}
+        assert mask.ndim == 2 and mask.dtype == np.uint8 and drawn <= {label + 1 for label in sample.labels}

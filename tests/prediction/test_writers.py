@@ -97,6 +97,16 @@ def test_coco_reads_its_list_back(tmp_path):
         assert np.array_equal(rebuilt, photo.full)
 
 
+def test_coco_entries_have_the_ids_of_the_data(tmp_path, one):
+    pytest.importorskip("pycocotools", reason="COCO needs the extra [coco]")
+    writer = writer_class("coco-rle")(tmp_path, ("stop sign", "toothbrush"))
+    writer.category_ids = (13, 90)
+    writer.add(one)
+    writer.close([one.path])
+    found = {entry["category_id"] for entry in json.loads((tmp_path / "results.json").read_text())}
+    assert found == {(13, 90)[value - 1] for value in np.unique(one.mask[one.mask > 0])} and found
+
+
 def test_voc_server(tmp_path, one):
     _, (path,) = write("voc-server", tmp_path, one)
     with zipfile.ZipFile(path) as archive:

@@ -1,7 +1,9 @@
+import json
 import os
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from afactl.errors import CheckpointError
@@ -17,7 +19,7 @@ from afactl.runs.checkpoints import (
     weights_hash,
 )
 
-ARCHITECTURE = Architecture("mit_demo", ("cat", "dög"), "gmp", 8, 0.1)
+ARCHITECTURE = Architecture("mit_demo", ("cat", "dög"), "gmp", 8, 0.1, (3, 90))
 
 
 @pytest.fixture
@@ -42,6 +44,16 @@ def test_what_was_saved_comes_back(saved):
     assert restore_training(folder, other, fresh) == 7
     first, second = optimizer.state_dict()["state"], fresh.state_dict()["state"]
     assert all(torch.equal(first[k]["exp_avg"], second[k]["exp_avg"]) for k in first)
+
+
+def test_weights_of_earlier_versions_have_no_category_ids(saved):
+    folder = saved[0]
+    with safe_open(folder / "weights.safetensors", framework="pt") as file:
+        metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    fields = json.loads(metadata["architecture"])
+    del fields["category_ids"]
+    save_file(state, folder / "weights.safetensors", {**metadata, "architecture": json.dumps(fields)})
+    assert load_model(folder)[1] == ARCHITECTURE._replace(category_ids=())
 
 
 def test_settings_win_over_the_state_that_was_saved(saved):
