@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 from afactl.datasets.preparing import prepare_coco
 from afactl.datasets.registry import load_split
 from afactl.datasets.samples import Sample, Split
-from afactl.datasets.training_stream import TrainingStream
+from afactl.datasets.training_stream import Crops, TrainingStream
 from afactl.errors import UsageError
 from tests.conftest import make_voc
 
@@ -76,7 +76,7 @@ def test_a_split_is_the_same_after_pickling(name, tmp_path, tiny_data):
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_workers_read_masks_of_every_format_however_they_are_started(method, tmp_path, tiny_data):
     streams = [
-        TrainingStream(split_of(name, tmp_path / name, tiny_data), 32, (0.5, 2.0), True, True, 0, 0, 2)
+        TrainingStream(split_of(name, tmp_path / name, tiny_data), Crops(32, (0.5, 2.0)), 0, range(2), masks=True)
         for name in FORMATS
     ]
     views = ConcatDataset(streams)
@@ -119,8 +119,8 @@ if __name__ == "__main__":
 def test_a_stream_without_masks_carries_none_to_its_workers(tmp_path, tiny_data):
     """COCO's outlines are hundreds of megabytes."""
     split = split_of("demo", tmp_path, tiny_data)
-    assert TrainingStream(split, 32, (1.0, 1.0), True, False, 0, 0, 2).split.masks is None
-    assert TrainingStream(split, 32, (1.0, 1.0), True, True, 0, 0, 2).split.masks is split.masks
+    assert TrainingStream(split, Crops(32, (1.0, 1.0)), 0, range(2)).split.masks is None
+    assert TrainingStream(split, Crops(32, (1.0, 1.0)), 0, range(2), masks=True).split.masks is split.masks
 
 
 def test_a_split_without_masks_says_what_needs_them(tmp_path):
