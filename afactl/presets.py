@@ -132,6 +132,11 @@ class Cam(Section):
     beta_low: Share = Field(0.35, description="at most this is background")
     beta_high: Share = Field(0.55, description="above this is an object; between the two is ignored")
     background: Share = Field(0.45, description="the one threshold when CAMs are scored")
+    max_pixels: Annotated[int, Field(ge=1024)] | None = Field(
+        2**20,
+        description="larger photos are reduced to so many pixels before their CAMs and pseudo labels are made, whose "
+        "scores are taken at the photo's size; null: never (time grows with the square of the pixels)",
+    )
     refiner: str = Field(
         "par", description="what refines CAMs on their way to labels: par, pamr, crf, none, or one that was added"
     )
@@ -192,6 +197,9 @@ class Eval(Section):
     )
     scales: tuple[Positive, ...] = Field(
         (1.0, 0.5, 0.75), min_length=1, description="fused by maximum, each with its mirror image"
+    )
+    max_pixels: Annotated[int, Field(ge=1024)] | None = Field(
+        2**21, description="larger photos get a mask of so many pixels, which is enlarged; null: never"
     )
     mirror: Literal["mean", "maximum"] = Field(
         "maximum", description="what the logits of a photo and of its mirror image become, at each scale"

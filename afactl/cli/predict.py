@@ -58,7 +58,7 @@ def predict(
     device: DeviceOption = "auto",
 ) -> None:
     """Write masks for any photos; no label files are needed."""
-    from afactl.prediction.predict import MAX_PIXELS, PredictOptions, find_photos
+    from afactl.prediction.predict import PredictOptions, find_photos
     from afactl.prediction.predict import predict as predict_photos
     from afactl.runs.folder import find_run
 
@@ -83,7 +83,8 @@ def predict(
     )
     if result.reduced:
         out.print(
-            f"{result.reduced} large photos: their masks were made with at most {MAX_PIXELS / 1e6:.0f} megapixels "
+            f"{result.reduced} large photos: their masks were made with at most "
+            f"{(trained.preset.eval.max_pixels or 0) / 1e6:.0f} megapixels (eval.max_pixels) or, for the CRF, fewer, "
             "and enlarged"
         )
     if result.failed:

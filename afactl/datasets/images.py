@@ -176,10 +176,10 @@ def _decode(path: Path, content: bytes) -> tuple[Image.Image, bool]:
     return image, ";16" in stored and not image.mode.startswith("I")
 
 
-def reduce_image(image: np.ndarray, pixels: int) -> np.ndarray:
-    """The photo, h x w x 3 uint8, or a smaller one of the same shape with at most so many pixels."""
+def reduce_image(image: np.ndarray, pixels: int | None) -> np.ndarray:
+    """The photo, h x w x 3 uint8, or a smaller one of the same shape with at most so many pixels; None: no limit."""
     height, width = image.shape[:2]
-    if height * width <= pixels:
+    if pixels is None or height * width <= pixels:
         return image
     factor = (pixels / (height * width)) ** 0.5
     size = (max(1, int(width * factor)), max(1, int(height * factor)))

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from afactl.datasets.images import read_image
+from afactl.datasets.images import read_image, reduce_image
+from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Split, Track
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
@@ -55,14 +56,15 @@ def score_refined_cams(
     counts = np.zeros((classes, classes), np.int64)
     with open_cam_cache(run, split) as cams, torch.inference_mode():
         for sample in track(split.samples):
-            image = read_image(sample.image_path)
-            record, _ = record_of(run, cams, sample, image)
+            photo = read_image(sample.image_path)
+            record, _ = record_of(run, cams, sample, photo)
+            image = reduce_image(photo, run.preset.cam.max_pixels)
             cam, present = (torch.from_numpy(array).to(run.device) for array in (record.cam, record.classes))
             if refine is None:
                 label = cut_cam(cam.float(), present, threshold)
             else:
                 label = refine_cam(to_tensor(image, run.device)[0], cam.float(), present, (threshold,), refine)[0]
-            counts += confusion_matrix(masks.read(sample), to_uint8(label), classes)
+            counts += confusion_matrix(masks.read(sample), enlarge_mask(to_uint8(label), photo.shape[:2]), classes)
     return 100 * mean_iou(counts)
 
 
@@ -73,12 +75,13 @@ def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, devic
     value, softmax, PAR, argmax). With propagation the background plane is `affinity.background`.
 
     Args:
-        image: h x w x 3 uint8.
+        image: h x w x 3 uint8; reduced to the size of the record's CAM where that is smaller.
 
     Returns:
-        3 x 2 x h x w uint8, rows as TABLE3_ROWS, then (without PAR, with PAR).
+        3 x 2 x h x w uint8 at the size of the record's CAM, rows as TABLE3_ROWS, then (without PAR, with PAR).
     """
     refine = preset_refiner(preset, "par")
+    image = reduce_image(image, preset.cam.max_pixels)
     pixels = to_tensor(image, device)[0]
     cam = torch.from_numpy(record.cam).to(device).float()
     classes = torch.from_numpy(record.classes).to(device)
@@ -128,11 +131,13 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
             if sample.image_id not in labels:
                 image = read_image(sample.image_path)
                 record, passed = record_of(run, cams, sample, image)
-                labels.append(sample.image_id, {"labels": pseudo_labels_of(image, record, preset, run.device)})
+                made = pseudo_labels_of(image, record, preset, run.device)
+                labels.append(sample.image_id, {"labels": made, "size": np.array(image.shape[:2], np.int64)})
                 passes, labelled = passes + passed, labelled + 1
-            pseudo, truth = labels.read(sample.image_id)["labels"], masks.read(sample)
+            kept, truth = labels.read(sample.image_id), masks.read(sample)
+            size = tuple(kept["size"].tolist())
             for row, par in names:
-                counts[row, par] += confusion_matrix(truth, pseudo[row, par], classes)
+                counts[row, par] += confusion_matrix(truth, enlarge_mask(kept["labels"][row, par], size), classes)
     scores = {name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(TABLE3_ROWS)}
     rows = {
         f"{name}{with_par}": score.confusion

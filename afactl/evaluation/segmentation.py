@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from afactl.datasets.masks import read_pair
+from afactl.datasets.images import reduce_image
+from afactl.datasets.masks import enlarge_mask, read_pair
 from afactl.datasets.samples import Split, Track
 from afactl.datasets.transforms import normalize
 from afactl.errors import DataError
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.scores import Score, keep_scores, to_uint8
-from afactl.inference.segmentation import Passes, multi_scale, segment, single_scale
+from afactl.inference.segmentation import Passes, input_of_crf, multi_scale, segment, single_scale
 from afactl.inference.trained_run import TrainedRun, multi_hot, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
@@ -74,15 +75,17 @@ def validate(model: AFA, split: Split, preset: Preset, device: torch.device, tra
             except DataError as error:
                 left_out.append(str(error))
                 continue
-            logits = segment(model, image, device, passes)
-            passed = model.multi_scale_cam(normalize(to_tensor(image, device)), preset.cam.scales, 1.0)
+            logits = segment(model, reduce_image(image, preset.eval.max_pixels), device, passes)
+            small = reduce_image(image, preset.cam.max_pixels)
+            passed = model.multi_scale_cam(normalize(to_tensor(small, device)), preset.cam.scales, 1.0)
             if not (torch.isfinite(logits).all() and torch.isfinite(passed.cam).all()):
                 non_finite.append(sample.image_id)
                 continue
-            seg_counts = seg_counts + confusion_matrix(truth, to_uint8(logits.argmax(0)), classes + 1)
+            mask = enlarge_mask(to_uint8(logits.argmax(0)), truth.shape)
+            seg_counts = seg_counts + confusion_matrix(truth, mask, classes + 1)
             label = multi_hot(sample.labels, classes).to(device)[None]
             pseudo = threshold_cam(passed.cam, label, Thresholds(preset.cam.background, preset.cam.background))[0]
-            cam_counts = cam_counts + confusion_matrix(truth, to_uint8(pseudo), classes + 1)
+            cam_counts = cam_counts + confusion_matrix(truth, enlarge_mask(to_uint8(pseudo), truth.shape), classes + 1)
     seg_counts, cam_counts = distributed.all_reduce_array(seg_counts), distributed.all_reduce_array(cam_counts)
     left_out, non_finite = distributed.all_gather(left_out), distributed.all_gather(non_finite)
     scores = {}
@@ -136,6 +139,7 @@ def evaluate_segmentation(
     def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for sample in track(samples):
             image, truth = read_pair(sample, masks)
+            image = reduce_image(image, preset.eval.max_pixels)
             single = segment(run.model, image, run.device, single_scale(preset.eval))
             fused = segment(run.model, image, run.device, multi_scale(preset.eval))
             if not torch.isfinite(fused).all():
@@ -144,10 +148,13 @@ def evaluate_segmentation(
                     "its weights are broken, train again"
                 )
             for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
-                found = confusion_matrix(truth, to_uint8(logits.max(dim=0).indices), classes)
+                mask = enlarge_mask(to_uint8(logits.max(dim=0).indices), truth.shape)
+                found = confusion_matrix(truth, mask, classes)
                 counts[name] += found
             images[next(places)] = 100 * mean_iou(found)
-            truths.append(truth)
+            if crf:
+                truths.append(truth)
+                image, fused = input_of_crf(image, fused, preset.crf.drop_below)
             yield to_tensor(image, run.device)[0], fused
 
     if crf is None:
@@ -155,7 +162,9 @@ def evaluate_segmentation(
     else:
         refine = partial(crf_label, backend=crf, settings=DenseCrf(**preset.crf.model_dump()))
         for label in ordered_map(refine, scored(), processes_for(len(samples), run.device)):
-            counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truths.popleft(), to_uint8(label), classes)
+            truth = truths.popleft()
+            mask = enlarge_mask(to_uint8(label), truth.shape)
+            counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truth, mask, classes)
     scores = [Score(name, distributed.all_reduce_array(found)) for name, found in counts.items()]
     name = f"segmentation-{split.name}" + (f"-{protocol}" if protocol else "")
     confusions = {score.name: score.confusion for score in scores}

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl.datasets.images import read_image
+from afactl.datasets.images import read_image, reduce_image
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split, Track
 from afactl.datasets.transforms import normalize
@@ -27,26 +27,33 @@ from afactl.files import whole_file
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.method.affinity import attention_windows, half_windows, mean_attention, whole_windows
+from afactl.method.cam import fuse_cams
 from afactl.runs.cache import Cache, CacheHeader, cache_path
 
 CAM_STAGE = "cams"
+# Names of the raw maps in the cache begin so, and end with their scale.
+VIEW = "cam_at_"
 
 
 class CamRecord(NamedTuple):
     """What the network says about one image, as it is kept in the cache.
 
     Attributes:
-        cam: P-1 x h x w float16 in [0, 1), multi-scale CAMs of the present classes.
+        cam: P-1 x h x w float32 in [0, 1), multi-scale CAMs of the present classes, at the photo's size or, where that
+            is more than `cam.max_pixels`, at the reduced one.
         classes: P-1 class indices in [0, C), int64, sorted.
         affinity: hs x ws x (W + 1) / 2 float16, logits of the learned affinity at the preset's `affinity.scale`,
             in window form; of each pair once, as it is symmetric. Logits, since their sigmoids would be zeros.
         attention: hs x ws x W float16, log of the mean softmaxed MHSA of the last blocks, at that scale.
+        views: per scale 2 x P-1 x hs' x ws' float32, the raw maps of the photo and of its mirror image, which `cam` was
+            fused from. They are what the cache keeps: on their own grids they take a hundredth of it.
     """
 
     cam: np.ndarray
     classes: np.ndarray
     affinity: np.ndarray
     attention: np.ndarray
+    views: tuple[np.ndarray, ...] = ()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -63,19 +70,31 @@ class CamRecord(NamedTuple):
 
 
 def cam_record(run: TrainedRun, image: np.ndarray, labels: Sequence[int]) -> CamRecord:
-    """Pass one h x w x 3 uint8 photo with its image-level labels through the network."""
+    """Pass one h x w x 3 uint8 photo with its image-level labels through the network, reduced where it is large."""
+    image = reduce_image(image, run.preset.cam.max_pixels)
     pixels = normalize(to_tensor(image, run.device))
     passed = run.model.multi_scale_cam(pixels, run.preset.cam.scales, run.preset.affinity.scale)
     radius, classes = run.preset.affinity.radius, sorted(labels)
     with torch.no_grad():
         affinity = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, radius)
         attention = attention_windows(passed.queries, passed.keys, passed.grid, radius)
+    views = tuple(torch.stack(both)[:, 0, classes].float().cpu().numpy() for both in passed.views)
     return CamRecord(
-        _to_half(passed.cam[0, classes]),
+        _fused(views, (image.shape[0], image.shape[1])),
         np.array(classes, np.int64),
         _to_half(half_windows(affinity)[0]),
         _to_half(attention[0]),
+        views,
     )
+
+
+def _fused(views: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """The CAMs of raw maps as a record has them."""
+    if views[0].shape[1] == 0:
+        return np.zeros((0, *size), np.float32)
+    maps = [(torch.from_numpy(plain)[None], torch.from_numpy(mirrored)[None]) for plain, mirrored in views]
+    cam: np.ndarray = fuse_cams(maps, size)[0].numpy()
+    return cam
 
 
 def _to_half(values: Tensor) -> np.ndarray:
@@ -113,7 +132,8 @@ def query_maps(
         UsageError: a query outside the photo.
     """
     scale = run.preset.affinity.scale
-    passed = run.model.multi_scale_cam(normalize(to_tensor(image, run.device)), [scale], scale)
+    small = reduce_image(image, run.preset.cam.max_pixels)
+    passed = run.model.multi_scale_cam(normalize(to_tensor(small, run.device)), [scale], scale)
     height, width = image.shape[:2]
     tokens = [query_token(query, (height, width), passed.grid) for query in queries]
     chosen = slice(None) if heads is None else heads
@@ -143,14 +163,16 @@ def query_token(query: tuple[int, int], size: tuple[int, int], grid: tuple[int, 
 @torch.inference_mode()
 def likely_labels(run: TrainedRun, image: np.ndarray) -> list[int]:
     """Classes that the classifier finds (probability over 1/2) in an h x w x 3 uint8 photo; at least the best one."""
-    logits = run.model.classify(run.model.backbone(normalize(to_tensor(image, run.device))))[0]
+    small = reduce_image(image, run.preset.cam.max_pixels)
+    logits = run.model.classify(run.model.backbone(normalize(to_tensor(small, run.device))))[0]
     found = (logits > 0).nonzero()[:, 0].tolist()
     return found or [int(logits.argmax())]
 
 
 def with_predicted_labels(run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter) -> Split:
     """The split with the labels that the classifier finds in place of the true ones, by way of the run's cache."""
-    header = CacheHeader("predicted-labels", {}, run.weights_hash, data_fingerprint(split))
+    settings = {"cam.max_pixels": run.preset.cam.max_pixels}
+    header = CacheHeader("predicted-labels", settings, run.weights_hash, data_fingerprint(split))
     samples = []
     with Cache.open(cache_path(run.folder, header.stage, split.name), header, overwrite) as cache:
         for sample in track(split.samples):
@@ -180,6 +202,7 @@ def _cam_header(run: TrainedRun, split: Split) -> CacheHeader:
         "cam.scales": list(run.preset.cam.scales),
         "affinity.scale": run.preset.affinity.scale,
         "affinity.radius": run.preset.affinity.radius,
+        "cam.max_pixels": run.preset.cam.max_pixels,
     }
     return CacheHeader(CAM_STAGE, settings, run.weights_hash, data_fingerprint(split))
 
@@ -191,7 +214,9 @@ def read_record(cache: Cache, image_id: str) -> CamRecord:
         CacheError: the image is not in it.
     """
     arrays = cache.read(image_id)
-    return CamRecord(arrays["cam"], arrays["keys"], arrays["affinity"], arrays["attention"])
+    views = tuple(array for name, array in arrays.items() if name.startswith(VIEW))
+    height, width = arrays["cam_size"].tolist()
+    return CamRecord(_fused(views, (height, width)), arrays["keys"], arrays["affinity"], arrays["attention"], views)
 
 
 def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray | None = None) -> tuple[CamRecord, bool]:
@@ -208,9 +233,10 @@ def record_of(run: TrainedRun, cache: Cache, sample: Sample, image: np.ndarray |
     image = read_image(sample.image_path) if image is None else image
     record = cam_record(run, image, sample.labels)
     arrays = {
-        "cam": record.cam,
+        **{f"{VIEW}{scale:g}": view for scale, view in zip(run.preset.cam.scales, record.views, strict=True)},
         "keys": record.classes,
         "size": np.array(image.shape[:2], np.int64),
+        "cam_size": np.array(record.cam.shape[1:], np.int64),
         "affinity": record.affinity,
         "attention": record.attention,
     }
@@ -320,7 +346,10 @@ def export_cams(run: TrainedRun, split: Split, track: Track = iter) -> Path:
             if target.exists() and target.stat().st_mtime_ns > made:
                 continue
             record = read_record(cache, sample.image_id)
-            cam = torch.from_numpy(record.cam).float()
+            cam = torch.from_numpy(record.cam)
+            size = tuple(cache.read(sample.image_id)["size"].tolist())
+            if len(cam) and tuple(cam.shape[1:]) != size:
+                cam = F.interpolate(cam[None], size=size, mode="bilinear", align_corners=False)[0]
             quarter = tuple(math.ceil(side / 4) for side in cam.shape[1:])
             small = (
                 F.interpolate(cam[None], size=quarter, mode="bilinear", align_corners=False)[0]

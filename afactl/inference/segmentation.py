@@ -14,11 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from afactl.datasets.images import reduce_image
+from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.transforms import normalize, resize_long_side
 from afactl.errors import UsageError
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.network.model import AFA
 from afactl.presets import Eval
+
+# With the CRF, pixels times classes that are anywhere probable: its lattice of more would take several GiB.
+MAX_CRF_VALUES = 2**24
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def single_scale(settings: Eval) -> Passes:
 
 def multi_scale(settings: Eval) -> Passes:
     """All scales, each with its mirror image."""
-    return Passes(flip=True, **settings.model_dump())
+    return Passes(flip=True, **settings.model_dump(exclude={"max_pixels"}))
 
 
 @torch.inference_mode()
@@ -88,8 +93,23 @@ def segment(model: AFA, image: np.ndarray, device: torch.device, passes: Passes 
 
 def photo_mask(run: TrainedRun, image: np.ndarray) -> np.ndarray:
     """The mask of an h x w x 3 uint8 photo by all passes of the run's preset, as h x w uint8."""
-    logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
-    return logits.max(dim=0).indices.to(torch.uint8).cpu().numpy()
+    small = reduce_image(image, run.preset.eval.max_pixels)
+    logits = segment(run.model, small, run.device, multi_scale(run.preset.eval))
+    return enlarge_mask(logits.max(dim=0).indices.to(torch.uint8).cpu().numpy(), image.shape[:2])
+
+
+def input_of_crf(image: np.ndarray, logits: Tensor, drop_below: float) -> tuple[np.ndarray, Tensor]:
+    """The photo, h x w x 3 uint8, and its K x h x w logits, smaller where the CRF would take too much memory for them.
+
+    Args:
+        drop_below: classes nowhere as probable take no part in it.
+    """
+    classes, height, width = logits.shape
+    if classes * height * width <= MAX_CRF_VALUES:
+        return image, logits
+    alive = max(1, int((logits.softmax(0).flatten(1).amax(1) >= drop_below).sum()))
+    image = reduce_image(image, MAX_CRF_VALUES // alive)
+    return image, F.interpolate(logits[None], size=image.shape[:2], mode="bilinear", align_corners=False)[0]
 
 
 def _resized(pixels: Tensor, scale: float, passes: Passes) -> Tensor:

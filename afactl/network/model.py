@@ -50,12 +50,14 @@ class CamPass(NamedTuple):
         queries, keys: B x n x N x d of the un-flipped image at the asked scale, from which
             `AffinityHead.windows` and `affinity.attention_windows` follow where they are needed.
         grid: (hs, ws) of that scale.
+        views: per scale (raw map of the image, raw map of the mirrored image), what `cam` was fused from.
     """
 
     cam: Tensor
     queries: Tensor
     keys: Tensor
     grid: tuple[int, int]
+    views: tuple[tuple[Tensor, Tensor], ...]
 
 
 class Decoder(nn.Module):
@@ -201,7 +203,7 @@ class AFA(nn.Module):
                 if scale == affinity_scale:
                     queries, keys = encoded.queries.chunk(2)[0], encoded.keys.chunk(2)[0]
                     grid = encoded.grid
-        return CamPass(fuse_cams(views, (height, width)), queries, keys, grid)
+        return CamPass(fuse_cams(views, (height, width)), queries, keys, grid, tuple(views))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,7 +13,7 @@ from afactl.datasets.images import read_image, reduce_image
 from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
-from afactl.errors import AfactlError, UsageError
+from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation.pseudo_labels import (
     TABLE3_ROWS,
     WITH_AFFINITY,
@@ -60,7 +60,8 @@ class Look(NamedTuple):
     """A photo with what a run says about it.
 
     Attributes:
-        image: h x w x 3 uint8. truth: h x w uint8, where the dataset has a mask.
+        image: h x w x 3 uint8, reduced to `cam.max_pixels` where it has more. truth: h x w uint8, where the dataset
+            has a mask.
         source: where the record came from, in words.
     """
 
@@ -84,49 +85,77 @@ def look_at(run: TrainedRun, photo: Path | None, data: Path | None = None, overw
         DataError: the photo cannot be read.
     """
     if photo is None:
-        photo = first_photos(run, data, 1)[0]
-    located = _find_sample(run, photo, data)
-    if located is None:
+        split = shown_split(run, data)
+        return next(look_at_samples(run, split, split.samples[:1], overwrite))
+    return look_at_all(run, [photo], data, overwrite)[0]
+
+
+def look_at_all(run: TrainedRun, photos: Sequence[Path], data: Path | None, overwrite: bool = False) -> list[Look]:
+    """`look_at` for several photos; each split is loaded once."""
+    looks: list[Look] = []
+    for photo, located in zip(photos, _find_samples(run, photos, data), strict=True):
+        if located is not None:
+            split, sample = located
+            looks += look_at_samples(run, split, [sample], overwrite)
+            continue
         image = read_image(photo)
         found = likely_labels(run, image)
         names = ", ".join(run.architecture.classes[c] for c in found) or "none"
         source = f"not a photo of the run's dataset: classes found by the network ({names})"
-        return Look(photo.stem, image, cam_record(run, image, found), None, source)
-    split, sample = located
-    image = read_image(sample.image_path)
-    with open_cam_cache(run, split, overwrite) as cache:
-        record, passed = record_of(run, cache, sample, image)
-    names = ", ".join(split.classes[c] for c in sample.labels) or "none"
-    how = "one forward pass, kept in" if passed else "no forward pass, read from"
-    truth = split.masks.read(sample) if split.masks else None
-    return Look(sample.image_path.stem, image, record, truth, f"{how} {cache.path.name}; image-level labels: {names}")
+        small = reduce_image(image, run.preset.cam.max_pixels)
+        looks.append(Look(photo.stem, small, cam_record(run, image, found), None, source))
+    return looks
 
 
-def _find_sample(run: TrainedRun, photo: Path, data: Path | None) -> tuple[Split, Sample] | None:
-    """The photo in the run's dataset, if it is one of it."""
-    names = [run.preset.data.val_split, run.preset.data.train_split]
-    root = run.preset.data.folder(data)
-    for name in names:
+def look_at_samples(
+    run: TrainedRun, split: Split, samples: Sequence[Sample], overwrite: bool = False
+) -> Iterator[Look]:
+    """What the run says about photos of a split, with their true image-level labels, by way of the run's cache."""
+    for sample in samples:
+        image = read_image(sample.image_path)
+        with open_cam_cache(run, split, overwrite) as cache:
+            record, passed = record_of(run, cache, sample, image)
+        names = ", ".join(split.classes[c] for c in sample.labels) or "none"
+        how = "one forward pass, kept in" if passed else "no forward pass, read from"
+        image = reduce_image(image, run.preset.cam.max_pixels)
+        truth = enlarge_mask(split.masks.read(sample), image.shape[:2]) if split.masks else None
+        source = f"{how} {cache.path.name}; image-level labels: {names}"
+        yield Look(sample.image_path.stem, image, record, truth, source)
+
+
+def _find_samples(run: TrainedRun, photos: Sequence[Path], data: Path | None) -> list[tuple[Split, Sample] | None]:
+    """Each photo in the run's dataset, if it is one of it."""
+    settings = run.preset.data
+    found: dict[Path, tuple[Split, Sample]] = {}
+    wanted = {photo.resolve() for photo in photos}
+    names = {photo.name for photo in photos}
+    for name in (settings.val_split, settings.train_split):
+        if len(found) == len(wanted):
+            break
         try:
-            split = load_split(run.preset.data.name, root, name, run.preset.data.labels)
+            split = load_split(settings.name, settings.folder(data), name, settings.labels)
         except AfactlError:
             continue  # the dataset is not at hand: any photo can still be looked at
         for sample in split.samples:
-            if sample.image_path.name == photo.name and sample.image_path.resolve() == photo.resolve():
-                return split, sample
-    return None
+            if sample.image_path.name in names and (path := sample.image_path.resolve()) in wanted:
+                found.setdefault(path, (split, sample))
+    return [found.get(photo.resolve()) for photo in photos]
 
 
 def first_photos(run: TrainedRun, data: Path | None, count: int) -> list[Path]:
     """The first photos of the run's validation split, or of that of training where there is none."""
-    return [sample.image_path for sample in _looked_at(run, data).samples[:count]]
+    return [sample.image_path for sample in shown_split(run, data).samples[:count]]
 
 
-def _looked_at(run: TrainedRun, data: Path | None) -> Split:
+def shown_split(run: TrainedRun, data: Path | None) -> Split:
     """The validation split; own photos need none set aside, and then it is that of training."""
     settings = run.preset.data
-    without = is_missing(settings.name, settings.folder(data), settings.val_split)
-    return open_split(run, settings.train_split if without else settings.val_split, data, masks=False)
+    try:
+        return open_split(run, settings.val_split, data, masks=False)
+    except DataError:
+        if not is_missing(settings.name, settings.folder(data), settings.val_split):
+            raise
+    return open_split(run, settings.train_split, data, masks=False)
 
 
 def draw_attention(
@@ -156,12 +185,14 @@ def draw_attention(
     """
     if photo is None:
         photo = first_photos(run, data, 1)[0]
-    height, width = size = read_image(photo).shape[:2]
+    height, width = read_image(photo).shape[:2]
     queries = list(queries) or [(width // 2, height // 2)]
     for query in queries:  # before any work
-        query_token(query, size, (1, 1))
+        query_token(query, (height, width), (1, 1))
     title, chosen = choose_heads(run, heads)
     look = look_at(run, photo, data, overwrite)
+    size = (look.image.shape[0], look.image.shape[1])
+    queries = [(x * size[1] // width, y * size[0] // height) for x, y in queries]
     maps = query_maps(run, look.image, queries, chosen)
     by_row = dict(
         zip(TABLE3_ROWS, pseudo_labels_of(look.image, look.record, run.preset, run.device)[:, 1], strict=True)
@@ -169,9 +200,9 @@ def draw_attention(
     mine = [(f"{name} + PAR", by_row[name]) for name in (WITHOUT_PROPAGATION, WITH_AFFINITY)]
     if compared is not None:
         other = look_at(compared, photo, data, overwrite)
-        theirs = query_maps(compared, other.image, queries, chosen).attention
+        theirs = query_maps(compared, look.image, queries, chosen).attention
         label = pseudo_labels_of(other.image, other.record, compared.preset, compared.device)[0, 1]
-        mine.insert(0, (f"{WITHOUT_AFA} + PAR", label))
+        mine.insert(0, (f"{WITHOUT_AFA} + PAR", enlarge_mask(label, size)))
     rows: list[tuple[np.ndarray, tuple[int, int] | None, Sequence[tuple[str, Content]]]] = []
     for number, query in enumerate(queries):
         columns = [("photo and query", look.image)]
@@ -245,11 +276,11 @@ def draw_cams(
         UsageError: `out` cannot be written. DataError: a photo cannot be read.
     """
     rows = []
-    for photo in photos:
-        look = look_at(run, photo, data)
+    others = look_at_all(without_afa, photos, data) if without_afa is not None else []
+    for number, look in enumerate(look_at_all(run, photos, data)):
         columns: list[tuple[str, Content]] = [("photo", look.image)]
-        if without_afa is not None:
-            columns.append((f"CAM, {WITHOUT_AFA}", foreground(look_at(without_afa, photo, data).record)))
+        if others:
+            columns.append((f"CAM, {WITHOUT_AFA}", foreground(others[number].record)))
         columns.append(("CAM", foreground(look.record)))
         columns.append(("spread by MHSA", _spread(run, look, look.record.log_attention(run.device))))
         columns.append(("spread by affinity", _spread(run, look, look.record.log_affinity(run.device))))

@@ -26,7 +26,7 @@ from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun
 from afactl.method.schedule import phase_starts
 from afactl.pictures.drawing import confusion_chart, curve_chart, map_over, overlay
-from afactl.pictures.figures import first_photos, foreground, look_at
+from afactl.pictures.figures import foreground, look_at_samples, shown_split
 from afactl.pictures.palettes import PALETTES
 from afactl.runs.folder import read_manifest, read_metrics, read_scores
 
@@ -218,13 +218,12 @@ def _matrix(scores: dict[str, Any]) -> dict[str, str]:
 def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[str, Any]], str]:
     """Layers of some photos, or none and the reason."""
     try:
-        photos = first_photos(run, data, count)
+        split = shown_split(run, data)
     except AfactlError as error:
         return [], f"No photos: {error}"
     colors, classes = PALETTES["safe"](), run.architecture.classes
     shown = []
-    for photo in photos:
-        look = look_at(run, photo, data)
+    for look in look_at_samples(run, split, split.samples[:count]):
         masks = {
             "pseudo label": pseudo_labels_of(look.image, look.record, run.preset, run.device)[-1, 1],
             "segmentation": photo_mask(run, look.image),

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.datasets.images import read_image, reduce_image
@@ -19,19 +18,13 @@ from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
 from afactl.datasets.samples import Track
 from afactl.errors import DataError, UsageError
 from afactl.files import require_free, writing
-from afactl.inference.segmentation import multi_scale, segment, segment_windows
+from afactl.inference.segmentation import input_of_crf, multi_scale, segment, segment_windows
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.refinement.crf import DenseCrf, crf_label
 from afactl.prediction.unfinished import Unfinished, begun_files, require_idle
 from afactl.prediction.writers import Labelled, Writer, writer_class
-
-# Photos with more pixels get a mask of that many, which is enlarged: the maps of 21 classes and the
-# CRF's lattice of a larger one would take several GiB.
-MAX_PIXELS = 2**21
-# With the CRF, pixels times classes that are anywhere probable.
-MAX_CRF_VALUES = 2**24
 
 
 class Photo(NamedTuple):
@@ -262,7 +255,7 @@ def _labelled(
                 failed.append((photo, {"failed": str(error), "reduced": False}, None))
                 continue
             size = image.shape[:2]
-            small = reduce_image(image, MAX_PIXELS)
+            small = reduce_image(image, run.preset.eval.max_pixels)
             if window and max(size) > window:
                 logits = segment_windows(run.model, image, run.device, passes, window, small.shape[:2])
             else:
@@ -273,7 +266,7 @@ def _labelled(
                 failed.append((photo, {"failed": text, "reduced": False}, None))
                 continue
             if crf:
-                image, logits = _for_crf(image, logits, run.preset.crf.drop_below)
+                image, logits = input_of_crf(image, logits, run.preset.crf.drop_below)
             waiting.append((photo, size, image, logits))
             yield to_tensor(image, run.device)[0], logits
 
@@ -289,16 +282,6 @@ def _labelled(
             Labelled(photo.mask, photo.mask.with_name(photo.path.name), size, image, mask, logits),
         )
     yield from failed
-
-
-def _for_crf(image: np.ndarray, logits: Tensor, drop_below: float) -> tuple[np.ndarray, Tensor]:
-    """The photo and its logits, smaller where the CRF would take too much memory for them."""
-    classes, height, width = logits.shape
-    if classes * height * width <= MAX_CRF_VALUES:
-        return image, logits
-    alive = max(1, int((logits.softmax(0).flatten(1).amax(1) >= drop_below).sum()))
-    image = reduce_image(image, MAX_CRF_VALUES // alive)
-    return image, F.interpolate(logits[None], size=image.shape[:2], mode="bilinear", align_corners=False)[0]
 
 
 def _most_probable(photo: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,12 +1,22 @@
 """Rows of Table 3: the pseudo labels of a photo, and their scores over a split."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from afactl.datasets.images import read_image
+from afactl.datasets.images import read_image, reduce_image
+from afactl.datasets.masks import enlarge_mask
+from afactl.errors import ShapeError
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
-from afactl.evaluation.pseudo_labels import TABLE3_ROWS, pseudo_labels_of, score_pseudo_labels
+from afactl.evaluation.pseudo_labels import (
+    TABLE3_ROWS,
+    pseudo_labels_of,
+    score_pseudo_labels,
+    score_refined_cams,
+)
 from afactl.inference.cams import CamRecord, cam_record
 from afactl.method.affinity import half_windows
 from afactl.method.cam import Thresholds, threshold_cam
@@ -63,6 +73,27 @@ def test_the_first_row_without_par_is_the_cam_at_the_threshold(run, val):
     threshold = run.preset.cam.background
     expected = threshold_cam(full, label, Thresholds(threshold, threshold))[0].numpy()
     assert np.array_equal(pseudo_labels_of(image, record, run.preset, CPU)[0, 0], expected)
+
+
+def test_large_photos_are_labelled_reduced_and_scored_at_their_own_size(run, val, monkeypatch):
+    section = run.preset.cam.model_copy(update={"max_pixels": 2000})
+    bounded = run._replace(preset=run.preset.model_copy(update={"cam": section}))
+    scores = score_pseudo_labels(bounded, val).scores["AFA"]
+    counts = np.zeros((7, 7), np.int64)
+    for sample in val.samples:
+        small = reduce_image(read_image(sample.image_path), 2000)
+        label = pseudo_labels_of(small, cam_record(run, small, sample.labels), run.preset, CPU)[2, 1]
+        assert label.shape == small.shape[:2] == (44, 44)
+        counts += confusion_matrix(val.masks.read(sample), enlarge_mask(label, (64, 64)), 7)
+    assert np.array_equal(scores[1].confusion, counts)
+
+
+def test_a_mask_of_another_size_is_no_truth(run, val):
+    """Labels are brought to the size of the photo, never to that of the mask."""
+    masks = SimpleNamespace(read=lambda sample: np.zeros((32, 32), np.uint8))
+    for score in (score_pseudo_labels, score_refined_cams):
+        with pytest.raises(ShapeError):
+            score(run, replace(val, masks=masks))
 
 
 def test_a_second_scoring_passes_nothing_and_says_the_same(run, val, monkeypatch):

@@ -52,7 +52,7 @@ def test_own_photos_without_a_validation_split_show_those_of_training(run, tmp_p
 
 def test_wrong_queries_and_outputs_cost_no_work(run, monkeypatch, tmp_path):
     sample = open_split(run, "val", None, masks=False).samples[0]
-    with pytest.raises(UsageError, match="give a .png, .svg or .pdf file"):
+    with pytest.raises(UsageError, match="give another .png, .svg or .pdf file"):
         draw_attention(run, sample.image_path, [], out=tmp_path / "panel.xyz")
     monkeypatch.setattr(run.model, "multi_scale_cam", None)
     with pytest.raises(UsageError, match="outside the photo, which is 64 x 64"):

@@ -3,16 +3,20 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from afactl.datasets import folder, masks
 from afactl.errors import UsageError
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.evaluation.segmentation import evaluate_segmentation
+from afactl.inference import trained_run
 from afactl.inference.trained_run import open_run, open_split
+from afactl.pictures import figures, report
 from afactl.pictures.report import write_report
 
 CPU = torch.device("cpu")
@@ -76,6 +80,33 @@ def test_the_page_holds_what_the_commands_found(judged):
     ):
         assert text in page, text
     assert [f'data-name="{name}"' in page for name in ("photo", "CAM", "pseudo label", "segmentation")] == [True] * 4
+
+
+def test_each_thing_is_read_once(judged, monkeypatch, tmp_path):
+    """Four photos of one split: its labels, its photos, its masks and the caches' records are each read once."""
+    run = judged[0]
+    counts = Counter()
+
+    def counted(holder, name, key):
+        original = getattr(holder, name)
+
+        def call(*arguments, **options):
+            counts[key(*arguments)] += 1
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(holder, name, call)
+
+    counted(folder, "read_rows", lambda root: "labels")
+    counted(trained_run, "load_split", lambda kind, root, split, *rest: f"split {split}")
+    counted(figures, "load_split", lambda kind, root, split, *rest: f"split {split}")
+    counted(figures, "read_image", lambda path: path.name)
+    counted(masks, "read_mask", lambda path, *rest: f"mask {path.name}")
+    counted(report, "read_scores", lambda run: "scores")
+    counted(report, "read_metrics", lambda run: "metrics")
+    counted(report, "read_manifest", lambda run: "manifest")
+    write_report(run, out=tmp_path / "page.html", photos=4)
+    assert len([name for name in counts if name.endswith(".png") and not name.startswith("mask")]) == 4
+    assert counts["labels"] == counts["split val"] == counts["metrics"] == 1 and set(counts.values()) == {1}, counts
 
 
 def test_the_page_loads_nothing(judged):

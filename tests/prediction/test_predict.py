@@ -18,6 +18,12 @@ from afactl.prediction.predict import PredictOptions, find_photos, predict
 from afactl.prediction.unfinished import Unfinished
 
 
+def with_values(run, section, **values):
+    """The run with other values in a section of its preset."""
+    changed = getattr(run.preset, section).model_copy(update=values)
+    return run._replace(preset=run.preset.model_copy(update={section: changed}))
+
+
 @pytest.fixture
 def photos(tmp_path):
     rng = np.random.default_rng(0)
@@ -90,7 +96,7 @@ def test_crf_refines_the_mask(run, photos, tmp_path):
 
 
 def test_a_large_photo_is_labelled_smaller_and_said_so(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("afactl.prediction.predict.MAX_PIXELS", 3000)
+    run = with_values(run, "eval", max_pixels=3000)
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "large.png")
     result = predict(
@@ -117,7 +123,7 @@ def test_a_window_is_for_photos_that_are_larger(run, photos, tmp_path):
 
 
 def test_windows_see_a_large_photo_at_its_own_size(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("afactl.prediction.predict.MAX_PIXELS", 3000)
+    run = with_values(run, "eval", max_pixels=3000)
     picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
     Image.fromarray(picture).save(tmp_path / "large.png")
     seen = []
@@ -135,7 +141,7 @@ def test_windows_see_a_large_photo_at_its_own_size(run, tmp_path, monkeypatch):
 
 def test_with_the_crf_the_size_follows_from_the_classes_that_are_there(run, photos, tmp_path, monkeypatch):
     """All seven classes are probable somewhere for a network with next to no training: 40 x 56 pixels are too many."""
-    monkeypatch.setattr("afactl.prediction.predict.MAX_CRF_VALUES", 7 * 600)
+    monkeypatch.setattr("afactl.inference.segmentation.MAX_CRF_VALUES", 7 * 600)
     seen = []
     monkeypatch.setattr(
         "afactl.prediction.predict.crf_label",
@@ -145,7 +151,7 @@ def test_with_the_crf_the_size_follows_from_the_classes_that_are_there(run, phot
     ((image, logits),) = seen
     assert image.shape[1:] == logits.shape[1:] and 400 < image.shape[1] * image.shape[2] <= 600
     assert result.reduced == 1 and read_mask(result.written[0], 6).shape == (40, 56)
-    monkeypatch.setattr("afactl.prediction.predict.MAX_CRF_VALUES", 7 * 40 * 56)
+    monkeypatch.setattr("afactl.inference.segmentation.MAX_CRF_VALUES", 7 * 40 * 56)
     assert (
         predict(
             run, find_photos([str(photos / "a.jpg")]).photos, tmp_path / "whole", PredictOptions(crf="torch")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from afactl.datasets.images import read_image
+from afactl.datasets.images import read_image, reduce_image
 from afactl.errors import DataError, DependencyError
 from afactl.evaluation.pseudo_labels import pseudo_labels_of
 from afactl.inference.cams import cam_record, query_maps
@@ -77,7 +77,7 @@ def _pictures(writer: SummaryWriter, event: BetweenSteps) -> None:
     with evaluation_mode(run.model):
         for sample in event.split.samples[:PHOTOS]:
             try:
-                image = read_image(sample.image_path)
+                image = reduce_image(read_image(sample.image_path), run.preset.cam.max_pixels)
             except DataError:
                 continue  # the validation names it
             size = image.shape[:2]
