@@ -2,6 +2,7 @@
 
 import torch
 from ratio import compare, machine, picture
+from textbook import whole_network
 
 from afactl.datasets.transforms import normalize
 from afactl.machine.allocator import keep_freed_memory
@@ -26,7 +27,9 @@ if __name__ == "__main__":
             view = torch.nn.functional.interpolate(
                 pixels, size=(int(scale * 375), int(scale * 500)), mode="bilinear", align_corners=False
             )
-            maps = [model(one).cam for one in (view, view.flip(-1))]  # the whole network, one view at a time
+            maps = [
+                whole_network(model, one).cam for one in (view, view.flip(-1))
+            ]  # the whole network, one view at a time
             maps = [
                 torch.nn.functional.interpolate(one, size=(375, 500), mode="bilinear", align_corners=False)
                 for one in maps

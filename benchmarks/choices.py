@@ -35,10 +35,10 @@ def labels(run, samples, precision: torch.dtype) -> list[torch.Tensor]:
         label = multi_hot(sample.labels, run.model.classes).to(run.device)[None]
         with torch.autocast(run.device.type, precision, enabled=precision != torch.float32):
             passed = run.model.multi_scale_cam(normalize(image), cam.scales, max(cam.scales))
-            photos, thresholds = Photos(image, label), Thresholds(cam.beta_low, cam.beta_high)
-            found.append(refined_label(photos, passed.cam, refine, thresholds))
-            logits = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, walk.radius)
-            found.append(propagated_label(photos, passed.cam, F.logsigmoid(logits), walk, refine, thresholds))
+        photos, thresholds = Photos(image, label), Thresholds(cam.beta_low, cam.beta_high)
+        found.append(refined_label(photos, passed.cam, refine, thresholds))
+        logits = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, walk.radius)
+        found.append(propagated_label(photos, passed.cam, F.logsigmoid(logits), walk, refine, thresholds))
     return found
 
 
@@ -67,17 +67,15 @@ if __name__ == "__main__":
     run.model.to(memory_format=torch.channels_last)
     print(f"  channels_last weights: {agreement(plain, labels(run, split.samples[:80], torch.float32))}")
 
-    preset = load_preset("voc")
+    presets = {name: load_preset("voc", [f"train.precision={name}"]) for name in ("float32", "bfloat16")}
     model, image, label, box = (part.to(device) for part in inputs(512))
     other = inputs(512)[0].to(device).to(memory_format=torch.channels_last)
 
-    def step(network=model, precision=torch.float32) -> None:
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            losses = training_losses(network, image, label, box, Phase.PROPAGATED, preset)
-        backward(losses)
+    def step(network=model, precision="float32") -> None:
+        backward(training_losses(network, image, label, box, Phase.PROPAGATED, presets[precision]))
 
     print("a whole step, MiT-B1, batch 2, 512; the ratio is how much longer float32 takes")
-    compare("  bfloat16", lambda: step(precision=torch.bfloat16), step, "float32", rounds=3)
+    compare("  bfloat16", lambda: step(precision="bfloat16"), step, "float32", rounds=3)
     compare("  channels_last weights", lambda: step(other), step, "float32", rounds=3)
     if "--compile" in sys.argv:
         other = inputs(512)[0].to(device)

@@ -106,9 +106,10 @@ class Training:
         """One step with its update, as the job does it; `clock(name)` times a part."""
         clock = clock or (lambda name: contextlib.nullcontext())
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
-            terms = training_step.training_losses(self.model, *self.inputs, phase, self.preset)
-            total = sum(getattr(self.preset.loss, name) * term for name, term in terms.items())
+        train = self.preset.train.model_copy(update={"precision": str(precision).removeprefix("torch.")})
+        preset = self.preset.model_copy(update={"train": train})
+        terms = training_step.training_losses(self.model, *self.inputs, phase, preset)
+        total = sum(getattr(self.preset.loss, name) * term for name, term in terms.items())
         with clock("backward"):
             total.backward()
         with clock("optimizer"):

@@ -40,7 +40,7 @@ if __name__ == "__main__":
     side = int(sys.argv[1]) if len(sys.argv) > 1 else 512
     model, image, label, box = inputs(side)
     mask = torch.randint(0, 21, (2, side, side), dtype=torch.uint8)
-    plain = partial(one_step, partial(supervised_losses, model, image, mask))
+    plain = partial(one_step, partial(supervised_losses, model, image, mask, load_preset("voc")))
     print(f"MiT-B1, batch 2, {side}, float32; the ratio is how much longer the AFA step takes")
     for title, changes in (("without the energy loss", ["loss.reg=0"]), ("with it", [])):
         step = partial(training_losses, model, image, label, box, Phase.PROPAGATED, load_preset("voc", changes))

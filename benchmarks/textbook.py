@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.datasets.transforms import normalize
+from afactl.method.affinity import attention_logits
 from afactl.network.model import AFA
 from afactl.presets import Preset
 
@@ -83,13 +85,13 @@ def training_step(
     """
     cam, settings = preset.cam, preset.affinity
     pixels, size = normalize(image), image.shape[2:]
-    out = model(pixels)
+    out = whole_network(model, pixels)
     with torch.no_grad():
         model.eval()
         total: Tensor | float = 0.0
         for scale in cam.scales:
             scaled = pixels if scale == 1 else resize(pixels, [int(scale * side) for side in size])
-            plain, mirrored = model(scaled), model(scaled.flip(-1))
+            plain, mirrored = whole_network(model, scaled), whole_network(model, scaled.flip(-1))
             maps = [resize(plain.cam, size), resize(mirrored.cam, size).flip(-1)]
             total = total + torch.relu(torch.maximum(*maps))
             if scale == max(cam.scales):
@@ -128,6 +130,22 @@ def training_step(
         "seg": 0.5 * sum(side.mean() if side.numel() else 0.0 for side in sides),
     }
     return losses, refined, target
+
+
+class Whole(NamedTuple):
+    """Every output of the network, in the letters of the paper's shapes."""
+
+    cls_logits: Tensor
+    seg_logits: Tensor
+    cam: Tensor
+    attn: Tensor
+
+
+def whole_network(model: AFA, image: Tensor) -> Whole:
+    """One pass through everything, whatever is needed of it."""
+    encoded = model(image)
+    attention = attention_logits(encoded.queries, encoded.keys)
+    return Whole(model.classify(encoded), model.segment(encoded), model.activate(encoded), attention)
 
 
 def affinity_of(model: AFA, attention: Tensor) -> Tensor:

@@ -113,8 +113,7 @@ def a_step(preset, phase, device):
         "mask": torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8),
     }
     batch = {name: value.to(device) for name, value in batch.items()}
-    with torch.autocast(device.type, torch.bfloat16, enabled=preset.train.precision == "bfloat16"):
-        losses = StepLosses(model, preset)(batch, phase)
+    losses = StepLosses(model, preset)(batch, phase)
     sum(losses.values()).backward()
     gradients = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
     optimizer.step()

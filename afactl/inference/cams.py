@@ -164,7 +164,7 @@ def query_token(query: tuple[int, int], size: tuple[int, int], grid: tuple[int, 
 def likely_labels(run: TrainedRun, image: np.ndarray) -> list[int]:
     """Classes that the classifier finds (probability over 1/2) in an h x w x 3 uint8 photo; at least the best one."""
     small = reduce_image(image, run.preset.cam.max_pixels)
-    logits = run.model.classify(run.model.backbone(normalize(to_tensor(small, run.device))))[0]
+    logits = run.model.classify(run.model(normalize(to_tensor(small, run.device))))[0]
     found = (logits > 0).nonzero()[:, 0].tolist()
     return found or [int(logits.argmax())]
 

@@ -76,8 +76,8 @@ def segment(model: AFA, image: np.ndarray, device: torch.device, passes: Passes 
     for scale in sorted(passes.scales, key=lambda scale: scale != 1.0):
         scaled = _resized(pixels, scale, passes)
         views = torch.cat([scaled, scaled.flip(-1)]) if passes.flip else scaled
-        logits = model.decoder(model.backbone(views).features).float()
-        grid = grid or tuple(logits.shape[2:])
+        logits = model.segment(model(views)).float()
+        grid = grid or (logits.shape[2], logits.shape[3])
         logits = _resize(logits, grid)
         if passes.flip:
             # Mirroring commutes with the resize.

@@ -9,37 +9,19 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from afactl.errors import UsageError, check_shape
-from afactl.method.affinity import affinity_logits, affinity_rows, affinity_windows, attention_logits
+from afactl.method.affinity import affinity_logits, affinity_rows, affinity_windows
 from afactl.method.cam import class_activation_map, fuse_cams, top_k_pooling
 from afactl.network.backbones import BackboneOutput, build_backbone
 from afactl.network.batch_norm import BatchNorm
 
 POOLING_PERCENT = {"gmp": 0.0, "gap": 100.0}
-
-
-class AFAOutput(NamedTuple):
-    """Everything one forward pass shows.
-
-    Attributes:
-        cls_logits: B x C.
-        seg_logits: B x K x h1 x w1, on the backbone's finest map (for MiT a quarter of the image).
-        cam: B x C x hs x ws, W_c . F of Eq. 2 before the ReLU.
-        attn: B x n x N x N, S of the last two blocks, raw Q K^T (the last block's heads last).
-        affinity: B x N x N in (0, 1), sigmoid(A) of Eq. 3.
-    """
-
-    cls_logits: Tensor
-    seg_logits: Tensor
-    cam: Tensor
-    attn: Tensor
-    affinity: Tensor
 
 
 class CamPass(NamedTuple):
@@ -117,7 +99,10 @@ class AffinityHead(nn.Module):
 
 
 class AFA(nn.Module):
-    """The whole network.
+    """The whole network. A call encodes an image, once; what is wanted of it is then asked for by name:
+
+        encoded = model(image)
+        classes, segmentation = model.classify(encoded), model.segment(encoded)
 
     Args:
         backbone: name of a registered backbone.
@@ -149,36 +134,46 @@ class AFA(nn.Module):
         """C, the number of foreground classes."""
         return self.classifier.shape[0]
 
-    def forward(self, image: Tensor) -> AFAOutput:
-        """B x 3 x h x w, normalised -> every named output. Training and dumping take the parts they need."""
+    def forward(self, image: Tensor) -> BackboneOutput:
+        """B x 3 x h x w, normalised -> features, queries and keys: what every output below is made of.
+
+        Raises:
+            ShapeError: the image has other axes or channels.
+        """
         check_shape("image", image, "B 3 h w", **{"3": 3})
-        encoded = self.backbone(image)
-        return AFAOutput(
-            cls_logits=self.classify(encoded),
-            seg_logits=self.decoder(encoded.features),
-            cam=self.activate(encoded),
-            attn=attention_logits(encoded.queries, encoded.keys),
-            affinity=self.affinity(encoded),
-        )
+        encoded: BackboneOutput = self.backbone(image)
+        return encoded
+
+    if TYPE_CHECKING:  # nn.Module's own says nothing of what comes back
+
+        def __call__(self, image: Tensor) -> BackboneOutput: ...
 
     def classify(self, encoded: BackboneOutput) -> Tensor:
         """B x C logits: pool the last stage, then the linear classifier without bias."""
         return top_k_pooling(encoded.features[-1], self.pooling_percent) @ self.classifier.T
 
     def activate(self, encoded: BackboneOutput) -> Tensor:
-        """B x C x hs x ws raw class activation maps."""
-        return class_activation_map(encoded.features[-1], self.classifier)
+        """B x C x hs x ws raw class activation maps, W_c . F of Eq. 2 before the ReLU; no product of autocast."""
+        features = encoded.features[-1]
+        with torch.autocast(features.device.type, enabled=False):
+            return class_activation_map(features.to(self.classifier.dtype), self.classifier)
 
-    def affinity(self, encoded: BackboneOutput | CamPass) -> Tensor:
-        """B x N x N affinity in (0, 1), symmetric."""
+    def affinity(self, encoded: BackboneOutput) -> Tensor:
+        """B x N x N affinity in (0, 1), symmetric: sigmoid(A) of Eq. 3."""
         return torch.sigmoid(self.affinity_head(encoded.queries, encoded.keys))
+
+    def segment(self, encoded: BackboneOutput) -> Tensor:
+        """B x K x h1 x w1 logits, on the backbone's finest map (for MiT a quarter of the image)."""
+        logits: Tensor = self.decoder(encoded.features)
+        return logits
 
     @torch.no_grad()
     def multi_scale_cam(self, image: Tensor, scales: Sequence[float], affinity_scale: float) -> CamPass:
         """CAM over scales and flips, in evaluation mode, without gradient and without decoder.
 
         The image is resized to floor(s h) x floor(s w), bilinearly, and passed with its mirror
-        image. The network's mode is restored afterwards; its statistics stay untouched.
+        image. The network's mode is restored afterwards; its statistics stay untouched. Under autocast the passes
+        are in the lower precision, what is made of them is not.
 
         Args:
             image: B x 3 x h x w, normalised.
@@ -197,11 +192,12 @@ class AFA(nn.Module):
                 scaled = image
                 if scale != 1.0:
                     scaled = _resize(image, (max(1, math.floor(scale * height)), max(1, math.floor(scale * width))))
-                encoded = self.backbone(torch.cat([scaled, scaled.flip(-1)]))
+                encoded = self(torch.cat([scaled, scaled.flip(-1)]))
                 plain, mirrored = self.activate(encoded).chunk(2)
                 views.append((plain, mirrored))
                 if scale == affinity_scale:
-                    queries, keys = encoded.queries.chunk(2)[0], encoded.keys.chunk(2)[0]
+                    exact = self.classifier.dtype  # also under autocast
+                    queries, keys = encoded.queries.chunk(2)[0].to(exact), encoded.keys.chunk(2)[0].to(exact)
                     grid = encoded.grid
         return CamPass(fuse_cams(views, (height, width)), queries, keys, grid, tuple(views))
 

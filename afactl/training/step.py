@@ -43,14 +43,18 @@ def training_losses(
         and "reg" where it has a weight.
     """
     pixels = normalize(image)
+    network = precision(preset, image.device)
     if phase is Phase.CLASSIFICATION:
-        return {"cls": classification_loss(model.classify(model.backbone(pixels)), label)}
+        with network:
+            logits = model.classify(model(pixels))
+        return {"cls": classification_loss(logits.float(), label)}
 
     # Labels first: this way the memory of these passes and of the one that keeps its maps for the
     # gradient are never held together.
     cam, affinity = preset.cam, preset.affinity
     refine = preset_refiner(preset)
-    passed = model.multi_scale_cam(pixels, cam.scales, affinity_scale=max(cam.scales))
+    with network:
+        passed = model.multi_scale_cam(pixels, cam.scales, affinity_scale=max(cam.scales))
     photos, thresholds = Photos(image, label, box), Thresholds(cam.beta_low, cam.beta_high)
     refined = target = refined_label(photos, passed.cam, refine, thresholds)
     if phase is Phase.PROPAGATED:
@@ -60,15 +64,15 @@ def training_losses(
             target = propagated_label(photos, passed.cam, F.logsigmoid(logits), walk, refine, thresholds)
     del passed
 
-    encoded = model.backbone(pixels)
-    losses = {"cls": classification_loss(model.classify(encoded), label)}
-    if affinity.enabled:
+    with network:
+        encoded = model(pixels)
+        classes, logits = model.classify(encoded), model.segment(encoded)
+        learned = model.affinity(encoded) if affinity.enabled else None
+    losses = {"cls": classification_loss(classes.float(), label)}
+    if learned is not None:
         pairs = affinity_label(refined, encoded.grid, affinity.radius)
-        losses["aff"] = distributed.world_size() * affinity_loss(
-            model.affinity(encoded).float(), pairs, distributed.all_reduce
-        )
-    logits = model.decoder(encoded.features)
-    logits = F.interpolate(logits, size=target.shape[1:], mode="bilinear", align_corners=False)
+        losses["aff"] = distributed.world_size() * affinity_loss(learned.float(), pairs, distributed.all_reduce)
+    logits = F.interpolate(logits.float(), size=target.shape[1:], mode="bilinear", align_corners=False)
     losses["seg"] = distributed.world_size() * segmentation_loss(logits, target, distributed.all_reduce)
     if preset.loss.reg > 0:
         inside = ignore_outside(torch.zeros_like(target), box) == 0
@@ -76,7 +80,12 @@ def training_losses(
     return losses
 
 
-def supervised_losses(model: AFA, image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def precision(preset: Preset, device: torch.device) -> torch.autocast:
+    """The context of the network's products, `train.precision`; labels and losses are made outside, in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=preset.train.precision == "bfloat16")
+
+
+def supervised_losses(model: AFA, image: Tensor, mask: Tensor, preset: Preset) -> dict[str, Tensor]:
     """Full supervision (the upper bound of Table 5): plain cross-entropy with the true masks.
 
     Args:
@@ -85,7 +94,8 @@ def supervised_losses(model: AFA, image: Tensor, mask: Tensor) -> dict[str, Tens
     Returns:
         "seg".
     """
-    logits = model.decoder(model.backbone(normalize(image)).features)
+    with precision(preset, image.device):
+        logits = model.segment(model(normalize(image)))
     logits = F.interpolate(logits.float(), size=mask.shape[1:], mode="bilinear", align_corners=False)
     return {"seg": distributed.world_size() * full_segmentation_loss(logits, mask, distributed.all_reduce)}
 
@@ -100,7 +110,7 @@ class StepLosses(nn.Module):
     def forward(self, batch: Mapping[str, Tensor], phase: Phase) -> dict[str, Tensor]:
         """The terms of the preset's supervision for a batch of `TrainingStream`."""
         if self.preset.train.supervision == "masks":
-            return supervised_losses(self.model, batch["image"], batch["mask"])
+            return supervised_losses(self.model, batch["image"], batch["mask"], self.preset)
         return training_losses(self.model, batch["image"], batch["label"], batch["box"], phase, self.preset)
 
 

@@ -103,8 +103,7 @@ class Updater:
         tensors = {
             name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"
         }
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.preset.train.precision == "bfloat16"):
-            losses: dict[str, Tensor] = self.losses(tensors, phase)
+        losses: dict[str, Tensor] = self.losses(tensors, phase)
         return losses
 
 

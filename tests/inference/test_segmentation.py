@@ -38,7 +38,7 @@ def test_the_mask_of_a_photo_is_by_all_passes_of_its_preset(run, val):
 def test_segmentation_of_one_scale_is_the_network_on_the_photo(run, val):
     image = read_image(val.samples[0].image_path)
     with torch.no_grad():
-        logits = run.model(normalize(to_tensor(image, CPU))).seg_logits
+        logits = run.model.segment(run.model(normalize(to_tensor(image, CPU))))
     expected = interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)[0]
     torch.testing.assert_close(segment(run.model, image, CPU), expected, atol=1e-5, rtol=0)
 
@@ -53,7 +53,7 @@ def test_fusion_takes_the_maximum_over_scales_and_flips(run, val):
                 pixels = normalize(to_tensor(photo, CPU))
                 if scale != 1.0:
                     pixels = interpolate(pixels, size=(32, 32), mode="bilinear", align_corners=False)
-                logits = run.model(pixels).seg_logits
+                logits = run.model.segment(run.model(pixels))
                 logits = logits.flip(-1) if photo is mirrored else logits
                 views.append(interpolate(logits, size=(64, 64), mode="bilinear", align_corners=False)[0])
     expected = torch.stack(views).amax(dim=0)
@@ -133,7 +133,7 @@ def image():
 
 def logits_of(run, pixels):
     with torch.no_grad():
-        return run.model(pixels).seg_logits[0]
+        return run.model.segment(run.model(pixels))[0]
 
 
 def bilinear(maps, size):

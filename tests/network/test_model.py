@@ -1,13 +1,19 @@
+import numpy as np
 import pytest
 import torch
 
 from afactl.datasets.transforms import normalize
 from afactl.errors import PresetError, ShapeError, UsageError
+from afactl.inference.segmentation import multi_scale, segment
 from afactl.method.affinity import attention_logits
+from afactl.method.schedule import Phase
 from afactl.network.backbones.mit import VARIANTS
 from afactl.network.model import AFA, evaluation_mode
+from afactl.presets import load_preset
 from afactl.runs.foreign_weights import from_authors
+from afactl.training.step import supervised_losses, training_losses
 from tests import golden
+from tests.conftest import TINY
 
 GOLDEN = [("mit_b0", "96x128"), ("mit_b1", "125x167")]
 # How far the golden values, made in float32, lie from the exact ones where that is more than the
@@ -30,22 +36,23 @@ LOGITS = {"cls", "seg", "cam", "aff_logit", "attn_last", "attn_prev"}
 def outputs(model, image):
     """Everything that the golden file holds, under its names."""
     with torch.no_grad():
-        out, encoded = model(image), model.backbone(image)
+        encoded = model(image)
+        attention, affinity = attention_logits(encoded.queries, encoded.keys), model.affinity(encoded)
         found = {
-            "cls": out.cls_logits,
-            "seg": out.seg_logits,
-            "cam": out.cam,
-            "aff": out.affinity[:, ::7, ::7],
+            "cls": model.classify(encoded),
+            "seg": model.segment(encoded),
+            "cam": model.activate(encoded),
+            "aff": affinity[:, ::7, ::7],
             "aff_logit": model.affinity_head(encoded.queries, encoded.keys)[:, ::7, ::7],
-            "attn_prev": out.attn[:, :8, ::11, ::11],
-            "attn_last": out.attn[:, 8:, ::11, ::11],
+            "attn_prev": attention[:, :8, ::11, ::11],
+            "attn_last": attention[:, 8:, ::11, ::11],
             "ms_cam": model.multi_scale_cam(image, (1.0, 0.5, 1.5), 1.0).cam[..., ::8, ::8],
         }
     for i, features in enumerate(encoded.features, start=1):
         found[f"feat{i}_mean"] = features[0].mean(dim=(1, 2))
         found[f"feat{i}_sample"] = features[:, ::16, ::3, ::3]
     shapes = {f"feat{i}_shape": f.shape for i, f in enumerate(encoded.features, start=1)}
-    return found, shapes | {"aff_shape": out.affinity.shape, "attn_shape": (1, 8, *out.attn.shape[2:])}
+    return found, shapes | {"aff_shape": affinity.shape, "attn_shape": (1, 8, *attention.shape[2:])}
 
 
 @pytest.fixture(scope="module", params=GOLDEN, ids=lambda case: case[0])
@@ -92,15 +99,12 @@ def test_every_backbone_keeps_its_strides(name):
     backbone = model.backbone
     assert backbone.strides == (4, 8, 16, 16)
     with torch.no_grad():
-        out = model(torch.randn(1, 3, 64, 96))
-        encoded = backbone(torch.randn(1, 3, 64, 96))
+        encoded = model(torch.randn(1, 3, 64, 96))
+        outputs = [head(encoded) for head in (model.classify, model.segment, model.activate, model.affinity)]
     sizes = [tuple(f.shape[1:]) for f in encoded.features]
     assert sizes == [(c, 64 // s, 96 // s) for c, s in zip(backbone.out_channels, backbone.strides, strict=True)]
-    assert out.cls_logits.shape == (1, 3)
-    assert out.seg_logits.shape == (1, 4, 16, 24)
-    assert out.cam.shape == (1, 3, 4, 6)
-    assert out.attn.shape == (1, 16, 24, 24) and backbone.attention_heads == 16
-    assert out.affinity.shape == (1, 24, 24)
+    assert [output.shape for output in outputs] == [(1, 3), (1, 4, 16, 24), (1, 3, 4, 6), (1, 24, 24)]
+    assert encoded.queries.shape[:3] == encoded.keys.shape[:3] == (1, 16, 24) and backbone.attention_heads == 16
 
 
 def test_token_grid_of_a_voc_photo():
@@ -109,18 +113,34 @@ def test_token_grid_of_a_voc_photo():
     assert tuple(encoded.features[-1].shape[2:]) == (24, 32)
 
 
-def test_forward_agrees_with_its_parts():
+def test_outputs_are_what_the_paper_says():
     torch.manual_seed(0)
     model, image = AFA("mit_demo", 3, decoder_width=16).eval(), torch.randn(2, 3, 48, 64)
     with torch.no_grad():
-        out, encoded = model(image), model.backbone(image)
+        encoded = model(image)
         maps = attention_logits(encoded.queries, encoded.keys)
         weights = model.affinity_head.weight.view(1, -1, 1, 1)
         logits = (weights * (maps + maps.transpose(2, 3))).sum(dim=1) + model.affinity_head.bias
-        torch.testing.assert_close(out.attn, maps)
-        torch.testing.assert_close(out.affinity, torch.sigmoid(logits), atol=1e-5, rtol=0)
+        torch.testing.assert_close(model.affinity(encoded), torch.sigmoid(logits), atol=1e-5, rtol=0)
         pooled = encoded.features[-1].amax(dim=(2, 3))
-        torch.testing.assert_close(out.cls_logits, pooled @ model.classifier.T)
+        torch.testing.assert_close(model.classify(encoded), pooled @ model.classifier.T)
+        maps = torch.einsum("bdhw,cd->bchw", encoded.features[-1], model.classifier)
+        torch.testing.assert_close(model.activate(encoded), maps)
+        torch.testing.assert_close(model.segment(encoded), model.decoder(encoded.features))
+
+
+def test_every_pass_goes_the_one_road(monkeypatch):
+    """What training, CAM passes, segmentation and labels call is `AFA.forward`; nobody goes round it."""
+    model, image, calls = AFA("mit_demo", 3, decoder_width=16, drop_path=0.0), torch.zeros(1, 3, 64, 64), []
+    encode = model.backbone.forward
+    model.register_forward_hook(lambda *given: calls.append("model"))
+    monkeypatch.setattr(model.backbone, "forward", lambda x: calls.append("backbone") or encode(x))
+    label, mask, box = torch.ones(1, 3), torch.zeros(1, 64, 64, dtype=torch.uint8), torch.tensor([[0, 64, 0, 64]])
+    preset = load_preset("demo", TINY)
+    training_losses(model, image.to(torch.uint8), label, box, Phase.PROPAGATED, preset)
+    supervised_losses(model, image.to(torch.uint8), mask, preset)
+    segment(model.eval(), np.zeros((64, 64, 3), np.uint8), torch.device("cpu"), multi_scale(preset.eval))
+    assert calls == ["backbone", "model"] * (len(calls) // 2) and len(calls) // 2 >= 6
 
 
 def test_decoder_equals_the_textbook_order():
@@ -151,12 +171,15 @@ def test_multi_scale_pass_leaves_mode_and_statistics_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_affinity_of_the_pass_belongs_to_the_asked_scale():
+def test_queries_and_keys_of_the_pass_belong_to_the_asked_scale():
     model, image = AFA("mit_demo", 2, decoder_width=8).eval(), torch.randn(1, 3, 64, 96)
     passed = model.multi_scale_cam(image, (1.0, 0.5, 1.5), 1.5)
     larger = torch.nn.functional.interpolate(image, size=(96, 144), mode="bilinear", align_corners=False)
     with torch.no_grad():
-        torch.testing.assert_close(model.affinity(passed), model(larger).affinity, atol=1e-5, rtol=0)
+        expected = model(larger)
+        torch.testing.assert_close(passed.queries, expected.queries, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(passed.keys, expected.keys, atol=1e-4, rtol=1e-5)
+        assert passed.grid == expected.grid == (6, 9)
     with pytest.raises(UsageError, match="expected 2.0 among them"):
         model.multi_scale_cam(image, (1.0,), 2.0)
 
@@ -182,5 +205,6 @@ def test_unknown_backbone_and_wrong_image_are_named():
 def test_pictures_smaller_than_a_reduced_cell_pass(size):
     model = AFA("mit_demo", 2, decoder_width=8).eval()
     with torch.no_grad():
-        out = model(torch.randn(1, 3, *size))
-    assert all(torch.isfinite(part).all() for part in out)
+        encoded = model(torch.randn(1, 3, *size))
+        outputs = [head(encoded) for head in (model.classify, model.segment, model.activate, model.affinity)]
+    assert all(torch.isfinite(output).all() for output in outputs)

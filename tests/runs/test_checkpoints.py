@@ -27,7 +27,7 @@ def saved(tmp_path):
     torch.manual_seed(0)
     model = ARCHITECTURE.build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    model(torch.randn(1, 3, 32, 32)).cls_logits.sum().backward()
+    model.classify(model(torch.randn(1, 3, 32, 32))).sum().backward()
     optimizer.step()
     folder = tmp_path / "run" / "checkpoints" / "last"
     save_checkpoint(folder, model, optimizer, 7, ARCHITECTURE)

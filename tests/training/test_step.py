@@ -55,10 +55,11 @@ def test_full_supervision_is_plain_cross_entropy(model, batch):
     mask = torch.randint(0, 4, (2, 64, 64), dtype=torch.uint8)
     mask[0, :9] = 255
     model.eval()
-    logits = torch.nn.functional.interpolate(model(normalize(batch[0])).seg_logits, size=(64, 64), mode="bilinear")
+    logits = model.segment(model(normalize(batch[0])))
+    logits = torch.nn.functional.interpolate(logits, size=(64, 64), mode="bilinear")
     expected = torch.nn.functional.cross_entropy(logits, mask.long(), ignore_index=255)
-    torch.testing.assert_close(supervised_losses(model, batch[0], mask)["seg"], expected)
-    assert supervised_losses(model, batch[0], torch.full_like(mask, 255))["seg"].item() == 0
+    torch.testing.assert_close(supervised_losses(model, batch[0], mask, load_preset("demo"))["seg"], expected)
+    assert supervised_losses(model, batch[0], torch.full_like(mask, 255), load_preset("demo"))["seg"].item() == 0
 
 
 def test_the_affinity_loss_teaches_attention_and_only_its_head_and_the_backbone(model, batch):
@@ -87,17 +88,67 @@ def test_optimizer_groups(model):
 
 
 def test_bfloat16_is_close_to_float32(model, batch):
-    preset = load_preset("demo", TINY)
+    coarse, fine = (
+        training_losses(model, *batch, Phase.REFINED, load_preset("demo", [*TINY, f"train.precision={name}"]))
+        for name in ("bfloat16", "float32")
+    )
+    for name, loss in fine.items():
+        assert loss.dtype == coarse[name].dtype == torch.float32
+        assert coarse[name].item() == pytest.approx(loss.item(), rel=0.05) and coarse[name].item() != loss.item(), name
+
+
+@pytest.mark.parametrize("phase", [Phase.CLASSIFICATION, Phase.PROPAGATED, "masks"])
+def test_bfloat16_is_for_the_network_alone(model, batch, phase, monkeypatch):
+    """Every product of the network, and no step on the way from the CAM to the labels, and no loss."""
+    seen: dict[str, set[torch.dtype]] = {}
+
+    def note(name, tensors):
+        seen.setdefault(name, set()).update(t.dtype for t in tensors if t.is_floating_point())
+
+    products = (torch.nn.Conv2d, torch.nn.Linear)
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: note("network", [output]))
+        for module in model.modules()
+        if isinstance(module, products)
+    ]
+    for name in ("refined_label", "propagated_label"):
+        original = getattr(training_step, name)
+
+        def labels(photos, cam, *rest, original=original):
+            note("labels", [cam, *(part for part in rest if isinstance(part, torch.Tensor))])
+            assert not torch.is_autocast_enabled("cpu")
+            return original(photos, cam, *rest)
+
+        monkeypatch.setattr(training_step, name, labels)
+    for name in ("classification_loss", "segmentation_loss", "affinity_loss", "full_segmentation_loss"):
+        original = getattr(training_step, name)
+        monkeypatch.setattr(
+            training_step, name, lambda x, *rest, original=original: note("losses", [x]) or original(x, *rest)
+        )
+    preset = load_preset("demo", [*TINY, "train.precision=bfloat16"])
+    if phase == "masks":
+        supervised_losses(model, batch[0], torch.zeros(2, 64, 64, dtype=torch.uint8), preset)
+    else:
+        training_losses(model, *batch, phase, preset)
+    for hook in hooks:
+        hook.remove()
+    assert seen.pop("network") == {torch.bfloat16}
+    assert set(seen) == ({"labels", "losses"} if phase is Phase.PROPAGATED else {"losses"})
+    assert all(kinds == {torch.float32} for kinds in seen.values())
+
+
+def test_cams_in_bfloat16_are_those_of_float32_but_for_the_passes(model, batch):
+    """Made of the same features, they are the same: it is not the maps that are rounded."""
+    features = model(normalize(batch[0]))
     with torch.autocast("cpu", torch.bfloat16):
-        coarse = training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"]
-    fine = training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"]
-    assert coarse.item() == pytest.approx(fine.item(), rel=0.05) and coarse.item() != fine.item()
+        under = model.activate(features)
+    assert torch.equal(under, model.activate(features)) and under.dtype == torch.float32
 
 
 def test_the_first_step_sees_normalised_photos(model, batch):
     """The loss of a phase is the loss of the network's own outputs on the normalised batch."""
     image, label, box = batch
-    expected = torch.nn.functional.multilabel_soft_margin_loss(model(normalize(image)).cls_logits, label)
+    expected = torch.nn.functional.multilabel_soft_margin_loss(model.classify(model(normalize(image))), label)
     found = training_losses(model, image, label, box, Phase.CLASSIFICATION, load_preset("demo"))["cls"]
     torch.testing.assert_close(found, expected)
 
