@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from afactl.errors import CheckpointError, first_line
 from afactl.files import whole_file, writing
 from afactl.network.model import AFA
-from afactl.runs.foreign_weights import fetch_hugging_face, read_state, to_authors, translate
+from afactl.runs.foreign_weights import fetch_hugging_face, read_state, require_finite, to_authors, translate
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.pt"
@@ -266,11 +266,34 @@ def initialize(model: AFA, init: str) -> str:
         return "random weights"
     path = fetch_hugging_face(init.removeprefix("hf:")) if init.startswith("hf:") else Path(init)
     state = translate(read_state(path), str(path))
+    require_finite(state, str(path))
     if all(name.startswith("backbone.") for name in state):
-        load_state(model.backbone, {n.removeprefix("backbone."): v for n, v in state.items()}, str(path))
-        return f"backbone from {init}, heads random"
+        state = {name.removeprefix("backbone."): value for name, value in state.items()}
+        state, note = _without_extras(model.backbone, state)
+        load_state(model.backbone, state, str(path))
+        return f"backbone from {init}, heads random{note}"
+    state, note = _without_extras(model, state)
     load_state(model, state, str(path))
-    return f"all weights from {init}"
+    return f"all weights from {init}{note}"
+
+
+def _without_extras(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Foreign weights without what makes no other architecture, and what is to be said about it.
+
+    Left out: numbers that are no weights (indices, counters), and parts of which the module has nothing. Counters of
+    batch norms that are missing start anew.
+    """
+    expected = module.state_dict()
+    parts = {name.partition(".")[0] for name in expected}
+    extras = [
+        name
+        for name, value in state.items()
+        if name not in expected and (not value.is_floating_point() or name.partition(".")[0] not in parts)
+    ]
+    kept = {name: value for name, value in state.items() if name not in extras}
+    counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
+    note = f"; {len(extras)} others in the file left out (first: {extras[0]})" if extras else ""
+    return {**counters, **kept}, note
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -1,16 +1,19 @@
 """Weights that others published, under our names.
 
-Three formats are told apart by their keys:
+Formats are told apart by their keys:
 - the ImageNet weights of MiT (`mit_b1.pth`): names of our backbone, plus a classification head;
 - Hugging Face (`nvidia/mit-b1`): `segformer.encoder.*`, with q, k and v apart;
+- whole checkpoints of SegFormer and mmsegmentation: `backbone.patch_embed1.*` beside `decode_head.*`, which is left;
 - the AFA authors' trained checkpoints (`wetr_iter_*.pth`): `encoder.*`, `decoder.*`, `classifier`,
   `attn_proj`, perhaps behind `module.`.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,11 @@ _HUGGING_FACE = (
     (r"mlp\.dense2\.", "mlp.fc2."),
     (r"mlp\.dwconv\.", "mlp.dwconv."),
 )
+
+
+# What may stand before every name, and the keys under which trainers keep the weights.
+_WRAPPINGS = ("module.", "_orig_mod.", "model.", "net.", "network.")
+_HOLDERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "state")
 
 
 def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -124,19 +132,75 @@ def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: none of the formats.
     """
-    names = {name.removeprefix("module.") for name in state}
+    state = _without_wrapping(state)
+    names = set(state)
+    if any(name.startswith("encoder.patch_embeddings.") for name in names):  # the encoder saved alone
+        state = {f"segformer.{name}": value for name, value in state.items()}
+        names = set(state)
     if any(name.startswith("segformer.encoder.") for name in names):
         return from_hugging_face(state)
     if any(name.startswith("encoder.patch_embed1.") for name in names):
         return from_authors(state)
     if any(name.startswith("backbone.") for name in names):
-        return dict(state)
+        # SegFormer's and mmsegmentation's checkpoints have our names up to here, and heads of their own.
+        ours = any(name.startswith(("decoder.", "classifier", "affinity_head.")) for name in names)
+        return state if ours else {name: value for name, value in state.items() if name.startswith("backbone.")}
     if any(name.startswith("patch_embed1.") for name in names):
-        return from_imagenet({name.removeprefix("module."): value for name, value in state.items()})
+        return from_imagenet(state)
     raise CheckpointError(
         f"{source}: expected MiT weights (patch_embed1.*), a Hugging Face SegFormer (segformer.encoder.*) "
         f"or an AFA checkpoint (encoder.*), got names such as {', '.join(sorted(names)[:3]) or 'none'}"
     )
+
+
+def _without_wrapping(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names without what DataParallel, torch.compile or a trainer put before every one of them."""
+    for prefix in _WRAPPINGS:
+        if state and all(name.startswith(prefix) for name in state):
+            return _without_wrapping({name.removeprefix(prefix): value for name, value in state.items()})
+    return dict(state)
+
+
+def _innermost(content: Any) -> Any:
+    """The weights among what trainers write beside and around them."""
+    while isinstance(content, dict) and not any(isinstance(value, Tensor) for value in content.values()):
+        inner = next((content[key] for key in _HOLDERS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            break
+        content = inner
+    return content
+
+
+def require_finite(state: Mapping[str, Tensor], source: str) -> None:
+    """See that weights are numbers.
+
+    Raises:
+        CheckpointError: some are NaN or infinite; says how many tensors, and the first.
+    """
+    broken = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise CheckpointError(
+            f"{source}: {len(broken)} of {len(state)} tensors hold NaN or infinite values (first: {broken[0]}); "
+            "the training that wrote them went wrong, take an earlier file"
+        )
+
+
+ALONE = "save the weights alone: torch.save(model.state_dict(), FILE)"
+
+
+def _reason(error: Exception) -> str:
+    """Why a file gives no weights, in a few words; torch's own advice is to run code from it."""
+    text = str(error)
+    found = re.search(r"GLOBAL ([\w.]+)", text)
+    if found:
+        return f"it holds an object of {found[1]}, which is code; {ALONE}"
+    if "TorchScript" in text:
+        return (
+            "it is a TorchScript archive, which is code; save the weights alone: torch.save(model.state_dict(), FILE)"
+        )
+    if "Weights only load failed" in text or isinstance(error, LookupError | EOFError | ValueError):
+        return "no PyTorch file, or damaged"
+    return first_line(error)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -153,12 +217,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
+            # The arguments of a training often lie beside its weights; a namespace is plain data.
+            torch.serialization.add_safe_globals([argparse.Namespace])
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # every library error here means the same to the user
-        raise CheckpointError(f"{path}: cannot be read as weights ({first_line(error)})") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+        raise CheckpointError(f"{path}: cannot be read as weights ({_reason(error)})") from error
+    state = _innermost(state)
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, got {type(state).__name__}")
     return dict(state)

@@ -1,3 +1,4 @@
+import argparse
 import re
 
 import pytest
@@ -6,6 +7,7 @@ from safetensors.torch import save_file
 
 from afactl.errors import CheckpointError, UsageError
 from afactl.network.model import AFA
+from afactl.runs.checkpoints import initialize
 from afactl.runs.foreign_weights import (
     fetch_hugging_face,
     from_authors,
@@ -151,3 +153,91 @@ def test_older_repositories_hold_the_second_file(monkeypatch, tmp_path):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     assert fetch_hugging_face("nvidia/mit-b1").name == "pytorch_model.bin"
+
+
+def backbone_equal(init, network):
+    torch.manual_seed(1)
+    model = AFA("mit_demo", 3, decoder_width=8)
+    said = initialize(model, str(init))
+    state = model.backbone.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in network.backbone.state_dict().items())
+    return said
+
+
+def whole_segformer(network):
+    """A whole checkpoint of SegFormer or mmsegmentation: our names of the backbone, a head of its own."""
+    heads = {"decode_head.linear_c1.proj.weight": torch.zeros(4, 4), "decode_head.conv_seg.bias": torch.zeros(4)}
+    return {**{f"backbone.{name}": value for name, value in network.backbone.state_dict().items()}, **heads}
+
+
+@pytest.mark.parametrize("wrapping", ["", "module.", "module.model.", "_orig_mod.module."])
+def test_every_format_is_read_behind_any_wrapping(tmp_path, network, wrapping):
+    plain = network.backbone.state_dict()
+    forms = {
+        "imagenet": {**plain, "head.weight": torch.zeros(1)},
+        "hugging face": hugging_face_state(network.backbone),
+        "hugging face, encoder alone": {
+            name.removeprefix("segformer."): value
+            for name, value in hugging_face_state(network.backbone).items()
+            if name.startswith("segformer.")
+        },
+        "segformer": whole_segformer(network),
+        "ours": dict(network.state_dict()),
+    }
+    for name, state in forms.items():
+        wrapped = {wrapping + key: value for key, value in state.items()}
+        torch.save(wrapped, tmp_path / "w.pth")
+        said = backbone_equal(tmp_path / "w.pth", network)
+        assert said.startswith("all weights" if name == "ours" else "backbone from"), name
+
+
+@pytest.mark.parametrize(
+    "holders",
+    [["state_dict"], ["model_state_dict"], ["model", "state_dict"], ["net"], ["weights"], ["module", "model"]],
+)
+def test_weights_are_found_in_what_trainers_put_around_them(tmp_path, network, holders):
+    content = dict(network.backbone.state_dict())
+    for holder in reversed(holders):
+        content = {"epoch": 3, "optimizer": {"state": {}}, "args": argparse.Namespace(lr=0.1), holder: content}
+    torch.save(content, tmp_path / "w.pth")
+    assert backbone_equal(tmp_path / "w.pth", network).startswith("backbone from")
+
+
+def test_what_makes_no_other_architecture_is_left_out_and_said(tmp_path, network):
+    state = {**network.state_dict(), "pixel_mean": torch.zeros(3), "backbone.position_ids": torch.arange(4)}
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    assert counters
+    for name in counters:
+        del state[name]
+    torch.save(state, tmp_path / "w.pth")
+    said = backbone_equal(tmp_path / "w.pth", network)
+    assert said.endswith("; 2 others in the file left out (first: pixel_mean)")
+    torch.save({**state, "backbone.block1.9.attn.q.weight": torch.zeros(2, 2)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match="another architecture.*block1.9.attn.q.weight is not known"):
+        backbone_equal(tmp_path / "w.pth", network)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_numbers_in_a_file_are_named_before_training(tmp_path, network, value):
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state["decoder.predict.bias"][1] = value
+    torch.save(state, tmp_path / "w.pth")
+    message = r"w.pth: 1 of \d+ tensors hold NaN or infinite values \(first: decoder.predict.bias\)"
+    with pytest.raises(CheckpointError, match=message):
+        initialize(AFA("mit_demo", 3, decoder_width=8), str(tmp_path / "w.pth"))
+
+
+class Thing:
+    """A class that nobody else knows."""
+
+
+def test_other_objects_are_named_in_one_true_line(tmp_path, network):
+    torch.save({"model": network.state_dict(), "config": Thing()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError) as caught:
+        read_state(tmp_path / "w.pth")
+    text = str(caught.value)
+    assert "it holds an object of tests.runs.test_foreign_weights.Thing, which is code" in text
+    assert "torch.save(model.state_dict(), FILE)" in text and "\x1b" not in text and "weights_only" not in text
+    (tmp_path / "t.pth").write_bytes(b"text")
+    with pytest.raises(CheckpointError, match="no PyTorch file, or damaged"):
+        read_state(tmp_path / "t.pth")
