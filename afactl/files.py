@@ -150,6 +150,15 @@ def _sweep(folder: Path) -> None:
                     os.close(handle)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether a name can be written as UTF-8. Names of files need not: Python keeps those by halves of characters."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def require_free(
     outputs: Iterable[tuple[str, Path | None]], overwrite: bool = False, inputs: Iterable[Path] = ()
 ) -> None:

@@ -88,7 +88,7 @@ def _remembered(
     for path in paths:
         if path.is_file():
             status = path.stat()
-            digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode(errors="surrogateescape"))
     folder = Path(os.environ.get("AFACTL_CACHE") or Path.home() / ".cache" / "afactl") / "labels"
     known = folder / f"{digest.hexdigest()[:32]}.json"
     try:

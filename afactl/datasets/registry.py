@@ -14,6 +14,7 @@ from afactl.datasets import folder
 from afactl.datasets.photo_files import HEIC_SUFFIXES
 from afactl.datasets.samples import DatasetFormat, Split
 from afactl.errors import AfactlError, DataError, DependencyError, PresetError, UsageError, nearest
+from afactl.files import is_utf8
 from afactl.registry import Registry
 
 FORMATS = Registry(
@@ -77,6 +78,10 @@ def load_split(name: str, root: Path | None, split: str, labels: str | None = No
     chosen = loader(root, split)
     if not chosen.samples:
         raise DataError(f"--data {root}: split {split} is empty")
+    for name in chosen.classes:
+        # Names of photos may be any; those of classes go into checkpoints, tables and pages, which are UTF-8.
+        if not is_utf8(name):
+            raise DataError(f"--data {root}: the class {name!r} is no UTF-8; rename it")
     for sample in chosen.samples:
         # Masks and arrays are written under their ids.
         path = PurePosixPath(sample.image_id)

@@ -22,7 +22,7 @@ from xml.etree import ElementTree
 
 from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
 from afactl.errors import DataError
-from afactl.files import whole_file
+from afactl.files import is_utf8, whole_file
 
 COLUMNS = ("image", "labels")
 SPLITS = ("train", "val", "test")
@@ -146,7 +146,7 @@ def write_csv(table: Path, rows: Sequence[Row]) -> None:
     """Write labels.csv, whole or not at all.
 
     Raises:
-        DataError: a class name that the table cannot hold. OSError: as the system says it.
+        DataError: a name that the table cannot hold. OSError: as the system says it.
     """
     with whole_file(table) as fresh, open(fresh, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -156,6 +156,10 @@ def write_csv(table: Path, rows: Sequence[Row]) -> None:
                 raise DataError(
                     f"{row.where}: class names in labels.csv hold no | and no blanks at their ends, "
                     f"got {', '.join(row.names)}"
+                )
+            if not is_utf8(row.image):
+                raise DataError(
+                    f"{row.where}: {row.image!r} is no UTF-8, which labels.csv is written in; rename the photo"
                 )
             writer.writerow((row.image, row.split, "|".join(row.names)))
 

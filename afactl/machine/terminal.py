@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from afactl.files import whole_file, writing
+from afactl.files import is_utf8, whole_file, writing
 
 Item = TypeVar("Item")
 
@@ -137,7 +137,7 @@ def write_json(path: Path, figures: object) -> None:
         UsageError: the file cannot be written.
     """
     text = json.dumps(figures, indent=2, ensure_ascii=False)
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_utf8(text):
         text = json.dumps(figures, indent=2)
     with writing(f"--json {path}", "give another file"), whole_file(path) as fresh:
         fresh.write_text(text + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from afactl.errors import UsageError
 from afactl.labels import IGNORE
+from afactl.machine.terminal import visible
 from afactl.pictures.fonts import families_for, font_file
 from afactl.pictures.palettes import safe_palette
 
@@ -191,7 +192,9 @@ def picture_grid(cells: Sequence[tuple[str, np.ndarray]], columns: int = 6) -> F
     """Pictures (h x w x 3 uint8) with a title each, row by row."""
     columns = min(columns, len(cells))
     rows = -(-len(cells) // columns)
-    titles = ["\n".join(textwrap.fill(line, TITLE_CHARACTERS) for line in title.splitlines()) for title, _ in cells]
+    titles = [
+        "\n".join(textwrap.fill(visible(line), TITLE_CHARACTERS) for line in title.splitlines()) for title, _ in cells
+    ]
     figure, axes = _figure((2.2 * columns, 2.3 * rows), rows, columns, [1] * rows, titles)
     for axis in axes.ravel():
         axis.set_axis_off()

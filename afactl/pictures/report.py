@@ -80,7 +80,8 @@ def write_report(
     )
     target = out or run.folder / "report.html"
     with writing(f"--out {target}", "give another file"), whole_file(target) as fresh:
-        fresh.write_text(page, encoding="utf-8")
+        # A file name that is no UTF-8 stands there by escapes.
+        fresh.write_text(page, encoding="utf-8", errors="backslashreplace")
     missing = [
         text
         for found, text in (

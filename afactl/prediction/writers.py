@@ -32,7 +32,7 @@ from torch import Tensor
 from afactl.datasets.mask_encodings import voc_palette
 from afactl.datasets.masks import enlarge_mask, indexed_png, write_mask
 from afactl.errors import DependencyError
-from afactl.files import whole_file
+from afactl.files import is_utf8, whole_file
 from afactl.pictures.drawing import overlay
 from afactl.pictures.palettes import PALETTES
 from afactl.prediction.label_studio import brush_rle, labeling_config
@@ -343,7 +343,7 @@ class LabelStudioWriter(Writer):
 
 def _is_plain(name: str, separators: str = "") -> bool:
     """Whether a name can stand on a line of UTF-8 text, between these separators."""
-    return not any(character in "\n\r" + separators or "\ud800" <= character <= "\udfff" for character in name)
+    return is_utf8(name) and not set(name) & set("\n\r" + separators)
 
 
 def _objection_to_names(paths: Sequence[Path]) -> str | None:

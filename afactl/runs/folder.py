@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afactl.errors import BusyError, UsageError
-from afactl.files import Lock, lock, whole_file, writing
+from afactl.files import Lock, is_utf8, lock, whole_file, writing
 from afactl.presets import Preset, load_preset, save_preset
 
 # Key of a line of metrics.jsonl: why a validation has no score.
@@ -49,6 +49,10 @@ def new_run(preset: Preset, name: str, out: Path | None) -> tuple[Path, Lock]:
         UsageError: the folder holds something already, or cannot be written.
     """
     run = out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if not is_utf8(str(run)):
+        raise UsageError(
+            f"--out {run}: the name is no UTF-8, without which weights cannot be read; give another folder"
+        )
     _require_empty(run)  # first of all: nothing is to be changed in a folder with something else
     with writing(f"--out {run}", "give another folder"):
         run.mkdir(parents=True, exist_ok=True)
