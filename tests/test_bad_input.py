@@ -20,7 +20,7 @@ from afactl.datasets.tables import read_rows
 from afactl.errors import AfactlError, CheckpointError, DataError, PresetError
 from afactl.network.model import AFA
 from afactl.pictures.drawing import parse_query
-from afactl.presets import load_preset
+from afactl.presets import field_names, load_preset, save_preset
 from afactl.runs.cache import Cache, CacheHeader
 from afactl.runs.checkpoints import initialize
 from tests.conftest import make_voc
@@ -34,7 +34,7 @@ VALUES = st.recursive(
 
 
 def only_ours(job, *arguments):
-    """Run it; errors of the package are as good as a result."""
+    """Run it; what it gives, to be looked at, or None after one line of ours. For jobs that never give None."""
     try:
         return job(*arguments)
     except AfactlError as error:
@@ -59,15 +59,23 @@ def test_presets_of_any_content(tmp_path, section, key, value):
     path.write_text(
         yaml.safe_dump({section: {key: value}}, allow_unicode=True), encoding="utf-8", errors="surrogatepass"
     )
-    only_ours(load_preset, str(path))
+    preset = only_ours(load_preset, str(path))
+    if preset is not None:  # what was written is there, or what stands for it: 1.0 for 1, a tuple for a list
+        found = getattr(getattr(preset, section), key)
+        assert found == value or list(found) == value
 
 
 @SLOW
 @given(st.text(max_size=60))
 def test_overrides_and_files_of_any_text(tmp_path, text):
-    only_ours(load_preset, "demo", [text])
+    preset = only_ours(load_preset, "demo", [text])
+    name = text.partition("=")[0].strip()
+    assert preset is None or name in field_names(), "nothing but a key that there is"
     (tmp_path / "p.yaml").write_text(text, encoding="utf-8", errors="replace")
-    only_ours(load_preset, str(tmp_path / "p.yaml"))
+    preset = only_ours(load_preset, str(tmp_path / "p.yaml"))
+    if preset is not None:
+        save_preset(preset, tmp_path / "again.yaml")
+        assert load_preset(str(tmp_path / "again.yaml")) == preset
 
 
 @SLOW
@@ -82,10 +90,11 @@ def test_queries_of_any_text(text):
 def test_tables_of_any_bytes(tmp_path, content, name):
     root = tmp_path / name.replace(".", "-")
     root.mkdir(exist_ok=True)
-    (root / name).write_bytes(content)
-    only_ours(read_rows, root)
-    (root / name).write_bytes(b"image,split,labels\n" + content)
-    only_ours(read_rows, root)
+    for whole in (content, b"image,split,labels\n" + content):
+        (root / name).write_bytes(whole)
+        rows = only_ours(read_rows, root)
+        assert rows is None or (rows and all(row.image and row.split and ".." not in row.image for row in rows))
+        assert rows is None or all(one.strip() == one and one for row in rows for one in row.names)
 
 
 @pytest.mark.parametrize("form", ["jpeg", "png", "tiff", "webp", "avif", "gif", "bmp"])
@@ -126,12 +135,16 @@ def test_sixty_mutated_caches(tmp_path):
         with Cache.open(path, header) as cache:
             return {image_id: cache.read(image_id)["cam"].shape for image_id in cache.ids()}
 
+    outcomes = []
     for number in range(60):
         content = bytearray(whole)
         for place in rng.integers(0, 3000 if number % 2 else len(content), 4):
             content[place] = rng.integers(0, 256)
         (tmp_path / "x.h5").write_bytes(content)
-        only_ours(use, tmp_path / "x.h5")
+        shapes = only_ours(use, tmp_path / "x.h5")
+        assert shapes is None or all(shape[1:] == (40, 40) for shape in shapes.values())
+        outcomes.append(shapes)
+    assert any(outcomes) and None in outcomes, "some are refused, some still read"
 
 
 ATTRIBUTE = st.one_of(
