@@ -83,6 +83,11 @@ class Model(Section):
     )
     decoder_width: Count = Field(256, description="channels of the segmentation decoder")
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="stochastic depth of the last block")
+    head_init: Literal["uniform", "normal"] = Field(
+        "uniform",
+        description="first values of the affinity head and of the decoder's fusing convolution: uniform within "
+        "1/sqrt(inputs), or normal by Kaiming over the outputs, which is wider (authors)",
+    )
 
 
 class Train(Section):
@@ -100,6 +105,21 @@ class Train(Section):
         512, description="side of a view in pixels, a multiple of the backbone's stride (of MiT: 16)"
     )
     scale_range: tuple[Positive, Positive] = Field((0.5, 2.0), description="random rescaling, from and to")
+    cam_passes: Literal["evaluation", "training"] = Field(
+        "evaluation",
+        description="mode of the network in the passes that make the CAMs: training leaves stochastic depth on, and "
+        "runs the decoder too, whose batch norm counts every pass (authors)",
+    )
+    refiner_picture: Literal["exact", "truncated"] = Field(
+        "exact",
+        description="the photo that the refiner of the CAMs sees: as it is, or normalised, brought back and cut off to "
+        "whole grey levels (authors)",
+    )
+    affinity_label: Literal["refined", "propagated"] = Field(
+        "refined",
+        description="what the affinity learns from in the last phase: the refined label, or the propagated one "
+        "(authors, on COCO)",
+    )
     cls_warmup_iters: Annotated[int, Field(ge=0)] = Field(2000, description="steps of classification alone")
     aff_warmup_iters: Annotated[int, Field(ge=0)] = Field(
         4000, description="steps after those in which refined, not yet propagated, labels supervise the segmentation"
@@ -174,6 +194,11 @@ class Loss(Section):
     seg: Annotated[float, Field(ge=0)] = Field(0.1, description="segmentation")
     aff: Annotated[float, Field(ge=0)] = Field(0.1, description="affinity")
     reg: Annotated[float, Field(ge=0)] = Field(0.01, description="dense energy regularisation; 0 leaves it out")
+    part_photos: Count | None = Field(
+        None,
+        description="the means of seg and aff are taken over so many photos, and then averaged; null: over all photos "
+        "of the step (authors: 2, those of one GPU)",
+    )
 
 
 class Optim(Section):
@@ -187,6 +212,11 @@ class Optim(Section):
     warmup_ratio: Share = Field(1e-6, description="rate of the first step, as a share")
     power: Positive = Field(1.0, description="of the polynomial decay")
     freeze_norms: bool = Field(True, description="the backbone's norm layers keep their values")
+    idle_heads: Literal["rest", "count"] = Field(
+        "rest",
+        description="heads without a loss in a phase: rest, or count: their gradient is 0, so that AdamW decays their "
+        "weights and counts the step (authors)",
+    )
 
 
 class Eval(Section):

@@ -30,6 +30,20 @@ def normalize(image: Tensor) -> Tensor:
     return torch.sub(image, mean).div_(std)
 
 
+def denormalize(image: Tensor) -> Tensor:
+    """image * std + mean per channel, which undoes `normalize` but for its rounding.
+
+    Args:
+        image: B x 3 x h x w float, normalised.
+
+    Returns:
+        B x 3 x h x w float32 RGB, about 0..255.
+    """
+    mean = torch.tensor(MEAN, device=image.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=image.device).view(1, 3, 1, 1)
+    return image * std + mean
+
+
 class Window(NamedTuple):
     """A random rescale, flip and crop of a photo.
 

@@ -5,7 +5,7 @@ Shapes: B batch, C foreground classes, K = C + 1 classes, h x w label, N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,20 +15,8 @@ from afactl.errors import check_shape
 from afactl.labels import IGNORE
 from afactl.method.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 
-# A count in the batch at hand -> the count that a mean is taken over.
-Total = Callable[[Tensor], Tensor]
 # The energy sums over all pairs of pixels; this brings it to the order of the other terms.
 ENERGY_WEIGHT = 1e-7
-
-
-def here(count: Tensor) -> Tensor:
-    """The batch at hand is all there is.
-
-    Example:
-        >>> here(torch.tensor([3, 5])).tolist()
-        [3, 5]
-    """
-    return count
 
 
 def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
@@ -44,7 +32,65 @@ def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(logits, label)
 
 
-def segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Tensor:
+def pixel_counts(label: Tensor) -> Tensor:
+    """Background and foreground pixels of each photo.
+
+    Args:
+        label: B x h x w integer, 0..C or 255 (ignored).
+
+    Returns:
+        B x 2 integer.
+
+    Example:
+        >>> pixel_counts(torch.tensor([[[0, 0, 3, 255]], [[1, 2, 3, 4]]])).tolist()
+        [[2, 1], [0, 4]]
+    """
+    return torch.stack([label == 0, (label != 0) & (label != IGNORE)], dim=1).flatten(2).sum(dim=2)
+
+
+def pair_counts(label: Tensor) -> Tensor:
+    """Positive and negative pairs of each photo.
+
+    Args:
+        label: B x N x N: 1 positive pair, 0 negative pair, 255 unused.
+
+    Returns:
+        B x 2 integer.
+
+    Example:
+        >>> pair_counts(torch.tensor([[[1, 0], [0, 255]]])).tolist()
+        [[1, 2]]
+    """
+    return torch.stack([label == 1, label == 0], dim=1).flatten(2).sum(dim=2)
+
+
+def mean_weights(counts: Tensor, part_photos: int | None = None, added: int = 0) -> Tensor:
+    """What one pixel or pair of each photo weighs in a mean over the photos of a step.
+
+    The mean is taken over all pixels, or part by part: each part of the photos is divided by its own count, and the
+    parts are averaged. Then a pixel weighs the more the fewer its part has.
+
+    Args:
+        counts: P x k, pixels or pairs of k kinds of each of the P photos of the step, in order.
+        part_photos: photos of a part, the last one may be smaller; None: all photos are one part.
+        added: to the count of every part.
+
+    Returns:
+        P x k float32.
+
+    Example:
+        >>> pixels = torch.tensor([[6], [2], [1], [1]])  # of four photos
+        >>> mean_weights(pixels).flatten().tolist()  # each pixel weighs a tenth
+        [0.10000000149011612, 0.10000000149011612, 0.10000000149011612, 0.10000000149011612]
+        >>> mean_weights(pixels, part_photos=2).flatten().tolist()  # half of an eighth, and half of a half
+        [0.0625, 0.0625, 0.25, 0.25]
+    """
+    parts = torch.split(counts, part_photos or max(1, len(counts)))
+    sums = [(part.sum(dim=0, keepdim=True) + added).clamp_min(1).expand_as(part) for part in parts]
+    return 1.0 / (len(parts) * torch.cat(sums))
+
+
+def segmentation_loss(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean of the cross-entropy over background pixels and that over foreground pixels.
 
     The halves weigh the same however few pixels one has. A half without any pixel counts as 0,
@@ -52,8 +98,8 @@ def segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Ten
 
     Args:
         logits: B x K x h x w. label: B x h x w integer, 0..C or 255 (ignored).
-        total: gives counts over parts of a batch that lie elsewhere too; the loss is then this part's
-            share, and the shares sum to the loss of the whole.
+        weights: B x 2, the `mean_weights` of the `pixel_counts` of these photos; None: this batch is all there is.
+            Those of a step give this batch's share of its loss: the shares sum to the loss of the step.
 
     Example:
         >>> logits = torch.tensor([[[[99.0, 0.0]], [[0.0, 0.0]]]])  # sure of background, then undecided
@@ -66,33 +112,34 @@ def segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Ten
     check_shape("label", label, "B h w", B=logits.shape[0], h=logits.shape[2], w=logits.shape[3])
     label = label.long()
     entropy = F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="none")
-    background = label == 0
-    foreground = ~background & (label != IGNORE)
-    counts = total(torch.stack([background.sum(), foreground.sum()])).clamp_min(1)
-    # Multiplying is cheaper than indexing, and needs no synchronisation with a GPU.
-    return 0.5 * ((entropy * background).sum() / counts[0] + (entropy * foreground).sum() / counts[1])
+    weights = mean_weights(pixel_counts(label)) if weights is None else weights
+    # Multiplying is cheaper than indexing, and needs no synchronisation with a GPU. Ignored pixels have no entropy.
+    return 0.5 * _weighted([entropy * (label == 0), entropy * (label != 0)], weights)
 
 
-def full_segmentation_loss(logits: Tensor, label: Tensor, total: Total = here) -> Tensor:
+def full_segmentation_loss(logits: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
     """Plain cross-entropy over all pixels but the ignored ones, for full supervision.
 
-    Arguments as `segmentation_loss`.
+    Args:
+        logits, label: as in `segmentation_loss`.
+        weights: B x 1, the `mean_weights` of the pixels of these photos that are not ignored.
 
     Example:
         >>> full_segmentation_loss(torch.zeros(1, 2, 1, 3), torch.tensor([[[0, 1, 255]]]))  # log 2
         tensor(0.6931)
     """
-    entropy = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="sum")
-    return entropy / total((label != IGNORE).sum()).clamp_min(1)
+    entropy = F.cross_entropy(logits.float(), label.long(), ignore_index=IGNORE, reduction="none")
+    weights = mean_weights(pixel_counts(label).sum(dim=1, keepdim=True)) if weights is None else weights
+    return _weighted([entropy], weights)
 
 
-def affinity_loss(affinity: Tensor, label: Tensor, total: Total = here) -> Tensor:
+def affinity_loss(affinity: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
     """Eq. 5 with each mean halved and 1 added to each count, as in the authors' code.
 
     Args:
         affinity: B x N x N in [0, 1], after the sigmoid.
         label: B x N x N: 1 positive pair, 0 negative pair, 255 unused.
-        total: as in `segmentation_loss`.
+        weights: B x 2, the `mean_weights` of the `pair_counts` with 1 added; None: this batch is all there is.
 
     Example:
         >>> affinity = torch.tensor([[[1.0, 0.3], [0.3, 1.0]]])
@@ -101,11 +148,14 @@ def affinity_loss(affinity: Tensor, label: Tensor, total: Total = here) -> Tenso
     """
     check_shape("affinity", affinity, "B N N")
     check_shape("label", label, "B N N", B=affinity.shape[0], N=affinity.shape[1])
-    positive, negative = label == 1, label == 0
-    counts = total(torch.stack([positive.sum(), negative.sum()])) + 1
-    pull = ((1 - affinity) * positive).sum() / counts[0]
-    push = (affinity * negative).sum() / counts[1]
-    return 0.5 * (pull + push)
+    weights = mean_weights(pair_counts(label), added=1) if weights is None else weights
+    return 0.5 * _weighted([(1 - affinity) * (label == 1), affinity * (label == 0)], weights)
+
+
+def _weighted(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The sum of k maps, each B x ..., whose photos weigh what B x k says."""
+    check_shape("weights", weights, "B k", B=len(maps[0]), k=len(maps))
+    return (torch.stack([one.flatten(1).sum(dim=1) for one in maps], dim=1) * weights).sum()
 
 
 def energy_loss(

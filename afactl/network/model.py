@@ -168,7 +168,9 @@ class AFA(nn.Module):
         return logits
 
     @torch.no_grad()
-    def multi_scale_cam(self, image: Tensor, scales: Sequence[float], affinity_scale: float) -> CamPass:
+    def multi_scale_cam(
+        self, image: Tensor, scales: Sequence[float], affinity_scale: float, as_trained: bool = False
+    ) -> CamPass:
         """CAM over scales and flips, in evaluation mode, without gradient and without decoder.
 
         The image is resized to floor(s h) x floor(s w), bilinearly, and passed with its mirror
@@ -179,6 +181,8 @@ class AFA(nn.Module):
             image: B x 3 x h x w, normalised.
             scales: factors s; `affinity_scale` is one of them.
             affinity_scale: the scale whose un-flipped queries and keys are given.
+            as_trained: pass in the mode that the network is in, and through the decoder too, whose batch norm
+                counts each scale's pass in training (the authors' way).
 
         Raises:
             UsageError: `affinity_scale` is not among the scales.
@@ -187,12 +191,14 @@ class AFA(nn.Module):
             raise UsageError(f"cam.scales: expected {affinity_scale} among them for the affinity, got {tuple(scales)}")
         height, width = image.shape[2:]
         views = []
-        with evaluation_mode(self):
+        with contextlib.nullcontext() if as_trained else evaluation_mode(self):
             for scale in scales:
                 scaled = image
                 if scale != 1.0:
                     scaled = _resize(image, (max(1, math.floor(scale * height)), max(1, math.floor(scale * width))))
                 encoded = self(torch.cat([scaled, scaled.flip(-1)]))
+                if as_trained:
+                    self.segment(encoded)
                 plain, mirrored = self.activate(encoded).chunk(2)
                 views.append((plain, mirrored))
                 if scale == affinity_scale:
@@ -200,6 +206,19 @@ class AFA(nn.Module):
                     queries, keys = encoded.queries.chunk(2)[0].to(exact), encoded.keys.chunk(2)[0].to(exact)
                     grid = encoded.grid
         return CamPass(fuse_cams(views, (height, width)), queries, keys, grid, tuple(views))
+
+
+@torch.no_grad()
+def widen_heads(model: AFA) -> None:
+    """Draw the first values of the affinity head and of the fusing convolution as the authors' code does.
+
+    Both by Kaiming over the outputs, which is wider than over the inputs: the affinity's weights are normal with
+    deviation 1 / sqrt(3) (one output, slope sqrt(5)), those of the fusion sqrt(2 / width).
+    """
+    head, fuse = model.affinity_head, model.decoder.fuse
+    nn.init.normal_(head.weight, std=3**-0.5)
+    nn.init.uniform_(head.bias, -(len(head.weight) ** -0.5), len(head.weight) ** -0.5)
+    nn.init.normal_(fuse.weight, std=(2 / fuse.out_channels) ** 0.5)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from afactl.inference.refiners import preset_refiner
 from afactl.machine import distributed
 from afactl.machine.devices import require_compiler, seed_everything
 from afactl.network.backbones import require_whole_tokens
-from afactl.network.model import AFA
+from afactl.network.model import AFA, widen_heads
 from afactl.presets import Preset
 from afactl.runs.checkpoints import Architecture
 from afactl.training.step import build_optimizer
@@ -60,6 +60,8 @@ def prepare(preset: Preset, device: torch.device) -> Prepared:
     )
     seed_everything(preset.train.seed, preset.train.deterministic)
     model = architecture.build().to(device)
+    if settings.head_init == "normal":
+        widen_heads(model)
     require_whole_tokens(model.backbone, preset.train.crop_size)
     if preset.train.compile:
         require_compiler()

@@ -1,18 +1,20 @@
-"""One step of training: the loss terms of a batch, and the optimizer that follows them.
+"""One step of training: the loss terms of its batches, and the optimizer that follows them.
 
-Where several processes share a batch, each gives its part times their number: the mean over the
-processes is the loss of the whole batch, and so are the gradients that torch averages.
+The photos of a step may be shared out over processes and batches. What a pixel or pair weighs is said by the whole
+step, so the mean of the batches' losses over all of them is the step's loss, and so are the gradients that torch
+averages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afactl.datasets.transforms import normalize
+from afactl.datasets.transforms import denormalize, normalize
 from afactl.inference.refiners import preset_refiner
 from afactl.machine import distributed
 from afactl.method.affinity import Walk, affinity_label
@@ -22,39 +24,44 @@ from afactl.method.losses import (
     classification_loss,
     energy_loss,
     full_segmentation_loss,
+    mean_weights,
+    pair_counts,
+    pixel_counts,
     segmentation_loss,
 )
 from afactl.method.pseudo_labels import Photos, propagated_label, refined_label
 from afactl.method.schedule import Phase, learning_rate
-from afactl.network.model import AFA
+from afactl.network.model import AFA, CamPass
 from afactl.presets import Preset
 
 
-def training_losses(
-    model: AFA, image: Tensor, label: Tensor, box: Tensor, phase: Phase, preset: Preset
-) -> dict[str, Tensor]:
-    """The unweighted loss terms of one step; which ones there are depends on the phase.
+class Targets(NamedTuple):
+    """What the photos of a batch learn from.
 
-    Args:
-        image: B x 3 x h x w RGB uint8. label: B x C. box: B x 4, the true image inside padding.
-
-    Returns:
-        "cls" always; after the classification warm-up also "seg", "aff" with the affinity branch,
-        and "reg" where it has a weight.
+    Attributes:
+        segmentation: B x h x w uint8, 0..C or 255 (ignored).
+        pairs: B x N x N uint8 as `affinity_label` gives them; None where no affinity is learned.
+        weights: of each photo's pixels and pairs in the losses, out of `share_weights`; None: not weighed yet.
     """
-    pixels = normalize(image)
-    network = precision(preset, image.device)
-    if phase is Phase.CLASSIFICATION:
-        with network:
-            logits = model.classify(model(pixels))
-        return {"cls": classification_loss(logits.float(), label)}
 
-    # Labels first: this way the memory of these passes and of the one that keeps its maps for the
-    # gradient are never held together.
-    cam, affinity = preset.cam, preset.affinity
+    segmentation: Tensor
+    pairs: Tensor | None = None
+    weights: Tensor | None = None
+
+    def counts(self) -> Tensor:
+        """B x 2 or B x 4: background and foreground pixels, positive and negative pairs of each photo."""
+        pixels = pixel_counts(self.segmentation)
+        return pixels if self.pairs is None else torch.cat([pixels, pair_counts(self.pairs)], dim=1)
+
+
+def make_targets(model: AFA, image: Tensor, label: Tensor, box: Tensor, phase: Phase, preset: Preset) -> Targets:
+    """The labels that the network's own CAMs become, without gradient; arguments as in `training_losses`."""
+    pixels = normalize(image)
+    cam, affinity, train = preset.cam, preset.affinity, preset.train
+    if train.refiner_picture == "truncated":
+        image = denormalize(pixels).to(torch.uint8)
     refine = preset_refiner(preset)
-    with network:
-        passed = model.multi_scale_cam(pixels, cam.scales, affinity_scale=max(cam.scales))
+    passed = _pass_for_cams(model, pixels, preset)
     photos, thresholds = Photos(image, label, box), Thresholds(cam.beta_low, cam.beta_high)
     refined = target = refined_label(photos, passed.cam, refine, thresholds)
     if phase is Phase.PROPAGATED:
@@ -62,18 +69,93 @@ def training_losses(
             logits = model.affinity_head.windows(passed.queries, passed.keys, passed.grid, affinity.radius)
             walk = Walk(**preset.walk_settings())
             target = propagated_label(photos, passed.cam, F.logsigmoid(logits), walk, refine, thresholds)
-    del passed
+    if not affinity.enabled:
+        return Targets(target)
+    taught = target if train.affinity_label == "propagated" else refined
+    height, width = image.shape[2:]
+    grid = (height // model.backbone.stride, width // model.backbone.stride)
+    return Targets(target, affinity_label(taught, grid, affinity.radius))
 
+
+def _pass_for_cams(model: AFA, pixels: Tensor, preset: Preset) -> CamPass:
+    """The passes of a step for its CAMs, in the mode that the preset asks for."""
+    scales = preset.cam.scales
+    with precision(preset, pixels.device):
+        return model.multi_scale_cam(pixels, scales, max(scales), as_trained=preset.train.cam_passes == "training")
+
+
+def share_weights(targets: Sequence[Targets], preset: Preset) -> list[Tensor]:
+    """What the pixels and pairs of each photo weigh, so that the means are taken over the photos of the whole step.
+
+    Every process calls this with its batches, which are of one size. Photos are counted in the order of the stream,
+    whatever process and batch they fall to: with P processes, every P-th photo is this one's. The mean of the batches'
+    losses over all batches and processes is then the loss of the step.
+
+    Returns:
+        Per batch B x 4, as `Targets.counts`; B x 2 without pairs, and B x 1 with true masks.
+    """
+    processes, rank = distributed.world_size(), distributed.rank()
+    counts = torch.cat([one.counts() for one in targets])
+    table = counts.new_zeros(processes * len(counts), counts.shape[1])
+    table[rank::processes] = counts
+    table = distributed.all_reduce(table)
+    part = preset.loss.part_photos
+    if preset.train.supervision == "masks":
+        weights = mean_weights(table.sum(dim=1, keepdim=True), part)
+    else:
+        weights = torch.cat([mean_weights(table[:, :2], part), mean_weights(table[:, 2:], part, added=1)], dim=1)
+    own = weights[rank::processes].chunk(len(targets))
+    return [processes * len(targets) * weight for weight in own]
+
+
+def training_losses(
+    model: AFA,
+    image: Tensor,
+    label: Tensor,
+    box: Tensor,
+    phase: Phase,
+    preset: Preset,
+    targets: Targets | None = None,
+) -> dict[str, Tensor]:
+    """The unweighted loss terms of a batch; which ones there are depends on the phase.
+
+    Args:
+        image: B x 3 x h x w RGB uint8. label: B x C. box: B x 4, the true image inside padding.
+        targets: of `make_targets`; None: they are made here, for a batch that is all of the step in this process.
+
+    Returns:
+        "cls" always; after the classification warm-up also "seg", "aff" with the affinity branch,
+        and "reg" where it has a weight.
+    """
+    pixels = normalize(image)
+    network, as_trained = precision(preset, image.device), preset.train.cam_passes == "training"
+    if targets is None and phase is not Phase.CLASSIFICATION and not as_trained:
+        # Labels first: this way the memory of these passes and of the one that keeps its maps for the
+        # gradient are never held together.
+        targets = make_targets(model, image, label, box, phase, preset)
     with network:
         encoded = model(pixels)
-        classes, logits = model.classify(encoded), model.segment(encoded)
-        learned = model.affinity(encoded) if affinity.enabled else None
+        classes = model.classify(encoded)
     losses = {"cls": classification_loss(classes.float(), label)}
-    if learned is not None:
-        pairs = affinity_label(refined, encoded.grid, affinity.radius)
-        losses["aff"] = distributed.world_size() * affinity_loss(learned.float(), pairs, distributed.all_reduce)
+    if phase is Phase.CLASSIFICATION:
+        if as_trained:  # the decoder's batch norm counts these passes
+            with network, torch.no_grad():
+                model.segment(encoded)
+            _pass_for_cams(model, pixels, preset)
+        return losses
+
+    with network:
+        logits = model.segment(encoded)
+    if targets is None:  # batch norm counts this pass first
+        targets = make_targets(model, image, label, box, phase, preset)
+    weights = share_weights([targets], preset)[0] if targets.weights is None else targets.weights
+    if targets.pairs is not None:
+        with network:
+            learned = model.affinity(encoded)
+        losses["aff"] = affinity_loss(learned.float(), targets.pairs, weights[:, 2:])
+    target = targets.segmentation
     logits = F.interpolate(logits.float(), size=target.shape[1:], mode="bilinear", align_corners=False)
-    losses["seg"] = distributed.world_size() * segmentation_loss(logits, target, distributed.all_reduce)
+    losses["seg"] = segmentation_loss(logits, target, weights[:, :2])
     if preset.loss.reg > 0:
         inside = ignore_outside(torch.zeros_like(target), box) == 0
         losses["reg"] = energy_loss(image, logits, target, inside)
@@ -85,11 +167,14 @@ def precision(preset: Preset, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=preset.train.precision == "bfloat16")
 
 
-def supervised_losses(model: AFA, image: Tensor, mask: Tensor, preset: Preset) -> dict[str, Tensor]:
+def supervised_losses(
+    model: AFA, image: Tensor, mask: Tensor, preset: Preset, weights: Tensor | None = None
+) -> dict[str, Tensor]:
     """Full supervision (the upper bound of Table 5): plain cross-entropy with the true masks.
 
     Args:
         image: B x 3 x h x w RGB uint8. mask: B x h x w uint8, 0..C or 255.
+        weights: as `share_weights` gives them; None: this batch is all there is.
 
     Returns:
         "seg".
@@ -97,7 +182,7 @@ def supervised_losses(model: AFA, image: Tensor, mask: Tensor, preset: Preset) -
     with precision(preset, image.device):
         logits = model.segment(model(normalize(image)))
     logits = F.interpolate(logits.float(), size=mask.shape[1:], mode="bilinear", align_corners=False)
-    return {"seg": distributed.world_size() * full_segmentation_loss(logits, mask, distributed.all_reduce)}
+    return {"seg": full_segmentation_loss(logits, mask, weights)}
 
 
 class StepLosses(nn.Module):
@@ -107,11 +192,49 @@ class StepLosses(nn.Module):
         super().__init__()
         self.model, self.preset = model, preset
 
-    def forward(self, batch: Mapping[str, Tensor], phase: Phase) -> dict[str, Tensor]:
-        """The terms of the preset's supervision for a batch of `TrainingStream`."""
+    def targets(self, batches: Sequence[Mapping[str, Tensor]], phase: Phase) -> list[Targets | None]:
+        """What the batches of a step learn from, made before any of them is passed, since each needs the counts of all.
+
+        Returns:
+            One per batch; None where `forward` sees to it: with a single batch, and in the phase of classification.
+        """
+        masks = self.preset.train.supervision == "masks"
+        if len(batches) == 1 or (phase is Phase.CLASSIFICATION and not masks):
+            return [None] * len(batches)
+        made = [self._targets(batch, phase) for batch in batches]
+        weights = share_weights(made, self.preset)
+        return [one._replace(weights=weight) for one, weight in zip(made, weights, strict=True)]
+
+    def _targets(self, batch: Mapping[str, Tensor], phase: Phase) -> Targets:
         if self.preset.train.supervision == "masks":
-            return supervised_losses(self.model, batch["image"], batch["mask"], self.preset)
-        return training_losses(self.model, batch["image"], batch["label"], batch["box"], phase, self.preset)
+            return Targets(batch["mask"])
+        return make_targets(self.model, batch["image"], batch["label"], batch["box"], phase, self.preset)
+
+    def forward(self, batch: Mapping[str, Tensor], phase: Phase, targets: Targets | None = None) -> dict[str, Tensor]:
+        """The terms of the preset's supervision for a batch of `TrainingStream`.
+
+        Args:
+            targets: as the method of that name gives them.
+        """
+        if self.preset.train.supervision == "masks":
+            targets = targets or self._targets(batch, phase)
+            weights = share_weights([targets], self.preset)[0] if targets.weights is None else targets.weights
+            return supervised_losses(self.model, batch["image"], targets.segmentation, self.preset, weights)
+        image, label, box = batch["image"], batch["label"], batch["box"]
+        return training_losses(self.model, image, label, box, phase, self.preset, targets)
+
+
+def rest_or_count(optimizer: torch.optim.Optimizer, preset: Preset) -> None:
+    """With `optim.idle_heads` = count, parameters that no loss has reached get a gradient of 0 (called before a step).
+
+    AdamW leaves out parameters without a gradient; with one of 0 their weights decay, and their steps are counted, so
+    that their first updates are those of a late step.
+    """
+    if preset.optim.idle_heads == "count":
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
 
 
 def build_optimizer(model: AFA, preset: Preset) -> torch.optim.AdamW:

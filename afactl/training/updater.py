@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from afactl.machine import distributed
 from afactl.method.schedule import Phase, phase_at
 from afactl.training.prepared import Prepared
-from afactl.training.step import StepLosses, set_learning_rate
+from afactl.training.step import StepLosses, rest_or_count, set_learning_rate
 
 
 class Taken(NamedTuple):
@@ -45,9 +45,10 @@ class Updater:
 
     def __init__(self, prepared: Prepared, stop: threading.Event) -> None:
         self.stop = stop
-        self.preset, self.device, self.shares = prepared.preset, prepared.device, prepared.shares
+        self.preset, self.device = prepared.preset, prepared.device
         self.model, self.optimizer = prepared.model, prepared.optimizer
-        self.losses: nn.Module = StepLosses(self.model, self.preset)
+        self.step = StepLosses(self.model, self.preset)
+        self.losses: nn.Module = self.step
         if distributed.world_size() > 1:
             # The parameters in use change with the phase.
             self.losses = DistributedDataParallel(self.losses, find_unused_parameters=True)
@@ -58,7 +59,7 @@ class Updater:
         Args:
             batches: of `TrainingStream`, the step's share of this process.
         """
-        job, parts = self.preset.train, self.shares.batches
+        job = self.preset.train
         torch.manual_seed(noise_seed(job.seed, step, distributed.rank()))
         rate = set_learning_rate(self.optimizer, step, self.preset)
         phase = phase_at(step, job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
@@ -66,13 +67,16 @@ class Updater:
         # Batch norms count along while they normalise.
         statistics = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         sums: dict[str, float] = {}
-        for number, batch in enumerate(batches, 1):
+        held = [self._on_device(batch) for batch in batches]
+        parts = len(held)
+        targets = self.step.targets(held, phase)
+        for number, (batch, target) in enumerate(zip(held, targets, strict=True), 1):
             # Gradients travel once per step, with the last batch.
             alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if number < parts and isinstance(self.losses, DistributedDataParallel):
                 alone = self.losses.no_sync()
             with alone:
-                losses = self._losses(batch, phase)
+                losses: dict[str, Tensor] = self.losses(batch, phase, target)
                 weighted = (self._weight(name) * loss for name, loss in losses.items())
                 total = sum(weighted, start=torch.zeros((), device=self.device)) / parts
                 torch.autograd.backward(total)
@@ -83,6 +87,7 @@ class Updater:
         means = dict(zip(sums, values, strict=True))
         mean = means.pop("sum")
         if math.isfinite(mean):
+            rest_or_count(self.optimizer, self.preset)
             self.optimizer.step()
         else:
             self._undo(statistics)
@@ -99,12 +104,8 @@ class Updater:
         weight: float = getattr(self.preset.loss, name)
         return weight
 
-    def _losses(self, batch: dict[str, Any], phase: Phase) -> dict[str, Tensor]:
-        tensors = {
-            name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"
-        }
-        losses: dict[str, Tensor] = self.losses(tensors, phase)
-        return losses
+    def _on_device(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"}
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:

@@ -7,6 +7,9 @@ from afactl.method.losses import (
     classification_loss,
     energy_loss,
     full_segmentation_loss,
+    mean_weights,
+    pair_counts,
+    pixel_counts,
     segmentation_loss,
 )
 from afactl.method.refinement.lattice import build_lattice, lattice_filter
@@ -41,24 +44,56 @@ def test_segmentation_loss_equals_the_slow_loop():
     assert segmentation_loss(logits, label).item() == pytest.approx(slow_segmentation(logits, label), abs=1e-5)
 
 
-def test_parts_of_a_batch_sum_to_the_loss_of_the_whole():
-    """With the counts of the whole, however the pixels fall on the parts."""
+def six_photos():
+    """Logits, a label and pairs of six photos with very different counts; one has no foreground, one no background."""
     torch.manual_seed(0)
-    logits, label = torch.randn(4, 4, 5, 6), torch.randint(0, 4, (4, 5, 6))
-    label[0], label[1, :3] = 0, 255
-    affinity, pairs = torch.rand(4, 9, 9), torch.randint(0, 3, (4, 9, 9))
-    pairs[pairs == 2] = 255
-    for loss, values, truth, names in (
-        (segmentation_loss, logits, label, [label == 0, (label > 0) & (label < 255)]),
-        (full_segmentation_loss, logits, label, [label != 255]),
-        (affinity_loss, affinity, pairs, [pairs == 1, pairs == 0]),
-    ):
-        whole = torch.stack([mask.sum() for mask in names]).squeeze()
-        parts = [
-            loss(values[part], truth[part], lambda count, whole=whole: whole) for part in (slice(0, 1), slice(1, 4))
-        ]
-        assert sum(parts).item() == pytest.approx(loss(values, truth).item(), abs=1e-6)
-        assert parts[0] > 0 and parts[1] > 0
+    logits, label = torch.randn(6, 4, 5, 6), torch.randint(0, 4, (6, 5, 6))
+    label[0], label[1], label[2, :4] = 0, 3, 255
+    pairs = torch.tensor([0, 1, 255])[torch.randint(0, 3, (6, 9, 9))]
+    pairs[3, :8] = 1
+    return logits, label, torch.rand(6, 9, 9), pairs
+
+
+def kinds(logits, label, affinity, pairs):
+    """(loss, values, truth, counts per photo, what is added to the counts of a part)."""
+    return (
+        (segmentation_loss, logits, label, pixel_counts(label), 0),
+        (full_segmentation_loss, logits, label, pixel_counts(label).sum(dim=1, keepdim=True), 0),
+        (affinity_loss, affinity, pairs, pair_counts(pairs), 1),
+    )
+
+
+def test_counts_of_each_photo_one_by_one():
+    _, label, _, pairs = six_photos()
+    for i in range(6):
+        pixels, ways = label[i].flatten().tolist(), pairs[i].flatten().tolist()
+        assert pixel_counts(label)[i].tolist() == [pixels.count(0), len(pixels) - pixels.count(0) - pixels.count(255)]
+        assert pair_counts(pairs)[i].tolist() == [ways.count(1), ways.count(0)]
+
+
+@pytest.mark.parametrize("part", [None, 1, 2, 3, 4, 6, 9])
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_batches_of_a_step_sum_to_its_loss_and_parts_are_averaged(part, cut):
+    """However the photos of the step fall on its batches; the oracle takes the loss of each part by itself."""
+    for loss, values, truth, counts, added in kinds(*six_photos()):
+        weights = mean_weights(counts, part, added)
+        batches = [loss(values[one], truth[one], weights[one]) for one in (slice(0, cut), slice(cut, 6))]
+        starts = range(0, 6, part or 6)
+        alone = [loss(values[i : i + (part or 6)], truth[i : i + (part or 6)]) for i in starts]
+        assert sum(batches).item() == pytest.approx((sum(alone) / len(alone)).item(), abs=1e-6)
+        assert all(one > 0 for one in batches)
+
+
+def test_one_normaliser_is_not_that_of_each_part():
+    for loss, values, truth, counts, added in kinds(*six_photos()):
+        one, two = (loss(values, truth, mean_weights(counts, part, added)).item() for part in (None, 2))
+        assert abs(one - two) > 1e-3, loss.__name__
+
+
+def test_weights_that_belong_to_other_photos_are_refused():
+    logits, label, *_ = six_photos()
+    with pytest.raises(ShapeError, match="weights: expected B = 6"):
+        segmentation_loss(logits, label, mean_weights(pixel_counts(label[:2])))
 
 
 def test_background_and_foreground_weigh_the_same():

@@ -8,7 +8,7 @@ from afactl.inference.segmentation import multi_scale, segment
 from afactl.method.affinity import attention_logits
 from afactl.method.schedule import Phase
 from afactl.network.backbones.mit import VARIANTS
-from afactl.network.model import AFA, evaluation_mode
+from afactl.network.model import AFA, AffinityHead, evaluation_mode, widen_heads
 from afactl.presets import load_preset
 from afactl.runs.foreign_weights import from_authors
 from afactl.training.step import supervised_losses, training_losses
@@ -208,3 +208,25 @@ def test_pictures_smaller_than_a_reduced_cell_pass(size):
         encoded = model(torch.randn(1, 3, *size))
         outputs = [head(encoded) for head in (model.classify, model.segment, model.activate, model.affinity)]
     assert all(torch.isfinite(output).all() for output in outputs)
+
+
+def test_heads_begin_narrow_or_as_wide_as_the_authors():
+    """Deviations over many draws: 1/sqrt(3) and sqrt(2/256) against uniform within 1/sqrt(16) and 1/sqrt(1024)."""
+    torch.manual_seed(0)
+    affinity, fusing, biases = [], [], []
+    for _ in range(200):
+        head = AffinityHead(16)
+        affinity.append(head.weight.detach())
+    model = AFA("mit_demo", 3)
+    width = model.decoder.fuse.weight.std().item()
+    assert torch.cat(affinity).std().item() == pytest.approx(0.25 / 3**0.5, rel=0.05)
+    assert width == pytest.approx(1024**-0.5 / 3**0.5, rel=0.02)
+    affinity.clear()
+    for _ in range(200):
+        widen_heads(model)
+        affinity.append(model.affinity_head.weight.detach().clone())
+        biases.append(model.affinity_head.bias.item())
+    fusing = model.decoder.fuse.weight
+    assert torch.cat(affinity).std().item() == pytest.approx(0.577, rel=0.05)
+    assert fusing.std().item() == pytest.approx(0.0884, rel=0.02)
+    assert max(map(abs, biases)) <= 0.25 and max(biases) > 0.2 and min(biases) < -0.2

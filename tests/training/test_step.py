@@ -8,9 +8,20 @@ from afactl.method.schedule import Phase
 from afactl.network.model import AFA
 from afactl.presets import load_preset
 from afactl.training import step as training_step
-from afactl.training.step import build_optimizer, set_learning_rate, supervised_losses, training_losses
+from afactl.training.step import (
+    StepLosses,
+    Targets,
+    build_optimizer,
+    make_targets,
+    rest_or_count,
+    set_learning_rate,
+    share_weights,
+    supervised_losses,
+    training_losses,
+)
 from benchmarks import textbook
 from tests.conftest import TINY
+from tests.machine.test_distributed import together
 
 
 @pytest.fixture(scope="module")
@@ -188,3 +199,151 @@ def test_a_step_equals_the_textbook_step(monkeypatch, seed):
         assert (one is None) == (other is None)
         if one is not None:
             assert (one - other).norm() <= 1e-4 * other.norm() + 1e-7
+
+
+def step_photos():
+    """Labels and pairs of eight photos, whose counts differ much; one without foreground, one without background."""
+    torch.manual_seed(3)
+    label = torch.randint(0, 3, (8, 6, 6), dtype=torch.uint8) * (torch.rand(8, 1, 1) > 0.5)
+    label[0], label[1], label[2, :5] = 0, 2, 255
+    pairs = torch.tensor([0, 1, 255])[torch.randint(0, 3, (8, 9, 9))]
+    pairs[5, :8] = 255
+    return label, pairs
+
+
+def weights_of(rank, processes, batch, part):
+    """What a process gets for its photos, every `processes`-th one, in batches of `batch`."""
+    label, pairs = (values[rank::processes].split(batch) for values in step_photos())
+    preset = load_preset("demo", [f"loss.part_photos={part or 'null'}"])
+    return share_weights([Targets(one, two) for one, two in zip(label, pairs, strict=True)], preset)
+
+
+def one_of_two(batch, part):
+    return torch.cat(weights_of(torch.distributed.get_rank(), 2, batch, part))
+
+
+@pytest.mark.parametrize("part", [None, 2, 3])
+def test_the_means_of_a_step_are_the_same_however_it_is_shared_out(tmp_path, part):
+    """One process with all eight photos, with batches of two, and two processes with batches of two or four."""
+    (whole,) = weights_of(0, 1, 8, part)
+    batches = weights_of(0, 1, 2, part)
+    assert len(batches) == 4
+    # The loss of a step is the mean over its batches.
+    torch.testing.assert_close(torch.cat(batches) / 4, whole)
+    for batch, mean in ((2, 4), (4, 2)):
+        shares = together(tmp_path / f"{batch}", 2, one_of_two, batch, part)
+        for rank, share in enumerate(shares):
+            torch.testing.assert_close(share / mean, whole[rank::2])
+
+
+def test_with_true_masks_the_mean_is_over_the_pixels_of_the_step():
+    label, _ = step_photos()
+    preset = load_preset("demo", ["train.supervision=masks"])
+    weights = share_weights([Targets(one) for one in label.split(4)], preset)
+    logits = torch.randn(8, 3, 6, 6)
+    expected = torch.nn.functional.cross_entropy(logits, label.long(), ignore_index=255)
+    shares = [
+        training_step.full_segmentation_loss(*one) for one in zip(logits.split(4), label.split(4), weights, strict=True)
+    ]
+    torch.testing.assert_close(sum(shares) / 2, expected)
+
+
+def batch_of(image, label, box):
+    return {"image": image, "label": label, "box": box}
+
+
+@pytest.mark.parametrize("part", [None, 1, 2])
+@pytest.mark.parametrize("phase", [Phase.REFINED, Phase.PROPAGATED])
+def test_two_batches_of_a_step_have_the_gradients_of_one(model, phase, part):
+    """But for batch norm, which sees one batch at a time, so that there is none here."""
+    torch.manual_seed(1)
+    image = torch.nn.functional.interpolate(torch.rand(4, 3, 9, 9), size=(64, 64)).mul(255).to(torch.uint8)
+    label = torch.eye(3)[[0, 1, 2, 0]]
+    box = torch.tensor([[0, 64, 0, 64], [3, 60, 0, 64], [0, 64, 9, 20], [30, 40, 0, 64]])
+    preset = load_preset("demo", [*TINY, f"loss.part_photos={part or 'null'}", "loss.reg=0.01"])
+    model.decoder.norm = torch.nn.Identity()
+    model.decoder.dropout.p = 0.0
+    losses = StepLosses(model, preset)
+    whole = sum(losses(batch_of(image, label, box), phase).values())
+    batches = [batch_of(image[i : i + 2], label[i : i + 2], box[i : i + 2]) for i in (0, 2)]
+    targets = losses.targets(batches, phase)
+    parts = sum(sum(losses(*one).values()) / 2 for one in zip(batches, [phase] * 2, targets, strict=True))
+    assert parts.item() == pytest.approx(whole.item(), abs=1e-5)
+    expected, found = (
+        torch.autograd.grad(loss, list(model.parameters()), allow_unused=True) for loss in (whole, parts)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one is None or (one - other).norm() <= 1e-4 * other.norm() + 1e-6
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_cam_passes_as_in_training_are_counted_by_the_decoders_batch_norm(model, batch, phase):
+    """The photos' own pass first, then one per scale; in evaluation mode their own pass alone, if it has a decoder."""
+    own = phase is not Phase.CLASSIFICATION
+    for passes, counted in (("evaluation", own), ("training", 1 + 2)):
+        before = model.decoder.norm.num_batches_tracked.item()
+        training_losses(model, *batch, phase, load_preset("demo", [*TINY, f"train.cam_passes={passes}"]))
+        assert model.decoder.norm.num_batches_tracked.item() - before == counted
+        assert model.training
+
+
+def test_cam_passes_as_in_training_have_stochastic_depth(batch):
+    torch.manual_seed(0)
+    network = AFA("mit_demo", 3, decoder_width=16, drop_path=0.5).train()
+    image = normalize(batch[0])
+    calm = [network.multi_scale_cam(image, (1.0,), 1.0).cam for _ in range(2)]
+    wild = [network.multi_scale_cam(image, (1.0,), 1.0, as_trained=True).cam for _ in range(2)]
+    assert torch.equal(*calm) and (wild[0] - wild[1]).abs().mean() > 1e-3
+    assert not torch.equal(network.decoder.norm.running_mean, torch.zeros(16))
+
+
+def test_the_refiner_sees_the_picture_exactly_or_cut_off(model, batch, monkeypatch):
+    seen = []
+    original = training_step.refined_label
+    monkeypatch.setattr(
+        training_step, "refined_label", lambda photos, *rest: seen.append(photos.image) or original(photos, *rest)
+    )
+    for how in ("exact", "truncated"):
+        make_targets(model, *batch, Phase.REFINED, load_preset("demo", [*TINY, f"train.refiner_picture={how}"]))
+    exact, cut = seen
+    assert torch.equal(exact, batch[0]) and cut.dtype == torch.uint8
+    lower = exact.int() - cut.int()
+    assert set(lower.unique().tolist()) == {0, 1} and 0.005 < lower.float().mean() < 0.02, (
+        "one per cent is one level lower"
+    )
+
+
+def test_the_affinity_learns_from_the_refined_or_in_the_last_phase_from_the_propagated_label(model, batch):
+    torch.nn.init.normal_(model.affinity_head.weight)
+    for phase in (Phase.REFINED, Phase.PROPAGATED):
+        refined, propagated = (
+            make_targets(model, *batch, phase, load_preset("demo", [*TINY, f"train.affinity_label={source}"]))
+            for source in ("refined", "propagated")
+        )
+        assert torch.equal(refined.segmentation, propagated.segmentation)
+        expected = training_step.affinity_label(propagated.segmentation, (4, 4), 2)
+        assert torch.equal(propagated.pairs, expected)
+        share = (refined.pairs != expected).float().mean()
+        assert share > 0.05 if phase is Phase.PROPAGATED else share == 0
+
+
+def test_idle_heads_rest_or_have_a_gradient_of_zero(model, batch):
+    """AdamW leaves resting heads alone; counting ones decay by rate x weight decay, and their step is counted."""
+    for idle in ("rest", "count"):
+        preset = load_preset("demo", [*TINY, f"optim.idle_heads={idle}"])
+        optimizer = build_optimizer(model, preset)
+        before = {name: value.clone() for name, value in model.named_parameters()}
+        rate = 0.1
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        training_losses(model, *batch, Phase.CLASSIFICATION, preset)["cls"].backward()
+        rest_or_count(optimizer, preset)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = 1 - rate * preset.optim.weight_decay
+        for name, value in model.named_parameters():
+            if name.split(".")[0] in ("decoder", "affinity_head"):
+                torch.testing.assert_close(value, before[name] * (decay if idle == "count" else 1.0))
+                assert (value in optimizer.state) == (idle == "count")
+            elif name == "classifier":
+                assert not torch.equal(value, before[name])

@@ -22,11 +22,15 @@ CPU = torch.device("cpu")
 LAST = 3  # number of a step in the phase of propagated labels
 
 
+def made(data):
+    """Steps 0, 1 and 2 are those of the three phases; without stochastic depth a pass repeats itself."""
+    preset = tiny_preset(data, "model.drop_path=0.0", "train.effective_batch=4", "loss.reg=0.01")
+    return Updater(prepare(preset, CPU), threading.Event())
+
+
 @pytest.fixture
 def updater(tiny_data):
-    """Steps 0, 1 and 2 are those of the three phases; without stochastic depth a pass repeats itself."""
-    preset = tiny_preset(tiny_data, "model.drop_path=0.0", "train.effective_batch=4", "loss.reg=0.01")
-    return Updater(prepare(preset, CPU), threading.Event())
+    return made(tiny_data)
 
 
 @pytest.fixture
@@ -71,6 +75,18 @@ def test_parts_of_a_batch_add_up_to_one_update(updater, parts):
     assert len(optimizer.state) == 0 and all(state["step"] == 1 for state in updater.optimizer.state.values())
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_means_are_those_of_the_step_whatever_its_batches(tiny_data, parts, step):
+    """But for batch norm, which sees one batch at a time, so that there is none here."""
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "image_id"}
+    taken = []
+    for batches in ([whole], parts):
+        updater = made(tiny_data)
+        updater.model.decoder.norm, updater.model.decoder.dropout.p = torch.nn.Identity(), 0.0
+        taken.append(updater.take(step, batches).losses)
+    assert taken[0] == pytest.approx(taken[1], abs=1e-5)
+
+
 def test_gradients_of_the_step_before_are_forgotten(updater, parts):
     updater.take(0, parts)
     updater.model.classifier.grad.fill_(1e6)
@@ -81,9 +97,7 @@ def test_gradients_of_the_step_before_are_forgotten(updater, parts):
 def test_a_loss_that_is_not_finite_leaves_the_weights_alone(updater, parts):
     before = weights(updater)
     forward = updater.losses.forward
-    updater.losses.forward = lambda batch, phase: {
-        name: loss * math.inf for name, loss in forward(batch, phase).items()
-    }
+    updater.losses.forward = lambda *given: {name: loss * math.inf for name, loss in forward(*given).items()}
     taken = updater.take(0, parts)
     assert not taken.finite and not math.isfinite(taken.loss)
     assert all(torch.equal(before[name], value) for name, value in updater.model.named_parameters())
