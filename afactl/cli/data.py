@@ -60,7 +60,7 @@ def prepare_voc(
             "and choose for each training: --set data.labels=masks or --set data.labels=xml"
         )
     require_free([("--json", json_file)], overwrite)
-    done = preparing.prepare_voc(data, sbd, difficult, tracker("masks of SBD"))
+    done = preparing.prepare_voc(data, sbd, difficult, overwrite, tracker("masks of SBD"))
     rows = [(split, str(count), str(preparing.KNOWN_VOC[split])) for split, count in done.counts.items()]
     out.print(table("photos by split", ("split", "here", "in the full dataset"), rows))
     if not done.augmented:

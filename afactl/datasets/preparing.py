@@ -56,7 +56,9 @@ class PreparedVoc(NamedTuple):
     disagreements: list[Disagreement]
 
 
-def prepare_voc(root: Path, sbd: Path | None = None, difficult: bool = True, track: Track = iter) -> PreparedVoc:
+def prepare_voc(
+    root: Path, sbd: Path | None = None, difficult: bool = True, overwrite: bool = False, track: Track = iter
+) -> PreparedVoc:
     """Write the list train_aug of VOC, and the image-level labels of Annotations/*.xml for `data.labels: xml`.
 
     train_aug is every photo with a mask, official or of SBD, that is not in val.
@@ -64,27 +66,31 @@ def prepare_voc(root: Path, sbd: Path | None = None, difficult: bool = True, tra
     Args:
         sbd: SBD's folder of `.mat` files, or a folder of its masks as PNG; they go to SegmentationClassAug.
         difficult: objects marked as difficult count as well in the labels of XML.
+        overwrite: replace a list train_aug that names other photos, such as one that was downloaded.
 
     Raises:
-        DataError: another layout, a damaged file, or a folder that cannot be written.
+        UsageError: there is such a list. DataError: another layout, a damaged file, or a folder that cannot be written.
         DependencyError: `.mat` files need scipy.
     """
     official = {split: voc.read_list(root, split) for split in ("train", "val")}
     held_out = set(official["val"])
     target = root / voc.AUGMENTED_FOLDER
     converted = 0
-    for path in track(_sbd_masks(sbd) if sbd else []):
-        if path.stem not in held_out and not (target / f"{path.stem}.png").exists():
-            _write_mask(target / f"{path.stem}.png", _read_sbd(path))
-            converted += 1
-    augmented = target.is_dir()
+    given = [path for path in (_sbd_masks(sbd) if sbd else []) if path.stem not in held_out]
+    augmented = target.is_dir() or bool(given)
     listed = dict(official)
     if augmented:
-        found = {path.stem for path in target.glob("*.png")} | set(official["train"])
+        found = {path.stem for path in (*target.glob("*.png"), *given)} | set(official["train"])
         listed[voc.AUGMENTED] = sorted(found - held_out)
-        _write_text(
-            root / "ImageSets" / "Segmentation" / f"{voc.AUGMENTED}.txt", "\n".join(listed[voc.AUGMENTED]) + "\n"
-        )
+        there = root / "ImageSets" / "Segmentation" / f"{voc.AUGMENTED}.txt"
+        if there.is_file() and not overwrite and set(voc.read_list(root, voc.AUGMENTED)) != set(listed[voc.AUGMENTED]):
+            raise UsageError(f"{there}: is there already and names other photos; --overwrite writes it anew")
+    for path in track(given):
+        if not (target / f"{path.stem}.png").exists():
+            _write_mask(target / f"{path.stem}.png", _read_sbd(path))
+            converted += 1
+    if augmented:
+        _write_text(there, "\n".join(listed[voc.AUGMENTED]) + "\n")
 
     masks = voc.mask_files(root)
     ids = sorted({image_id for ids in listed.values() for image_id in ids if image_id in masks})

@@ -62,7 +62,22 @@ def test_sbd_as_mat(root, tmp_path):
     assert np.array_equal(read_mask(root / "SegmentationClassAug" / "s1.png", 20), mask)
     (tmp_path / "sbd" / "cls" / "s2.mat").write_bytes(b"broken")
     with pytest.raises(DataError, match="s2.mat: cannot be read as a mask of SBD"):
+        prepare_voc(root, sbd=tmp_path / "sbd", overwrite=True)
+
+
+def test_a_list_that_was_downloaded_is_replaced_only_where_the_user_says_so(root, tmp_path):
+    write_mask(tmp_path / "sbd" / "s1.png", np.array([[7, 7]], np.uint8))
+    mine = root / "ImageSets" / "Segmentation" / "train_aug.txt"
+    mine.write_text("t1\ns9\n")
+    before = sorted(root.rglob("*"))
+    with pytest.raises(UsageError, match="train_aug.txt: is there already and names other photos; --overwrite"):
         prepare_voc(root, sbd=tmp_path / "sbd")
+    assert mine.read_text() == "t1\ns9\n" and sorted(root.rglob("*")) == before, "before any work"
+    mine.write_text("t1\ns1\n")
+    assert prepare_voc(root, sbd=tmp_path / "sbd").converted == 1, "the same photos"
+    mine.write_text("t1\ns9\n")
+    prepare_voc(root, sbd=tmp_path / "sbd", overwrite=True)
+    assert mine.read_text() == "s1\nt1\n"
 
 
 def test_a_prepared_folder_serves_labels_of_masks_and_of_xml(root):
