@@ -98,7 +98,7 @@ def viz_attn(
 ) -> None:
     """Look at attention and learned affinity of query points, with CAM and pseudo labels (Fig. 1, 4, 11, 13)."""
     from afactl.pictures.drawing import parse_query
-    from afactl.pictures.figures import draw_attention
+    from afactl.pictures.figures import Attended, draw_attention
 
     options.require_free([image] if image else [])
     queries = [parse_query(text) for text in query or []]
@@ -110,13 +110,11 @@ def viz_attn(
     drawn = draw_attention(
         trained,
         image,
-        queries,
+        Attended(queries, heads, other),
         options.data,
         options.out_file,
         options.overwrite,
         options.palette.value,
-        heads,
-        other,
     )
     show(drawn)
 

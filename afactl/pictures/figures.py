@@ -158,26 +158,35 @@ def shown_split(run: TrainedRun, data: Path | None) -> Split:
     return open_split(run, settings.train_split, data, masks=False)
 
 
+class Attended(NamedTuple):
+    """Whose attention `draw_attention` draws.
+
+    Attributes:
+        queries: pixels (x, y) of the upright photo; none takes its centre.
+        heads: (layer, head) counted from 1, whose attention is drawn in place of the mean; head None:
+            the mean over that layer. Layers are the last blocks, the last one has the highest number.
+        compared: a run without AFA, drawn beside it.
+    """
+
+    queries: Sequence[tuple[int, int]] = ()
+    heads: tuple[int, int | None] | None = None
+    compared: TrainedRun | None = None
+
+
 def draw_attention(
     run: TrainedRun,
     photo: Path | None,
-    queries: Sequence[tuple[int, int]],
+    attended: Attended,
     data: Path | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     palette: str = "safe",
-    heads: tuple[int, int | None] | None = None,
-    compared: TrainedRun | None = None,
 ) -> Drawn:
     """Fig. 1, 4, 11, 13: a row per query point with MHSA, learned affinity, CAM and pseudo labels.
 
     Args:
         photo: as in `look_at`.
-        queries: pixels (x, y) of the upright photo; none takes its centre.
         out: file to write, .png, .svg or .pdf; None writes into the run's figures folder.
-        heads: (layer, head) counted from 1, whose attention is drawn in place of the mean; head None:
-            the mean over that layer. Layers are the last blocks, the last one has the highest number.
-        compared: a run without AFA, drawn beside it.
 
     Raises:
         UsageError: a query outside the photo, no such layer or head, or `out` cannot be written.
@@ -186,9 +195,10 @@ def draw_attention(
     if photo is None:
         photo = first_photos(run, data, 1)[0]
     height, width = read_image(photo).shape[:2]
-    queries = list(queries) or [(width // 2, height // 2)]
+    queries = list(attended.queries) or [(width // 2, height // 2)]
     for query in queries:  # before any work
         query_token(query, (height, width), (1, 1))
+    heads, compared = attended.heads, attended.compared
     title, chosen = choose_heads(run, heads)
     look = look_at(run, photo, data, overwrite)
     size = (look.image.shape[0], look.image.shape[1])

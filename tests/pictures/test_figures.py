@@ -7,7 +7,15 @@ from afactl.datasets.images import read_image
 from afactl.errors import UsageError
 from afactl.inference.trained_run import open_split
 from afactl.pictures import figures
-from afactl.pictures.figures import draw_attention, draw_cams, draw_heads, draw_ranked, draw_refiners, first_photos
+from afactl.pictures.figures import (
+    Attended,
+    draw_attention,
+    draw_cams,
+    draw_heads,
+    draw_ranked,
+    draw_refiners,
+    first_photos,
+)
 
 
 @pytest.fixture
@@ -21,11 +29,11 @@ def rows(monkeypatch):
 
 def test_a_photo_of_the_dataset_is_drawn_from_the_cache(run, monkeypatch):
     sample = open_split(run, "val", None, masks=False).samples[1]
-    first = draw_attention(run, sample.image_path, [(32, 40)])
+    first = draw_attention(run, sample.image_path, Attended([(32, 40)]))
     assert "one forward pass" in first.source
     assert all(run.architecture.classes[label] in first.source for label in sample.labels)
     monkeypatch.setattr("afactl.inference.cams.cam_record", None)
-    second = draw_attention(run, sample.image_path, [(32, 40), (5, 5)])
+    second = draw_attention(run, sample.image_path, Attended([(32, 40), (5, 5)]))
     assert "no forward pass" in second.source
     assert second.file == run.folder / "figures" / f"attention-{sample.image_path.stem}.png"
     assert min(Image.open(second.file).size) > 300
@@ -33,30 +41,30 @@ def test_a_photo_of_the_dataset_is_drawn_from_the_cache(run, monkeypatch):
 
 def test_any_photo_can_be_looked_at(run, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3)).astype(np.uint8)).save(tmp_path / "p.png")
-    drawn = draw_attention(run, tmp_path / "p.png", [], out=tmp_path / "deep" / "panel.svg")
+    drawn = draw_attention(run, tmp_path / "p.png", Attended([]), out=tmp_path / "deep" / "panel.svg")
     assert "not a photo of the run's dataset" in drawn.source and drawn.file.stat().st_size > 1000
     assert not list(run.folder.glob("cache/*"))
 
 
 def test_without_a_photo_the_first_of_the_validation_split_is_taken(run):
     first = open_split(run, "val", None, masks=False).samples[0]
-    assert draw_attention(run, None, []).file.name == f"attention-{first.image_path.stem}.png"
+    assert draw_attention(run, None, Attended([])).file.name == f"attention-{first.image_path.stem}.png"
 
 
 def test_own_photos_without_a_validation_split_show_those_of_training(run, tmp_path):
     data = demo.generate(tmp_path / "own", train=3, val=0, size=64)
     first = open_split(run, "train", data, masks=False).samples[0]
     assert first_photos(run, data, 1) == [first.image_path]
-    assert draw_attention(run, None, [], data).file.name == f"attention-{first.image_path.stem}.png"
+    assert draw_attention(run, None, Attended([]), data).file.name == f"attention-{first.image_path.stem}.png"
 
 
 def test_wrong_queries_and_outputs_cost_no_work(run, monkeypatch, tmp_path):
     sample = open_split(run, "val", None, masks=False).samples[0]
     with pytest.raises(UsageError, match="give another .png, .svg or .pdf file"):
-        draw_attention(run, sample.image_path, [], out=tmp_path / "panel.xyz")
+        draw_attention(run, sample.image_path, Attended([]), out=tmp_path / "panel.xyz")
     monkeypatch.setattr(run.model, "multi_scale_cam", None)
     with pytest.raises(UsageError, match="outside the photo, which is 64 x 64"):
-        draw_attention(run, sample.image_path, [(64, 3)], overwrite=True)
+        draw_attention(run, sample.image_path, Attended([(64, 3)]), overwrite=True)
 
 
 def test_reading_the_photo_honours_its_orientation(run, tmp_path):
@@ -66,14 +74,14 @@ def test_reading_the_photo_honours_its_orientation(run, tmp_path):
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").shape == (80, 40, 3)
     with pytest.raises(UsageError, match="which is 40 x 80 pixels"):
-        draw_attention(run, tmp_path / "turned.jpg", [(60, 10)])
+        draw_attention(run, tmp_path / "turned.jpg", Attended([(60, 10)]))
 
 
 def test_a_layer_or_head_in_place_of_the_mean(run, rows, monkeypatch):
     monkeypatch.setattr(figures, "resize_map", lambda values, size: values)  # which clips
     sample = open_split(run, "val", None, masks=False).samples[0]
     for heads in (None, (1, None), (2, None), (2, 3)):
-        draw_attention(run, sample.image_path, [(5, 5)], heads=heads)
+        draw_attention(run, sample.image_path, Attended([(5, 5)], heads=heads))
     columns = [dict(one[0][2]) for one in rows]
     mean, first, second = (
         columns[i][name] for i, name in enumerate(["MHSA (mean of heads)", "MHSA (layer 1)", "MHSA (layer 2)"])
@@ -86,11 +94,11 @@ def test_a_layer_or_head_in_place_of_the_mean(run, rows, monkeypatch):
         ((1, 9), "--head: expected 1..8"),
     ):
         with pytest.raises(UsageError, match=message):
-            draw_attention(run, sample.image_path, [], heads=heads)
+            draw_attention(run, sample.image_path, Attended([], heads=heads))
 
 
 def test_a_run_without_afa_is_drawn_beside(run, rows):
-    draw_attention(run, None, [(5, 5)], compared=run)
+    draw_attention(run, None, Attended([(5, 5)], compared=run))
     titles = [title for title, _ in rows[0][0][2]]
     assert titles == [
         "photo and query",
