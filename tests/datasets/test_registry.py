@@ -83,6 +83,7 @@ def test_what_is_no_format_is_refused(monkeypatch):
 def test_formats_are_told_by_what_lies_in_a_folder(tmp_path, tiny_data, added):
     assert format_of(make_voc(tmp_path / "voc", {"train": []}, {})) == "voc"
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations" / "instances_train2014.json").touch()
     assert format_of(tmp_path / "coco") == "coco" and format_of(tiny_data) == "folder"
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="found none"):
