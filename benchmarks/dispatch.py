@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
+from afactl.machine.devices import Answers
 from afactl.method.schedule import Phase
 from afactl.network.model import AFA
 from afactl.presets import Preset, load_preset
@@ -44,12 +45,14 @@ def count_step(backbone: str, preset: Preset, phase: Phase, batch: int, side: in
         label = torch.zeros(batch, 20)
         label[:, 3] = label[::2, 7] = label[::4, 12] = 1
         box = torch.tensor([[0, side, 0, side - 16 * (i % 2)] for i in range(batch)])
-        inputs = [part.to(DEVICE) for part in (image.clamp(0, 1).mul(255).to(torch.uint8), label, box)]
+        inputs = [image.clamp(0, 1).mul(255).to(torch.uint8).to(DEVICE), label, box]  # as the job hands them over
         for _ in range(2):
             counts.operations.clear(), counts.waits.clear()
             losses = training_losses(model, *inputs, phase, preset)
             forward, names = counts.operations.total(), Counter(counts.operations)
+            answers = Answers(torch.stack([*losses.values()]))
             sum(losses.values()).backward()
+            answers.read()
             optimizer.step()
             optimizer.zero_grad()
         return Counted(forward, counts.operations.total() - forward, Counter(counts.waits), names)

@@ -90,6 +90,7 @@ class _Module:
 
 
 _module = _Module()
+DEVICE = torch.device("cpu")
 if _setup is not None:
     _setup(NAME, backend_module=_module)
     DEVICE = torch.device(NAME, 0)
@@ -138,11 +139,7 @@ def _attention_backward(
 
 
 # Operations of accelerators alone, as the CPU has them.
-_FORMS = {
-    aten._scaled_dot_product_fused_attention_overrideable.default: _attention_forward,
-    aten._scaled_dot_product_fused_attention_overrideable_backward.default: _attention_backward,
-}
-
+_FORMS = {}
 if _setup is not None:
     _rest = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")  # libraries live as long as their objects
     _rest.fallback(torch.library.fallthrough_kernel)
@@ -151,6 +148,10 @@ if _setup is not None:
         _products.impl(_name, _cast_first(_name))
     _attention = torch.library.Library("aten", "IMPL", "AutogradPrivateUse1")
     _attention.impl("scaled_dot_product_attention", _fused_attention)
+    _FORMS = {
+        aten._scaled_dot_product_fused_attention_overrideable.default: _attention_forward,
+        aten._scaled_dot_product_fused_attention_overrideable_backward.default: _attention_backward,
+    }
 
 
 def available() -> bool:

@@ -1,5 +1,7 @@
 """Every path that takes a device, on the stand-in for a GPU: nothing is left on the CPU, nothing is asked for there."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -15,16 +17,18 @@ from afactl.presets import load_preset
 from afactl.runs.folder import read_metrics
 from afactl.training.events import Saved
 from afactl.training.launch import resume
+from afactl.training.prepared import prepare
 from afactl.training.step import StepLosses, build_optimizer
+from afactl.training.updater import Updater
+from benchmarks.dispatch import MOST_OPERATIONS, MOST_WAITS, count_step
 from tests import stand_in_accelerator
-from tests.conftest import TINY, train_tiny
-from tests.stand_in_accelerator import stand_in
+from tests.conftest import TINY, tiny_preset, train_tiny
+from tests.stand_in_accelerator import DEVICE, stand_in
 
 pytestmark = pytest.mark.skipif(
     not stand_in_accelerator.available(), reason="this torch has no backends in Python, or a real accelerator"
 )
 CPU = torch.device("cpu")
-DEVICE = getattr(stand_in_accelerator, "DEVICE", CPU)
 
 
 @pytest.fixture
@@ -145,6 +149,33 @@ def test_a_step_with_every_refiner(counts, refiner):
 def test_a_step_in_bfloat16(counts):
     losses, _, _ = a_step(load_preset("voc", ["train.precision=bfloat16"]), Phase.PROPAGATED, DEVICE)
     assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_a_step_is_as_many_operations_whatever_the_batch(phase):
+    """The bars of benchmarks/dispatch.py, on a small network with as many blocks as MiT-B1."""
+    few, many = (count_step("mit_demo", load_preset("voc"), phase, batch, side=64) for batch in (2, 4))
+    assert many.forward == few.forward <= MOST_OPERATIONS
+    assert few.waits.total() <= MOST_WAITS and many.waits.total() <= MOST_WAITS, many.waits
+
+
+@pytest.mark.parametrize("effective_batch", [2, 4])
+def test_a_step_of_a_job_waits_twice_at_most(counts, tiny_data, effective_batch):
+    """Losses of all parts of a batch are fetched together; the energy loss asks for the size of its lattice."""
+    preset = tiny_preset(tiny_data, "loss.reg=0.01", f"train.effective_batch={effective_batch}")
+    updater = Updater(prepare(preset, DEVICE), threading.Event())
+    parts = effective_batch // 2
+    batch = {
+        "image": torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8),
+        "label": torch.eye(updater.model.classes)[:2],
+        "box": torch.tensor([[0, 64, 0, 64], [3, 60, 0, 64]]),
+    }
+    for step in range(3):
+        updater.take(step, [batch] * parts)  # what is kept on the device is brought there now
+        counts.waits.clear()
+        taken = updater.take(step, [batch] * parts)
+        lattices = 0 if taken.phase is Phase.CLASSIFICATION else parts
+        assert counts.waits.total() <= 1 + lattices, counts.waits
 
 
 def test_a_job_goes_on_on_another_device(counts, tmp_path, tiny_data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,7 @@ def normalize(image: Tensor) -> Tensor:
     Returns:
         B x 3 x h x w float32.
     """
-    mean = torch.tensor(MEAN, device=image.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=image.device).view(1, 3, 1, 1)
+    mean, std = _statistics(image.device)
     return torch.sub(image, mean).div_(std)
 
 
@@ -39,9 +39,15 @@ def denormalize(image: Tensor) -> Tensor:
     Returns:
         B x 3 x h x w float32 RGB, about 0..255.
     """
-    mean = torch.tensor(MEAN, device=image.device).view(1, 3, 1, 1)
-    std = torch.tensor(STD, device=image.device).view(1, 3, 1, 1)
+    mean, std = _statistics(image.device)
     return image * std + mean
+
+
+@lru_cache(maxsize=4)
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept on the device: every copy onto it makes the host wait.
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    return mean, std
 
 
 class Window(NamedTuple):

@@ -133,6 +133,30 @@ def _tell_idle_gpu() -> None:
         log.print(f"device: the CPU, though there is an NVIDIA GPU ({why})", markup=False)
 
 
+class Answers:
+    """Numbers on their way from a device to the host.
+
+    They set out when this is made, behind what the device was given to do before; what it is given afterwards does
+    not have to be waited for when they are read.
+
+    Args:
+        values: any shape.
+    """
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self._values, self._arrived = values.detach(), None
+        if values.device.type == "cuda":
+            self._values = self._values.to("cpu", non_blocking=True)  # into pinned memory
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def read(self) -> torch.Tensor:
+        """The numbers, on the CPU; waits for them."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._values.cpu()
+
+
 @contextlib.contextmanager
 def memory_advice(device: torch.device, advice: str) -> Iterator[None]:
     """Let a device that runs out of memory inside the block end the job in one line.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from afactl.errors import ShapeError, check_shape
 from afactl.labels import IGNORE
+from afactl.method.boxes import inside_boxes
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,5 @@ def ignore_outside(label: Tensor, box: Tensor | None) -> Tensor:
     """
     if box is None:
         return label
-    inside = torch.full_like(label, IGNORE)
-    for i, (y0, y1, x0, x1) in enumerate(box.tolist()):
-        inside[i, y0:y1, x0:x1] = label[i, y0:y1, x0:x1]
-    return inside
+    inside = inside_boxes(box.to(label.device, non_blocking=True), (label.shape[1], label.shape[2]))
+    return label.masked_fill(~inside, IGNORE)

@@ -120,7 +120,8 @@ def training_losses(
     """The unweighted loss terms of a batch; which ones there are depends on the phase.
 
     Args:
-        image: B x 3 x h x w RGB uint8. label: B x C. box: B x 4, the true image inside padding.
+        image: B x 3 x h x w RGB uint8. label: B x C. box: B x 4, the true image inside padding. Label and box may lie
+            on the CPU wherever the image is: then nobody has to ask an accelerator how many classes there are.
         targets: of `make_targets`; None: they are made here, for a batch that is all of the step in this process.
 
     Returns:
@@ -136,7 +137,7 @@ def training_losses(
     with network:
         encoded = model(pixels)
         classes = model.classify(encoded)
-    losses = {"cls": classification_loss(classes.float(), label)}
+    losses = {"cls": classification_loss(classes.float(), label.to(image.device, non_blocking=True))}
     if phase is Phase.CLASSIFICATION:
         if as_trained:  # the decoder's batch norm counts these passes
             with network, torch.no_grad():

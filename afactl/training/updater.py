@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from afactl.machine import distributed
+from afactl.machine.devices import Answers
 from afactl.method.schedule import Phase, phase_at
 from afactl.training.prepared import Prepared
 from afactl.training.step import StepLosses, rest_or_count, set_learning_rate
@@ -66,7 +67,9 @@ class Updater:
         self.optimizer.zero_grad(set_to_none=True)
         # Batch norms count along while they normalise.
         statistics = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
-        sums: dict[str, float] = {}
+        names: list[str] = []
+        terms: list[Tensor] = []
+        answers = Answers(torch.empty(0))
         held = [self._on_device(batch) for batch in batches]
         parts = len(held)
         targets = self.step.targets(held, phase)
@@ -79,19 +82,21 @@ class Updater:
                 losses: dict[str, Tensor] = self.losses(batch, phase, target)
                 weighted = (self._weight(name) * loss for name, loss in losses.items())
                 total = sum(weighted, start=torch.zeros((), device=self.device)) / parts
+                names = list(losses)
+                terms.append(torch.stack([loss.detach().float() for loss in (*losses.values(), total)]))
+                # Asked for before the backward pass: the device has that to do while the host waits, once a step.
+                answers = Answers(torch.stack(terms))
                 torch.autograd.backward(total)
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, 0.0) + loss.item() / parts
-            sums["sum"] = sums.get("sum", 0.0) + total.item()
-        values, stopping = _of_all(list(sums.values()), self.stop.is_set())
-        means = dict(zip(sums, values, strict=True))
-        mean = means.pop("sum")
+        # A row for each batch: the terms, and last their weighted sum, which has been divided already.
+        *columns, totals = zip(*answers.read().tolist(), strict=True)
+        here = [*(sum(value / parts for value in column) for column in columns), sum(totals)]
+        (*means, mean), stopping = _of_all(here, self.stop.is_set())
         if math.isfinite(mean):
             rest_or_count(self.optimizer, self.preset)
             self.optimizer.step()
         else:
             self._undo(statistics)
-        return Taken(phase, means, mean, rate, math.isfinite(mean), stopping)
+        return Taken(phase, dict(zip(names, means, strict=True)), mean, rate, math.isfinite(mean), stopping)
 
     @torch.no_grad()
     def _undo(self, statistics: list[tuple[Tensor, Tensor]]) -> None:
@@ -105,7 +110,12 @@ class Updater:
         return weight
 
     def _on_device(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        return {name: value.to(self.device, non_blocking=True) for name, value in batch.items() if name != "image_id"}
+        # What the host has to know of labels and boxes it can read where they are.
+        return {
+            name: value if name in ("label", "box") else value.to(self.device, non_blocking=True)
+            for name, value in batch.items()
+            if name != "image_id"
+        }
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:

@@ -12,6 +12,7 @@ Shapes: n points, d feature dimensions, m lattice vertices, c channels of values
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ from afactl.errors import ShapeError
 
 # Beyond this many standard deviations single precision no longer tells neighbouring simplices apart.
 LIMIT = 1e5
+# Of a key of a vertex; a margin for the rounding of their logarithms.
+BITS = 63 - 1e-3
 
 
 class Lattice(NamedTuple):
@@ -72,33 +75,56 @@ def build_lattice(features: Tensor) -> Lattice:
     """
     if features.ndim not in (2, 3) or 0 in features.shape:
         raise ShapeError(f"features: expected n x d or B x n x d, got {tuple(features.shape)}")
-    if not torch.isfinite(features).all():
-        raise ShapeError("features: expected finite values, got NaN or infinity")
     sets = features.shape[0] if features.ndim == 3 else 1
     flat = features.detach().reshape(-1, features.shape[-1])
-    if flat.abs().max() * features.shape[-1] > LIMIT:
-        raise ShapeError(
-            f"features: expected values up to {LIMIT:g} / d, got {flat.abs().max():g}; use larger standard deviations"
-        )
-    nearest, rank, weights = _enclosing_simplex(flat)
-    keys, steps = _vertex_keys(nearest, rank, sets)
+    # What is out of bounds is told at the end, by the one question that the host asks; until then it is cut off.
+    nearest, rank, weights = _enclosing_simplex(torch.nan_to_num(flat, nan=LIMIT).clamp_(-LIMIT, LIMIT))
+    keys, steps, bits = _vertex_keys(nearest, rank, sets)
 
     count, corners = len(flat), len(weights)
     ordered, order = keys.flatten().sort()
     first = torch.ones_like(ordered, dtype=torch.bool)
     torch.ne(ordered[1:], ordered[:-1], out=first[1:])
-    starts = first.nonzero()[:, 0]
-    unique, size = ordered[starts], len(starts)
-    vertices = torch.empty_like(order, dtype=torch.int32)
-    vertices[order] = first.cumsum(0, dtype=torch.int32) - 1
+    number = first.cumsum(0, dtype=torch.int32) - 1
+    size = _size(flat, number, bits)
+    starts = torch.searchsorted(number, torch.arange(size + 1, dtype=torch.int32, device=flat.device), out_int32=True)
+    vertices = torch.empty_like(number)
+    vertices[order] = number
     return Lattice(
         vertices=vertices.view(corners, count).T.contiguous(),
         weights=weights.T.contiguous(),
         points=(order % count).int(),
         point_weights=weights.flatten()[order],
-        starts=torch.cat([starts, starts.new_tensor([corners * count])]).int(),
-        neighbors=_neighbors(unique, steps, size),
+        starts=starts,
+        neighbors=_neighbors(ordered[starts[:-1].long()], steps),
     )
+
+
+def _size(features: Tensor, number: Tensor, bits: Tensor) -> int:
+    """How many vertices there are, if the features can be placed at all: everything that the host has to know, at once.
+
+    Args:
+        features: n x d. number: of the vertex of each corner in the order of the keys. bits: that the keys need.
+
+    Raises:
+        ShapeError: as `build_lattice`.
+    """
+    peak = features.abs().max() * features.shape[-1]  # NaN where one is
+    facts = torch.stack([number[-1] + 1, torch.isfinite(peak), peak <= LIMIT, bits < BITS]).tolist()
+    size, finite, near, fit = int(facts[0]), *map(bool, facts[1:])
+    if not finite:
+        raise ShapeError("features: expected finite values, got NaN or infinity")
+    if not near:
+        raise ShapeError(
+            f"features: expected values up to {LIMIT:g} / d, got {features.abs().max():g}; "
+            "use larger standard deviations"
+        )
+    if not fit:
+        raise ShapeError(
+            f"features: spread so far that the keys of vertices need {bits:.1f} bits, which do not fit 63; "
+            "use larger standard deviations"
+        )
+    return size
 
 
 def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -148,8 +174,8 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return nearest, rank, weights
 
 
-def _vertex_keys(nearest: Tensor, rank: Tensor, sets: int) -> tuple[Tensor, list[int]]:
-    """One int64 per vertex of each simplex, and what to add to a key for a step along each axis.
+def _vertex_keys(nearest: Tensor, rank: Tensor, sets: int) -> tuple[Tensor, Tensor, Tensor]:
+    """One int64 per vertex of each simplex, what to add to a key for a step along each axis, and the bits of a key.
 
     A vertex is known by its first d coordinates. They are packed in mixed radix with a margin of
     one step, so a step never carries into the next coordinate.
@@ -157,14 +183,10 @@ def _vertex_keys(nearest: Tensor, rank: Tensor, sets: int) -> tuple[Tensor, list
     corners, count = nearest.shape
     d = corners - 1
     low, high = nearest[:d].amin(1) - 2 * corners, nearest[:d].amax(1) + 2 * corners
-    spans = (high - low + 1).tolist()
-    radix = [1]
-    for span in spans:
-        radix.append(radix[-1] * span)
-    if radix[-1] * sets >= 2**63:
-        raise ShapeError(
-            f"features: spread over {spans} lattice steps; keys do not fit 63 bits, use larger standard deviations"
-        )
+    spans = high - low + 1
+    bits = spans.float().log2().sum() + math.log2(sets)
+    # Entry i is the product of the spans before it; the last one is the room of a whole set.
+    radix = torch.cat([torch.ones_like(spans[:1]), spans]).cumprod(0)
     base = torch.zeros(count, dtype=torch.int64, device=nearest.device)
     for i in range(d):
         base += (nearest[i] - low[i]) * radix[i]
@@ -172,33 +194,32 @@ def _vertex_keys(nearest: Tensor, rank: Tensor, sets: int) -> tuple[Tensor, list
         numbers = torch.arange(sets, device=nearest.device).repeat_interleave(count // sets)
         base += numbers * radix[-1]
     # From remainder k - 1 to k all coordinates grow by 1, but the one of rank d - k + 1 falls by d.
-    radix_of = nearest.new_tensor([*radix[:d], 0])[:, None].expand(-1, count)
-    by_rank = torch.empty_like(rank).scatter_(0, rank, radix_of)
+    weights = torch.cat([radix[:d], torch.zeros_like(radix[:1])])
+    by_rank = torch.empty_like(rank).scatter_(0, rank, weights[:, None].expand(-1, count))
     keys = torch.empty_like(nearest)
     keys[0] = base
-    whole = sum(radix[:d])
+    whole = weights.sum()
     for k in range(1, corners):
         torch.sub(keys[k - 1] + whole, by_rank[d - k + 1], alpha=corners, out=keys[k])
-    steps = [whole - corners * (radix[i] if i < d else 0) for i in range(corners)]
-    return keys, steps
+    return keys, whole - corners * weights, bits
 
 
-def _neighbors(unique: Tensor, steps: list[int], size: int) -> Tensor:
-    """(d+1) x (m+1) x 3 rows: the vertex, the one a step behind and the one a step ahead, or m."""
-    itself = torch.arange(size + 1, device=unique.device, dtype=torch.int32)
-    found = []
-    for step in steps:
-        wanted = unique + step
-        place = torch.searchsorted(unique, wanted).clamp_max_(size - 1)
-        there = unique[place] == wanted
-        ahead = torch.full_like(itself, size)
-        ahead[:-1] = torch.where(there, place.int(), size)
-        # A step ahead is a step behind for the other one; the empty row takes what has no match.
-        behind = torch.full_like(itself, size)
-        behind[ahead.long()] = itself
-        behind[-1] = size
-        found.append(torch.stack([itself, behind, ahead], dim=1))
-    return torch.stack(found)
+def _neighbors(unique: Tensor, steps: Tensor) -> Tensor:
+    """(d+1) x (m+1) x 3 rows: the vertex, the one a step behind and the one a step ahead, or m.
+
+    Args:
+        unique: m keys, sorted. steps: d + 1, what a step along each axis adds to a key.
+    """
+    size = len(unique)
+    wanted = unique + steps[:, None]
+    place = torch.searchsorted(unique, wanted).clamp_max_(size - 1)
+    itself = torch.arange(size + 1, device=unique.device).expand(len(steps), -1)
+    ahead = torch.full_like(itself, size)
+    ahead[:, :-1] = torch.where(unique[place] == wanted, place, size)
+    # A step ahead is a step behind for the other one; the empty row takes what has no match.
+    behind = torch.full_like(itself, size).scatter_(1, ahead, itself)
+    behind[:, -1].fill_(size)
+    return torch.stack([itself, behind, ahead], dim=2).int()
 
 
 class _Filter(torch.autograd.Function):
@@ -249,14 +270,15 @@ def _splat_blur_slice(values: Tensor, lattice: Lattice, adjoint: bool) -> Tensor
     rows = F.embedding_bag(
         lattice.points, values, lattice.starts, mode="sum", per_sample_weights=lattice.point_weights.to(values.dtype)
     )
-    blur = values.new_tensor([1.0, 0.5, 0.5]).expand(lattice.size + 1, 3).contiguous()
+    blur = values.new_full((lattice.size + 1, 3), 0.5)
+    blur[:, 0].fill_(1.0)
     axes = list(lattice.neighbors.flip(0) if adjoint else lattice.neighbors)
     for number, neighbors in enumerate(axes, start=1):
         if number == len(axes):
             # The blur's own gain, as Krähenbühl and Koltun take it out.
             blur = blur / (1 + 2.0**-lattice.dimensions)
         rows = F.embedding_bag(neighbors, rows, mode="sum", per_sample_weights=blur)
-        rows[-1] = 0
+        rows[-1].zero_()
     return F.embedding_bag(lattice.vertices, rows, mode="sum", per_sample_weights=lattice.weights.to(values.dtype))
 
 

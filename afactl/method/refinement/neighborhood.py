@@ -4,7 +4,9 @@ The image is padded once by the largest dilation and then read as one flat line:
 stride of w + 2 pad, each neighbour of the whole image is one contiguous shift. So an iteration
 is 48 fused multiply-adds over the image, and no shifted copy is ever made.
 
-Shapes: P planes of scores, h x w image, L = h * (w + 2 pad) flat positions, J neighbours.
+On an accelerator the images of a batch go through it side by side, since there every call costs, and not every pixel.
+
+Shapes: B images, P planes of scores, h x w image, L = h * (w + 2 pad) flat positions, J neighbours.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ _DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1,
 
 @torch.no_grad()
 def refine_by_neighbors(
-    image: Tensor, scores: Tensor, dilations: Sequence[int], iterations: int, kernel: Callable[[Tensor], Tensor]
+    image: Tensor, scores: Tensor, dilations: Sequence[int], iterations: int, kernel: Callable[..., Tensor]
 ) -> Tensor:
     """Replace every score by the kernel's weighted sum over its neighbours, `iterations` times.
 
@@ -33,7 +35,8 @@ def refine_by_neighbors(
         image: B x 3 x h x w RGB in 0..255.
         scores: B x P x h' x w'; resized to the image (bilinear, align_corners True).
         dilations: distances of the neighbours, in pixels; 8 directions at each.
-        kernel: one image 3 x h x w -> J x L weights, such as `color_kernel`.
+        kernel: one image 3 x h x w -> J x L weights, such as `color_kernel`; on an accelerator as `refine_together`
+            calls it.
 
     Returns:
         B x P x h x w float32.
@@ -51,10 +54,70 @@ def refine_by_neighbors(
     if not dilations or min(dilations) < 1:
         raise ShapeError(f"dilations: expected positive distances, got {tuple(dilations)}")
     refined = F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
+    if image.device.type != "cpu":
+        sizes = image_sizes(image)
+        return refine_together(image.float(), refined, sizes, dilations, iterations, kernel)
     # Image by image: only one kernel exists at a time.
     for one_image, planes in zip(image.float(), refined, strict=True):
         planes.copy_(_iterate(planes, kernel(one_image), dilations, iterations))
     return refined
+
+
+def image_sizes(image: Tensor) -> Tensor:
+    """B x 2 (h, w): the sizes of images that fill B x ... x h x w."""
+    height, width = image.shape[-2:]
+    sides = [torch.full((len(image),), side, dtype=torch.int64, device=image.device) for side in (height, width)]
+    return torch.stack(sides, dim=1)
+
+
+@torch.no_grad()
+def refine_together(
+    image: Tensor,
+    planes: Tensor,
+    sizes: Tensor,
+    dilations: Sequence[int],
+    iterations: int,
+    kernel: Callable[..., Tensor],
+) -> Tensor:
+    """`refine_by_neighbors` of all images at once: few large operations in place of many small ones.
+
+    Args:
+        image: B x 3 x h x w float, each image at the top left. planes: B x P x h x w float32.
+        sizes: B x 2 (h, w) of each image; what lies beyond takes no part, and its scores are waste.
+        kernel: (images B x 3 x h x w, sizes=sizes) -> B x J x L weights.
+
+    Returns:
+        B x P x h x w float32.
+    """
+    batch, count, height, width = planes.shape
+    pad = max(dilations)
+    weights = kernel(image, sizes=sizes)[:, :, None].unbind(1)
+    lines, source = _lines(planes, pad), _source(sizes, (height, width), pad)
+    source = source[:, None].expand(-1, count, -1)
+    padded = lines.new_empty(source.shape)
+    neighbors = [padded[..., offset : offset + lines.shape[-1]] for offset in _offsets(dilations, width)]
+    for _ in range(iterations):
+        torch.gather(lines, 2, source, out=padded)
+        lines.zero_()
+        for values, weight in zip(neighbors, weights, strict=True):
+            lines.addcmul_(values, weight)
+    return lines.view(batch, count, height, -1)[..., :width]
+
+
+def _lines(planes: Tensor, pad: int) -> Tensor:
+    """... x h x w as flat lines ... x L."""
+    return F.pad(planes, (0, 2 * pad)).flatten(-2)
+
+
+def _source(sizes: Tensor, canvas: tuple[int, int], pad: int) -> Tensor:
+    """Where each place of the padded flat image has its value from: B x L' positions in flat lines of L."""
+    (height, width), stride = canvas, canvas[1] + 2 * pad
+    # Beyond the border of its own image the nearest pixel counts.
+    rows, columns = (
+        torch.arange(-pad, side + pad, device=sizes.device).clamp_min(0).minimum(sizes[:, axis, None] - 1)
+        for axis, side in enumerate((height, width))
+    )
+    return F.pad((rows[:, :, None] * stride + columns[:, None, :]).flatten(1), (0, 2 * pad))
 
 
 def distances(dilations: Sequence[int]) -> list[float]:
@@ -67,51 +130,57 @@ def distances(dilations: Sequence[int]) -> list[float]:
     return [d * (dy * dy + dx * dx) ** 0.5 for d in dilations for dy, dx in _DIRECTIONS]
 
 
-def color_kernel(image: Tensor, dilations: Sequence[int], smoothness: float, power: int) -> Tensor:
+def color_kernel(
+    image: Tensor, dilations: Sequence[int], smoothness: float, power: int, sizes: Tensor | None = None
+) -> Tensor:
     """softmax over the neighbours of -mean over RGB of (|dI| / (smoothness * std))^power.
 
     std is the unbiased standard deviation of the J neighbour values, per pixel and channel.
 
     Args:
-        image: 3 x h x w float.
+        image: 3 x h x w float; or B x 3 x h x w with `sizes` B x 2, each image at the top left.
 
     Returns:
-        J x L. Columns that fall into the padding hold waste.
+        J x L, or B x J x L. Columns that fall into the padding hold waste.
 
     Example:
         >>> color_kernel(torch.zeros(3, 2, 2), (1,), smoothness=0.3, power=2)[:, 0]  # one colour: all alike
         tensor([0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250, 0.1250])
     """
-    _, height, width = image.shape
+    height, width = image.shape[-2:]
     pad = max(dilations)
     stride = width + 2 * pad
     length = height * stride
-    offsets = _offsets(dilations, width)
-    canvas, padded = _canvas(image, pad)
-    _place(canvas, image, pad)
-    center = padded[:, pad * stride + pad :][:, :length]
+    if sizes is None:
+        canvas, padded = _canvas(image, pad)
+        _place(canvas, image, pad)
+    else:
+        source = _source(sizes, (height, width), pad)[:, None].expand(-1, 3, -1)
+        padded = _lines(image, pad).gather(2, source)
+    center = padded[..., pad * stride + pad :][..., :length]
+    neighbors = [padded[..., offset : offset + length] for offset in _offsets(dilations, width)]
 
     # Statistics of the neighbours relative to the centre: on flat ground the squares of the
     # colours themselves would cancel to noise.
     total, squares, difference = torch.zeros_like(center), torch.zeros_like(center), torch.empty_like(center)
-    for offset in offsets:
-        torch.sub(padded[:, offset : offset + length], center, out=difference)
+    for values in neighbors:
+        torch.sub(values, center, out=difference)
         total += difference
         squares.addcmul_(difference, difference)
     # In place from here on: beside the kernel these maps are most of the memory.
-    count = len(offsets)
+    count = len(neighbors)
     deviation = squares.sub_(total.square_().div_(count)).clamp_min_(0).div_(count - 1).sqrt_()
     inverse = deviation.add_(1e-8).mul_(smoothness).reciprocal_()
     del total
-    kernel = image.new_empty(count, length)
-    for offset, kappa in zip(offsets, kernel, strict=True):
-        torch.sub(padded[:, offset : offset + length], center, out=difference)
+    kernel = image.new_empty(*image.shape[:-3], count, length)
+    for values, kappa in zip(neighbors, kernel.unbind(-2), strict=True):
+        torch.sub(values, center, out=difference)
         difference.mul_(inverse)
-        torch.mean(difference.square_() if power == 2 else difference.abs_(), dim=0, out=kappa)
+        torch.mean(difference.square_() if power == 2 else difference.abs_(), dim=-2, out=kappa)
     kernel.neg_()
-    kernel -= kernel.amax(dim=0)
+    kernel -= kernel.amax(dim=-2, keepdim=True)
     kernel.exp_()
-    kernel /= kernel.sum(dim=0)
+    kernel /= kernel.sum(dim=-2, keepdim=True)
     return kernel
 
 

@@ -6,7 +6,8 @@ instead of the squared difference of colours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -46,6 +47,9 @@ def pixel_adaptive_mask_refinement(
         tensor([[[[3., 2.],
                   [2., 1.]]]])
     """
-    return refine_by_neighbors(
-        image, scores, dilations, iterations, lambda one: color_kernel(one, dilations, smoothness, power=1)
-    )
+    return refine_by_neighbors(image, scores, dilations, iterations, pamr_kernel(dilations, smoothness))
+
+
+def pamr_kernel(dilations: Sequence[int] = DILATIONS, smoothness: float = 0.1) -> Callable[..., Tensor]:
+    """PAMR's weights as a function of the image, as `color_kernel` takes one or many; arguments as in PAMR."""
+    return partial(color_kernel, dilations=dilations, smoothness=smoothness, power=1)

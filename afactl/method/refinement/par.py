@@ -6,7 +6,8 @@ dilations; the weights come from the colours around the pixel and from the dista
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -49,11 +50,25 @@ def pixel_adaptive_refinement(
         tensor([0.5250, 0.5200, 0.4800, 0.4750])
     """
 
-    def kernel(one: Tensor) -> Tensor:
-        distance = one.new_tensor(distances(dilations))
-        kappa_pos = -((distance / (w2 * (distance.std() + 1e-8))) ** 2)
-        weights = color_kernel(one, dilations, w1, power=2)
-        weights += w3 * torch.softmax(kappa_pos, dim=0)[:, None]
+    return refine_by_neighbors(image, scores, dilations, iterations, par_kernel(dilations, w1, w2, w3))
+
+
+def par_kernel(
+    dilations: Sequence[int] = DILATIONS, w1: float = 0.3, w2: float = 0.3, w3: float = 0.01
+) -> Callable[..., Tensor]:
+    """The weights of Eq. 9 as a function of the image, as `color_kernel` takes one or many; arguments as in PAR."""
+
+    def kernel(image: Tensor, sizes: Tensor | None = None) -> Tensor:
+        weights = color_kernel(image, dilations, w1, power=2, sizes=sizes)
+        weights += w3 * _position_weights(tuple(dilations), w2, image.device)[:, None]
         return weights
 
-    return refine_by_neighbors(image, scores, dilations, iterations, kernel)
+    return kernel
+
+
+@lru_cache(maxsize=8)
+def _position_weights(dilations: tuple[int, ...], w2: float, device: torch.device) -> Tensor:
+    # Kept on the device: every copy onto it makes the host wait.
+    distance = torch.tensor(distances(dilations))
+    kappa_pos = -((distance / (w2 * (distance.std() + 1e-8))) ** 2)
+    return torch.softmax(kappa_pos, dim=0).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,23 @@ from afactl.registry import Registry
 
 # (image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w', each summing to 1 over P) -> T x P x h x w.
 Refiner = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ConfiguredRefiner:
+    """A refiner with its settings: a `Refiner`, and the form for a batch on an accelerator where it has one.
+
+    Attributes:
+        alone, together: the functions of its `Refinement`.
+    """
+
+    alone: Refiner
+    together: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+    def __call__(self, image: Tensor, stacks: Tensor) -> Tensor:
+        """(image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w') -> T x P x h x w."""
+        return self.alone(image, stacks)
+
 
 REFINERS = Registry(
     "cam.refiner",
@@ -71,4 +89,6 @@ def build_refiner(name: str, **settings: Any) -> Refiner:
         >>> refine.keywords
         {'iterations': 2}
     """
-    return partial(refinement(name).function, **settings)
+    found = refinement(name)
+    together = None if found.together is None else partial(found.together, **settings)
+    return ConfiguredRefiner(partial(found.function, **settings), together)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.method.refinement.crf import DenseCrf, dense_crf
-from afactl.method.refinement.pamr import pixel_adaptive_mask_refinement
-from afactl.method.refinement.par import pixel_adaptive_refinement
+from afactl.method.refinement.neighborhood import DILATIONS, refine_together
+from afactl.method.refinement.pamr import pamr_kernel, pixel_adaptive_mask_refinement
+from afactl.method.refinement.par import par_kernel, pixel_adaptive_refinement
 
 
 class Refinement(NamedTuple):
@@ -23,12 +24,16 @@ class Refinement(NamedTuple):
     Attributes:
         function: (image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w' that each sum to 1 over P, **settings)
             -> T x P x h x w.
+        together: the same for the photos of a batch at once, on an accelerator: (images B x 3 x h x w, each at the top
+            left, planes B x P x h x w of that size, sizes B x 2 of the images, **settings) -> B x P x h x w. None:
+            photo by photo there too.
         settings: the values of a preset that it takes, such as `par.iterations`, each as the keyword argument that
             the last part of its name says.
     """
 
     function: Callable[..., Tensor]
     settings: tuple[str, ...] = ()
+    together: Callable[..., Tensor] | None = None
 
 
 def refine_par(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
@@ -78,8 +83,26 @@ def resize_stacks(image: Tensor, stacks: Tensor) -> Tensor:
     return F.interpolate(stacks.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
 
 
-PAR = Refinement(refine_par, ("par.dilations", "par.iterations", "par.w1", "par.w2", "par.w3"))
-PAMR = Refinement(refine_pamr, ("par.dilations", "par.iterations"))
+def par_together(image: Tensor, planes: Tensor, sizes: Tensor, *, iterations: int = 10, **settings: Any) -> Tensor:
+    """PAR of the images of a batch at once."""
+    return refine_together(
+        image, planes, sizes, settings.get("dilations", DILATIONS), iterations, par_kernel(**settings)
+    )
+
+
+def pamr_together(image: Tensor, planes: Tensor, sizes: Tensor, *, iterations: int = 10, **settings: Any) -> Tensor:
+    """PAMR of the images of a batch at once."""
+    dilations = settings.get("dilations", DILATIONS)
+    return refine_together(image, planes, sizes, dilations, iterations, pamr_kernel(**settings))
+
+
+def as_they_are(image: Tensor, planes: Tensor, sizes: Tensor) -> Tensor:
+    """The planes, which have the images' size already."""
+    return planes
+
+
+PAR = Refinement(refine_par, ("par.dilations", "par.iterations", "par.w1", "par.w2", "par.w3"), par_together)
+PAMR = Refinement(refine_pamr, ("par.dilations", "par.iterations"), pamr_together)
 CRF = Refinement(
     refine_crf,
     (
@@ -92,4 +115,4 @@ CRF = Refinement(
         "crf.drop_below",
     ),
 )
-NONE = Refinement(resize_stacks)
+NONE = Refinement(resize_stacks, (), as_they_are)

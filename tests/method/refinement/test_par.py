@@ -3,7 +3,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from afactl.errors import ShapeError
-from afactl.method.refinement.par import DILATIONS, pixel_adaptive_refinement
+from afactl.method.refinement.neighborhood import refine_by_neighbors, refine_together
+from afactl.method.refinement.pamr import pamr_kernel
+from afactl.method.refinement.par import DILATIONS, par_kernel, pixel_adaptive_refinement
 from tests import golden
 
 DIRECTIONS = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
@@ -94,3 +96,18 @@ def test_golden(case, iterations):
     image = values[f"{case}_image"].permute(2, 0, 1)[None]
     found = pixel_adaptive_refinement(image, values[f"{case}_mask"], iterations=iterations)
     torch.testing.assert_close(found, values[f"{case}_out_{iterations}"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kernel_of", [par_kernel, pamr_kernel])
+@pytest.mark.parametrize("dilations", [(1, 2, 4), (1, 3, 12)])
+def test_images_side_by_side_are_refined_as_each_alone(kernel_of, dilations):
+    """The form of accelerators, here on the CPU: images of different sizes in one batch."""
+    torch.manual_seed(0)
+    sizes = torch.tensor([[9, 14], [16, 5], [1, 1], [16, 18]])
+    image, planes = torch.randint(0, 256, (4, 3, 16, 18)).float(), torch.rand(4, 5, 16, 18)
+    kernel = kernel_of(dilations)
+    together = refine_together(image, planes, sizes, dilations, 3, kernel)
+    for i, (height, width) in enumerate(sizes.tolist()):
+        part = slice(i, i + 1), slice(None), slice(height), slice(width)
+        alone = refine_by_neighbors(image[part], planes[part], dilations, 3, kernel)
+        torch.testing.assert_close(together[part], alone, rtol=1e-5, atol=1e-6)
