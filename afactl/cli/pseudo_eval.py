@@ -54,7 +54,7 @@ def pseudo_eval(
 ) -> None:
     """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
     from afactl.evaluation.metrics import label_f1
-    from afactl.evaluation.pseudo_labels import WITHOUT_AFA, WITHOUT_PROPAGATION, score_pseudo_labels
+    from afactl.evaluation.pseudo_labels import WITHOUT_AFA, score_pseudo_labels
     from afactl.inference.cams import with_predicted_labels
     from afactl.inference.trained_run import open_split
 
@@ -64,6 +64,8 @@ def pseudo_eval(
     result = score_pseudo_labels(trained, found, overwrite, tracker("pseudo labels"))
     scores = dict(result.scores)
     if without_afa is not None:
+        if not trained.preset.affinity.enabled:
+            raise UsageError(f"--without-afa {without_afa}: {trained.folder} is itself a run without AFA; leave it out")
         other = open_chosen_run(without_afa, device, checkpoint)
         if other.preset.affinity.enabled:
             raise UsageError(
@@ -73,14 +75,14 @@ def pseudo_eval(
         plain = score_pseudo_labels(
             other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA")
         )
-        scores = {WITHOUT_AFA: plain.scores[WITHOUT_PROPAGATION], **scores}
+        scores = {WITHOUT_AFA: plain.scores[WITHOUT_AFA], **scores}
     if labels is Labels.predicted:
         guessed = with_predicted_labels(trained, found, overwrite, tracker("labels"))
         more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"))
         result = result._replace(passes=result.passes + more.passes, labelled=result.labelled + more.labelled)
         scores |= {f"{name}, predicted labels": pair for name, pair in more.scores.items()}
     rows = [(name, *(percent(score.miou) for score in pair)) for name, pair in scores.items()]
-    if without_afa is None:
+    if WITHOUT_AFA not in scores:
         rows = [(f"{WITHOUT_AFA}: give --without-afa RUN", "-", "-"), *rows]
     out.print(table(f"Table 3, pseudo labels of {split}, mIoU %", ("row", "without PAR", "with PAR"), rows))
     cam, par, affinity = trained.preset.cam, trained.preset.par, trained.preset.affinity

@@ -25,21 +25,20 @@ from afactl.runs.cache import Cache, CacheHeader, cache_path
 
 # Rows of Table 3 that come from one run, in the paper's order.
 WITHOUT_PROPAGATION = "AFA (w/o prop.)"
-
-
 WITH_MHSA = "AFA (prop. with MHSA)"
-
-
 WITH_AFFINITY = "AFA"
-
-
-WITHOUT_AFA = "w/o AFA"
-
-
 TABLE3_ROWS = (WITHOUT_PROPAGATION, WITH_MHSA, WITH_AFFINITY)
-
-
+# Those of a run without the affinity branch; the second one is none of the paper's.
+WITHOUT_AFA = "w/o AFA"
+WITHOUT_AFA_ROWS = (WITHOUT_AFA, "w/o AFA (prop. with MHSA)")
+# Ends the name of a row whose labels PAR has refined.
+PAR = " + PAR"
 PSEUDO_STAGE = "pseudo-labels"
+
+
+def table3_rows(preset: Preset) -> tuple[str, ...]:
+    """The rows of Table 3 that a run gives: where the branch is left out, its weights have learned nothing."""
+    return TABLE3_ROWS if preset.affinity.enabled else WITHOUT_AFA_ROWS
 
 
 def score_refined_cams(
@@ -78,7 +77,7 @@ def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, devic
         image: h x w x 3 uint8; reduced to the size of the record's CAM where that is smaller.
 
     Returns:
-        3 x 2 x h x w uint8 at the size of the record's CAM, rows as TABLE3_ROWS, then (without PAR, with PAR).
+        R x 2 x h x w uint8 at the size of the record's CAM, rows as `table3_rows`, then (without PAR, with PAR).
     """
     refine = preset_refiner(preset, "par")
     image = reduce_image(image, preset.cam.max_pixels)
@@ -87,15 +86,22 @@ def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, devic
     classes = torch.from_numpy(record.classes).to(device)
     size = image.shape[:2]
     if len(classes) == 0:  # nothing is said to be there: all is background
-        return np.zeros((len(TABLE3_ROWS), 2, *size), np.uint8)
+        return np.zeros((len(table3_rows(preset)), 2, *size), np.uint8)
     threshold = preset.cam.background
     rows = [torch.stack([cut_cam(cam, classes, threshold), refine_cam(pixels, cam, classes, (threshold,), refine)[0]])]
     walk = Walk(**preset.walk_settings())
-    for logarithm in (record.log_attention(device), record.log_affinity(device)):
+    spread = [record.log_attention(device), *([record.log_affinity(device)] if preset.affinity.enabled else [])]
+    for logarithm in spread:
         planes = propagate(cam, logarithm, (preset.affinity.background,), walk)
         planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
         rows.append(torch.cat([best_class(planes, classes, size), refine_planes(pixels, planes, classes, refine)]))
     return to_uint8(torch.stack(rows))
+
+
+def pseudo_label_of(image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device) -> np.ndarray:
+    """The label that the run's method ends with, h x w uint8: propagated, if it has learned to, and refined by PAR."""
+    label: np.ndarray = pseudo_labels_of(image, record, preset, device)[-1 if preset.affinity.enabled else 0, 1]
+    return label
 
 
 class Table3(NamedTuple):
@@ -120,7 +126,8 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
         CacheError: a cache there was made by other weights, data or settings.
     """
     preset, classes, masks = run.preset, len(split.classes) + 1, split.require_masks()
-    names = [(row, par) for row in range(len(TABLE3_ROWS)) for par in range(2)]
+    rows = table3_rows(preset)
+    names = [(row, par) for row in range(len(rows)) for par in range(2)]
     counts = {name: np.zeros((classes, classes), np.int64) for name in names}
     passes = labelled = 0
     settings = {name: getattr(preset, name).model_dump(mode="json") for name in ("cam", "par", "affinity")}
@@ -138,11 +145,11 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
             size = tuple(kept["size"].tolist())
             for row, par in names:
                 counts[row, par] += confusion_matrix(truth, enlarge_mask(kept["labels"][row, par], size), classes)
-    scores = {name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(TABLE3_ROWS)}
-    rows = {
+    scores = {name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(rows)}
+    confusions = {
         f"{name}{with_par}": score.confusion
         for name, pair in scores.items()
-        for with_par, score in zip(("", " + PAR"), pair, strict=True)
+        for with_par, score in zip(("", PAR), pair, strict=True)
     }
-    keep_scores(run, f"pseudo-{split.name}", split, rows)
+    keep_scores(run, f"pseudo-{split.name}", split, confusions)
     return Table3(scores, len(split.samples), passes, labelled)

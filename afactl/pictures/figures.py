@@ -15,11 +15,11 @@ from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation.pseudo_labels import (
-    TABLE3_ROWS,
     WITH_AFFINITY,
     WITHOUT_AFA,
     WITHOUT_PROPAGATION,
     pseudo_labels_of,
+    table3_rows,
 )
 from afactl.files import whole_file, writing
 from afactl.inference.cams import (
@@ -47,6 +47,8 @@ SHEET_PIXELS = 300 * 300
 # What `draw_refiners` shows of the way of the labels (Fig. 10).
 ITERATIONS = (0, 1, 3, 5, 10, 15, 20)
 TRUTH = "truth"
+# Of Table 3, those whose labels `draw_attention` shows.
+SHOWN_ROWS = (WITHOUT_AFA, WITHOUT_PROPAGATION, WITH_AFFINITY)
 
 
 class Drawn(NamedTuple):
@@ -204,10 +206,9 @@ def draw_attention(
     size = (look.image.shape[0], look.image.shape[1])
     queries = [(x * size[1] // width, y * size[0] // height) for x, y in queries]
     maps = query_maps(run, look.image, queries, chosen)
-    by_row = dict(
-        zip(TABLE3_ROWS, pseudo_labels_of(look.image, look.record, run.preset, run.device)[:, 1], strict=True)
-    )
-    mine = [(f"{name} + PAR", by_row[name]) for name in (WITHOUT_PROPAGATION, WITH_AFFINITY)]
+    names = table3_rows(run.preset)
+    labels = pseudo_labels_of(look.image, look.record, run.preset, run.device)[:, 1]
+    mine = [(f"{name} + PAR", label) for name, label in zip(names, labels, strict=True) if name in SHOWN_ROWS]
     if compared is not None:
         other = look_at(compared, photo, data, overwrite)
         theirs = query_maps(compared, look.image, queries, chosen).attention
@@ -220,7 +221,7 @@ def draw_attention(
             columns.append((f"{title}, {WITHOUT_AFA}", resize_map(theirs[number], size)))
         columns += [
             (title, resize_map(maps.attention[number], size)),
-            ("learned affinity", resize_map(maps.affinity[number], size)),
+            *([("learned affinity", resize_map(maps.affinity[number], size))] if run.preset.affinity.enabled else []),
             ("CAM", foreground(look.record)),
             *mine,
         ]
@@ -293,7 +294,8 @@ def draw_cams(
             columns.append((f"CAM, {WITHOUT_AFA}", foreground(others[number].record)))
         columns.append(("CAM", foreground(look.record)))
         columns.append(("spread by MHSA", _spread(run, look, look.record.log_attention(run.device))))
-        columns.append(("spread by affinity", _spread(run, look, look.record.log_affinity(run.device))))
+        if run.preset.affinity.enabled:
+            columns.append(("spread by affinity", _spread(run, look, look.record.log_affinity(run.device))))
         if look.truth is not None:
             columns.append((TRUTH, look.truth))
         rows.append((look.image, None, columns))

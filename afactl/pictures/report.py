@@ -20,7 +20,7 @@ from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask
 from afactl.errors import AfactlError
 from afactl.evaluation.metrics import class_iou, mean_iou
-from afactl.evaluation.pseudo_labels import TABLE3_ROWS, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_labels_of
+from afactl.evaluation.pseudo_labels import PAR, WITH_AFFINITY, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_label_of
 from afactl.files import whole_file, writing
 from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun
@@ -158,24 +158,30 @@ def _note(run: TrainedRun, scores: dict[str, Any]) -> str:
 
 
 def _table3(run: TrainedRun, scores: dict[str, Any], without_afa: Path | None) -> dict[str, Any]:
-    rows = (
-        [(WITHOUT_AFA, WITHOUT_PROPAGATION, read_scores(without_afa).get(f"pseudo-{scores['split']}"))]
-        if without_afa
-        else []
-    )
-    rows += [(name, name, scores) for name in TABLE3_ROWS]
+    tables = [] if without_afa is None else [_without_afa(read_scores(without_afa).get(f"pseudo-{scores['split']}"))]
+    # Earlier versions scored the affinity of a run that had not learned any.
+    left_out = () if run.preset.affinity.enabled else (WITH_AFFINITY, f"{WITH_AFFINITY}{PAR}")
+    tables.append({name: confusion for name, confusion in scores["rows"].items() if name not in left_out})
     figures = [
         {
-            "name": shown,
+            "name": name,
             **{
-                key: _percent(100 * mean_iou(np.array(one["rows"][f"{name}{par}"])))
-                for key, par in (("without", ""), ("with_par", " + PAR"))
+                key: _percent(100 * mean_iou(np.array(rows[f"{name}{par}"])))
+                for key, par in (("without", ""), ("with_par", PAR))
             },
         }
-        for shown, name, one in rows
-        if one is not None
+        for rows in tables
+        for name in rows
+        if not name.endswith(PAR)
     ]
     return {"split": scores["split"], "images": scores["images"], "note": _note(run, scores), "rows": figures}
+
+
+def _without_afa(scores: dict[str, Any] | None) -> dict[str, Any]:
+    """The paper's row of a run without AFA, out of the scores that it keeps; earlier versions took another name."""
+    rows = scores["rows"] if scores else {}
+    name = WITHOUT_AFA if WITHOUT_AFA in rows else WITHOUT_PROPAGATION
+    return {f"{WITHOUT_AFA}{par}": rows[f"{name}{par}"] for par in ("", PAR) if rows}
 
 
 def _segmentation(run: TrainedRun, scores: dict[str, Any]) -> dict[str, Any]:
@@ -226,7 +232,7 @@ def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[st
     shown = []
     for look in look_at_samples(run, split, split.samples[:count]):
         masks = {
-            "pseudo label": pseudo_labels_of(look.image, look.record, run.preset, run.device)[-1, 1],
+            "pseudo label": pseudo_label_of(look.image, look.record, run.preset, run.device),
             "segmentation": photo_mask(run, look.image),
         }
         small = reduce_image(look.image, PHOTO_PIXELS)

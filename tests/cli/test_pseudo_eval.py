@@ -39,6 +39,11 @@ def test_pseudo_eval_shows_a_run_without_the_branch(call, run_copy, tmp_path, ti
     refused(
         call("pseudo-eval", "--split", "val", "--run", run_copy, "--without-afa", run_copy), 2, "affinity.enabled=false"
     )
+    code, out, _ = call("pseudo-eval", "--split", "val", "--run", tmp_path / "plain")
+    names = [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")]
+    assert code == 0 and names == ["w/o AFA", "w/o AFA (prop. with MHSA)"], "nothing of what was never trained"
+    both = ("--run", tmp_path / "plain", "--without-afa", tmp_path / "plain")
+    refused(call("pseudo-eval", "--split", "val", *both), 2, "is itself a run without AFA")
 
 
 def test_pseudo_eval_shows_predicted_labels_beside_the_true_ones(call, run_copy):

@@ -13,14 +13,17 @@ from afactl.errors import ShapeError
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.pseudo_labels import (
     TABLE3_ROWS,
+    pseudo_label_of,
     pseudo_labels_of,
     score_pseudo_labels,
     score_refined_cams,
+    table3_rows,
 )
 from afactl.inference.cams import CamRecord, cam_record
 from afactl.method.affinity import half_windows
 from afactl.method.cam import Thresholds, threshold_cam
 from afactl.presets import load_preset
+from afactl.runs.folder import read_scores
 from tests.method.test_affinity import slow_windows
 
 CPU = torch.device("cpu")
@@ -124,3 +127,22 @@ def test_scores_are_counted_over_all_photos(run, val):
         counts += confusion_matrix(val.masks.read(sample), pseudo_labels_of(image, record, run.preset, CPU)[2, 1], 7)
     assert np.array_equal(scores[1].confusion, counts)
     assert scores[1].miou == pytest.approx(100 * mean_iou(counts))
+
+
+def test_a_run_without_the_branch_has_no_row_of_its_affinity(run, val):
+    """Its head has learned nothing; the other rows are the same, under names that say so."""
+    section = run.preset.affinity.model_copy(update={"enabled": False})
+    plain = run._replace(preset=run.preset.model_copy(update={"affinity": section}))
+    assert table3_rows(run.preset) == TABLE3_ROWS
+    assert table3_rows(plain.preset) == ("w/o AFA", "w/o AFA (prop. with MHSA)")
+    sample = val.samples[0]
+    image = read_image(sample.image_path)
+    record = cam_record(run, image, sample.labels)
+    whole = pseudo_labels_of(image, record, run.preset, CPU)
+    labels = pseudo_labels_of(image, record, plain.preset, CPU)
+    assert len(whole) == 3 and np.array_equal(labels, whole[:2])
+    assert np.array_equal(pseudo_label_of(image, record, run.preset, CPU), whole[2, 1])
+    assert np.array_equal(pseudo_label_of(image, record, plain.preset, CPU), whole[0, 1])
+    assert tuple(score_pseudo_labels(plain, val).scores) == table3_rows(plain.preset)
+    kept = read_scores(run.folder)["pseudo-val"]["rows"]
+    assert set(kept) == {f"{name}{par}" for name in table3_rows(plain.preset) for par in ("", " + PAR")}

@@ -10,7 +10,7 @@ import torch
 
 from afactl.datasets.images import read_image, reduce_image
 from afactl.errors import DataError, DependencyError
-from afactl.evaluation.pseudo_labels import pseudo_labels_of
+from afactl.evaluation.pseudo_labels import pseudo_label_of
 from afactl.inference.cams import cam_record, query_maps
 from afactl.inference.segmentation import segment, single_scale
 from afactl.network.model import evaluation_mode
@@ -87,7 +87,7 @@ def _pictures(writer: SummaryWriter, event: BetweenSteps) -> None:
             shown = {
                 "CAM": map_over(image, record.cam.astype(np.float32).max(axis=0, initial=0.0)),
                 "attention": map_over(image, attention / max(float(attention.max()), 1e-12)),
-                "pseudo label": overlay(image, pseudo_labels_of(image, record, run.preset, run.device)[-1, 1], colors),
+                "pseudo label": overlay(image, pseudo_label_of(image, record, run.preset, run.device), colors),
                 "segmentation": overlay(image, logits.max(dim=0).indices.to(torch.uint8).cpu().numpy(), colors),
             }
             for name, picture in shown.items():
