@@ -99,7 +99,6 @@ def test_optimizer_groups(model):
 
 
 def test_bfloat16_is_close_to_float32(model, batch):
-    model.decoder.dropout.p = 0.0  # the same network twice
     coarse, fine = (
         training_losses(model, *batch, Phase.REFINED, load_preset("demo", [*TINY, f"train.precision={name}"]))
         for name in ("bfloat16", "float32")
