@@ -79,7 +79,7 @@ class Model(Section):
         "gmp", description="pooling of the classifier: gmp, gap, or k of top-k per cent (Table 1)"
     )
     init: str = Field(
-        "hf:nvidia/mit-b1", description="starting weights: a file, hf:REPOSITORY, or none; --init sets it"
+        "hf:nvidia/mit-b1", description="starting weights: a file, hf:REPOSITORY, timm, or none; --init sets it"
     )
     decoder_width: Count = Field(256, description="channels of the segmentation decoder")
     drop_path: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="stochastic depth of the last block")

@@ -23,7 +23,9 @@ def train(
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", help="folder of the dataset")] = None,
     out_folder: Annotated[Path | None, typer.Option("--out", help="run folder; default: runs/PRESET-DATE-TIME")] = None,
-    init: Annotated[str | None, typer.Option("--init", help="starting weights: a file, hf:REPOSITORY, or none")] = None,
+    init: Annotated[
+        str | None, typer.Option("--init", help="weights to start from: FILE, hf:REPOSITORY, timm, none")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run --out, or the newest one")] = False,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="with --resume: go on with the values given now where they differ")

