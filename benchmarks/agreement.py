@@ -18,14 +18,14 @@ from afactl.datasets.samples import Sample
 from afactl.datasets.transforms import normalize
 from afactl.evaluation.pseudo_labels import pseudo_labels_of
 from afactl.inference.cams import CamRecord, cam_record
-from afactl.inference.segmentation import segment
+from afactl.inference.refiners import preset_refiner
+from afactl.inference.segmentation import multi_scale, segment
 from afactl.inference.trained_run import TrainedRun, multi_hot, open_run, open_split, to_tensor
 from afactl.machine.devices import choose_device
 from afactl.method.affinity import Walk
 from afactl.method.cam import Thresholds
 from afactl.method.pseudo_labels import Photos, best_class, propagate, propagated_label, refine_cam, refined_label
 from afactl.method.refinement.crf import DenseCrf, crf_label
-from afactl.method.refinement.registry import build_refiner
 
 CPU = torch.device("cpu")
 
@@ -58,43 +58,41 @@ def labels_of(
         records: maps that PAR, walk and CRF start from; None takes the run's own.
     """
     made = []
-    preset, device = run.preset, run.device
-    cam = preset.cam
-    par = build_refiner("par", **preset.refiner_settings("par"))
+    preset, device, cam = run.preset, run.device, run.preset.cam
+    par, crf = preset_refiner(preset, "par"), DenseCrf(**preset.crf.model_dump())
+    walk, both = Walk(**preset.walk_settings()), Thresholds(cam.beta_low, cam.beta_high)
+    values = (both.high, both.low)
     for number, sample in enumerate(samples):
-        image = read_image(sample.image)
+        image = read_image(sample.image_path)
         pixels, size = to_tensor(image, device), image.shape[:2]
+        own = cam_record(run, image, sample.labels)
+        start = own if records is None else records[number]
+        maps = torch.from_numpy(start.cam).to(device).float()
+        classes = torch.from_numpy(start.classes).to(device)
+        photos = Photos(pixels, multi_hot(sample.labels, run.model.classes)[None])
+        # The network alone is in the lower precision, as in training.
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            own = cam_record(run, image, sample.labels)
-            start = own if records is None else records[number]
-            maps = torch.from_numpy(start.cam).to(device).float()
-            classes = torch.from_numpy(start.classes).to(device)
-            walk, both = Walk(**preset.walk_settings()), Thresholds(cam.beta_low, cam.beta_high)
-            thresholds = (cam.beta_high, cam.beta_low)
-            photos = Photos(pixels, multi_hot(sample.labels, run.model.classes).to(device)[None])
             passed = run.model.multi_scale_cam(normalize(pixels), cam.scales, max(cam.scales))
-            learned = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, walk.radius)
-            # The maps once more as probabilities of all classes, background first: what the CRF starts from.
-            planes = torch.zeros(1 + run.model.classes, *size, device=device)
-            planes[0], planes[classes + 1] = cam.background, maps
-            logits = segment(run.model, image, device, preset.eval.scales, True, preset.eval.long_side)
-            made_here = {
-                "PAR, same CAM": refine_cam(pixels[0], maps, classes, thresholds, par),
-                "random walk, same CAM": best_class(
-                    propagate(maps, start.log_affinity(device), thresholds, walk), classes, size
-                ),
-                "CRF, same CAM": crf_label((pixels[0], 5 * planes), "torch", DenseCrf(**preset.crf.model_dump())),
-                "refined label of training": refined_label(photos, passed.cam, par, both),
-                "propagated label of training": propagated_label(
-                    photos, passed.cam, F.logsigmoid(learned), walk, par, both
-                ),
-                "pseudo label (Table 3, AFA + PAR)": torch.from_numpy(
-                    pseudo_labels_of(image, own, preset, device)[-1, 1]
-                ),
-                "segmentation (predict)": logits.max(dim=0).indices,
-                "segmentation + CRF": crf_label((pixels[0], logits), "torch", DenseCrf(**preset.crf.model_dump())),
-            }
-        made.append((own, {name: one.cpu().numpy() for name, one in made_here.items()}))
+            logits = segment(run.model, image, device, multi_scale(preset.eval))
+        learned = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, walk.radius)
+        # The maps once more as scores of all classes, background first: what the CRF starts from.
+        scores = torch.zeros(1 + run.model.classes, *size, device=device)
+        scores[0], scores[classes + 1] = cam.background, maps
+        labels = {
+            "PAR, same CAM": refine_cam(pixels[0], maps, classes, values, par),
+            "random walk, same CAM": best_class(
+                propagate(maps, start.log_affinity(device), values, walk), classes, size
+            ),
+            "CRF, same CAM": crf_label((pixels[0], 5 * scores), "torch", crf),
+            "refined label of training": refined_label(photos, passed.cam, par, both),
+            "propagated label of training": propagated_label(
+                photos, passed.cam, F.logsigmoid(learned), walk, par, both
+            ),
+            "pseudo label (Table 3, AFA + PAR)": torch.from_numpy(pseudo_labels_of(image, own, preset, device)[-1, 1]),
+            "segmentation (predict)": logits.max(dim=0).indices,
+            "segmentation + CRF": crf_label((pixels[0], logits), "torch", crf),
+        }
+        made.append((own, {name: one.cpu().numpy() for name, one in labels.items()}))
     return made
 
 

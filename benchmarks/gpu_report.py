@@ -45,7 +45,9 @@ PRECISIONS: tuple[Precision, ...] = (
 PARTS = (
     ("CAM passes", "afactl.network.model", "AFA.multi_scale_cam"),
     ("random walk", "afactl.method.pseudo_labels", "random_walk"),
-    ("PAR", "afactl.method.refinement.registry", "pixel_adaptive_refinement"),
+    ("random walk", "afactl.method.side_by_side", "random_walk"),
+    ("PAR", "afactl.method.refinement.stacks", "pixel_adaptive_refinement"),
+    ("PAR", "afactl.method.refinement.stacks", "refine_together"),
     ("energy loss (forward)", "afactl.training.step", "energy_loss"),
     ("affinity labels", "afactl.training.step", "affinity_label"),
     ("affinity loss", "afactl.training.step", "affinity_loss"),
@@ -212,11 +214,10 @@ def parts(page: Page, training: Training, rounds: int) -> None:
                 holder: object = sys.modules[module] if module in sys.modules else __import__(module, fromlist=["x"])
                 *owners, attribute = attribute.split(".")
                 for owner in owners:
-                    holder = getattr(holder, owner, None)
-                original = getattr(holder, attribute, None)
-                if original is not None:
-                    setattr(holder, attribute, clocked(original, name))
-                    stack.callback(setattr, holder, attribute, original)
+                    holder = getattr(holder, owner)
+                original = getattr(holder, attribute)
+                setattr(holder, attribute, clocked(original, name))
+                stack.callback(setattr, holder, attribute, original)
             training.step(Phase.PROPAGATED, precision)
             spent.clear()
             for _ in range(rounds):
