@@ -19,7 +19,8 @@ from afactl.machine.devices import Answers
 from afactl.method.schedule import Phase
 from afactl.network.model import AFA
 from afactl.presets import Preset, load_preset
-from afactl.training.step import build_optimizer, training_losses
+from afactl.training.optimizer import build_optimizer
+from afactl.training.step import training_losses
 from tests.stand_in_accelerator import DEVICE, stand_in
 
 # The third phase, forward, at batch 8; how much more than at batch 2; waits of the host in a whole step.

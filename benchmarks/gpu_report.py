@@ -32,6 +32,7 @@ from afactl.method.schedule import Phase  # noqa: E402  (found by the path above
 from afactl.network.model import AFA  # noqa: E402  (found by the path above)
 from afactl.presets import load_preset  # noqa: E402  (found by the path above)
 from afactl.training import step as training_step  # noqa: E402  (found by the path above)
+from afactl.training.optimizer import build_optimizer  # noqa: E402  (found by the path above)
 
 Precision = tuple[str, bool, bool, torch.dtype]
 # Title, TF32 in matrix products, TF32 in convolutions, and the precision of autocast.
@@ -97,7 +98,7 @@ class Training:
         torch.manual_seed(0)
         self.device, self.batch, self.preset = device, batch, load_preset("voc", list(changes))
         self.model = AFA(backbone, 20).to(device).train()
-        self.optimizer = training_step.build_optimizer(self.model, self.preset)
+        self.optimizer = build_optimizer(self.model, self.preset)
         image = torch.stack([picture(side, side, seed) for seed in range(batch)]).to(torch.uint8)
         label = torch.zeros(batch, 20)
         # One to three classes a photo, as in VOC.

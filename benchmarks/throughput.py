@@ -22,6 +22,7 @@ from afactl.method.schedule import Phase
 from afactl.network import model
 from afactl.presets import load_preset
 from afactl.training import step as training_step
+from afactl.training.optimizer import build_optimizer
 
 STEPS = 20000
 spent: dict[str, float] = {}
@@ -88,7 +89,7 @@ if __name__ == "__main__":
     label[:, 3] = label[::2, 7] = 1
     box = torch.tensor([[0, side, 0, side]] * batch)
     preset = load_preset("voc")
-    optimizer = training_step.build_optimizer(network, preset)
+    optimizer = build_optimizer(network, preset)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

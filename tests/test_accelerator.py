@@ -14,11 +14,12 @@ from afactl.method.schedule import Phase
 from afactl.network.model import AFA
 from afactl.pictures.figures import draw_heads
 from afactl.presets import load_preset
-from afactl.runs.folder import read_metrics
+from afactl.runs.metrics import read_metrics
 from afactl.training.events import Saved
 from afactl.training.launch import resume
+from afactl.training.optimizer import build_optimizer
 from afactl.training.prepared import prepare
-from afactl.training.step import StepLosses, build_optimizer
+from afactl.training.step import StepLosses
 from afactl.training.updater import Updater
 from benchmarks.dispatch import MOST_OPERATIONS, MOST_WAITS, count_step
 from tests import stand_in_accelerator

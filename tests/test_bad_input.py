@@ -22,7 +22,7 @@ from afactl.network.model import AFA
 from afactl.pictures.drawing import parse_query
 from afactl.presets import field_names, load_preset, save_preset
 from afactl.runs.cache import Cache, CacheHeader
-from afactl.runs.checkpoints import initialize
+from afactl.runs.starting_weights import initialize
 from tests.conftest import make_voc
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

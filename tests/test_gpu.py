@@ -12,7 +12,7 @@ import torch
 from afactl.machine.devices import choose_device
 from afactl.method.schedule import Phase
 from afactl.presets import load_preset
-from afactl.runs.folder import read_metrics
+from afactl.runs.metrics import read_metrics
 from afactl.training.launch import Request, resume, start
 from benchmarks.agreement import agreement
 from tests import stand_in_accelerator

@@ -28,7 +28,8 @@ from afactl.method.schedule import phase_starts
 from afactl.pictures.drawing import confusion_chart, curve_chart, map_over, overlay
 from afactl.pictures.figures import foreground, look_at_samples, shown_split
 from afactl.pictures.palettes import PALETTES
-from afactl.runs.folder import read_manifest, read_metrics, read_scores
+from afactl.runs.folder import read_manifest, read_scores
+from afactl.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -103,7 +103,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         photos: done, of all processes; 0 where another process tells.
-        written: files. kept: photos that a stopped call had done before.
+        written: files. kept: photos that a stopped call had done before, of all processes.
         reduced: photos labelled at a reduced size. failed: the reason of each that was not done.
     """
 
@@ -192,7 +192,7 @@ def predict(
                 for writer in writers.values():
                     writer.add(one)
             record.note(str(photo.mask), photo.path, **values)
-    distributed.wait()
+    kept = int(distributed.all_reduce(torch.tensor(kept)))  # and nobody goes on before all have come here
     if distributed.rank() > 0:
         record.close()
         return Prediction(0, [], kept, 0, [])

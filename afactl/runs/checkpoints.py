@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from afactl.errors import CheckpointError, UsageError, first_line
+from afactl.errors import CheckpointError, first_line
 from afactl.files import whole_file, writing
-from afactl.network.backbones.timm_models import TimmBackbone
 from afactl.network.model import AFA
-from afactl.runs.foreign_weights import fetch_hugging_face, read_state, require_finite, to_authors, translate
-from afactl.runs.timm_weights import load_body, load_published
+from afactl.runs.foreign_weights import read_state, to_authors
+from afactl.runs.optimizer_state import optimizer_state, restore_optimizer
+from afactl.runs.starting_weights import load_state
 
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.pt"
@@ -69,12 +69,7 @@ def save_checkpoint(
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         save_file(state, fresh / WEIGHTS, metadata=metadata)
-        training = {
-            "optimizer": _on_cpu(optimizer.state_dict()),
-            "parameters": _learned(model, optimizer),
-            "iteration": iteration,
-        }
-        torch.save(training, fresh / TRAINING)
+        torch.save({**_on_cpu(optimizer_state(model, optimizer)), "iteration": iteration}, fresh / TRAINING)
         sums = {name: _checksum(fresh / name) for name in (WEIGHTS, TRAINING)}
         (fresh / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
         # A rename may reach the disk before the bytes of what is renamed.
@@ -225,108 +220,10 @@ def restore_training(folder: Path, model: AFA, optimizer: torch.optim.Optimizer)
     load_state(model, read_state(folder / WEIGHTS), str(folder / WEIGHTS))
     try:
         state = torch.load(folder / TRAINING, map_location="cpu", weights_only=True)
-        names = state.get("parameters") or _learned_before(model, state["optimizer"])
-        saved = {names[number]: moments for number, moments in state["optimizer"]["state"].items()}
-        moments = {n: saved[name] for n, name in enumerate(_learned(model, optimizer)) if name in saved}
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
+        restore_optimizer(model, optimizer, state)
         return int(state["iteration"])
     except Exception as error:  # torch raises many kinds; the remedy is the same
         raise CheckpointError(f"{folder / TRAINING}: cannot be read ({first_line(error)})") from error
-
-
-def _learned(model: AFA, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Names of the parameters that an optimizer learns, in the order of its state."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _learned_before(model: AFA, saved: Mapping[str, Any]) -> list[str]:
-    """The same for a checkpoint of an earlier version, which did not note them.
-
-    The backbone came first, with its norm layers or without them, then the heads.
-    """
-    names = [name for name, _ in model.named_parameters()]
-    backbone = [name for name in names if name.startswith("backbone.")]
-    norms = {f"backbone.{name}" for name, part in model.backbone.named_modules() if isinstance(part, nn.LayerNorm)}
-    if len(saved["param_groups"][0]["params"]) < len(backbone):
-        backbone = [name for name in backbone if name.rpartition(".")[0] not in norms]
-    return [*backbone, *(name for name in names if not name.startswith("backbone."))]
-
-
-def initialize(model: AFA, init: str) -> str:
-    """Start weights: "none" (random), "timm" (what it publishes), "hf:REPOSITORY", or a file of a known format.
-
-    Weights of the backbone alone leave the heads random.
-
-    Returns:
-        One line that says what was loaded.
-
-    Raises:
-        UsageError: what hf: or timm names could not be fetched, or the backbone is none of timm's.
-        CheckpointError: the file does not fit.
-    """
-    if init == "none":
-        return "random weights"
-    backbone = model.backbone
-    if init == "timm":
-        if not isinstance(backbone, TimmBackbone):
-            raise UsageError(
-                "--init timm: expected a backbone of timm (model.backbone); give --init FILE or hf:REPOSITORY"
-            )
-        return f"{load_published(backbone)}; heads random"
-    path = fetch_hugging_face(init.removeprefix("hf:")) if init.startswith("hf:") else Path(init)
-    state = read_state(path)
-    if isinstance(backbone, TimmBackbone) and not any(name.startswith("backbone.") for name in state):
-        require_finite(state, str(path))
-        return f"{load_body(backbone, state, init)}; heads random"
-    state = translate(state, str(path))
-    require_finite(state, str(path))
-    if all(name.startswith("backbone.") for name in state):
-        state = {name.removeprefix("backbone."): value for name, value in state.items()}
-        state, note = _without_extras(model.backbone, state)
-        load_state(model.backbone, state, str(path))
-        return f"backbone from {init}, heads random{note}"
-    state, note = _without_extras(model, state)
-    load_state(model, state, str(path))
-    return f"all weights from {init}{note}"
-
-
-def _without_extras(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Foreign weights without what makes no other architecture, and what is to be said about it.
-
-    Left out: numbers that are no weights (indices, counters), and parts of which the module has nothing. Counters of
-    batch norms that are missing start anew.
-    """
-    expected = module.state_dict()
-    parts = {name.partition(".")[0] for name in expected}
-    extras = [
-        name
-        for name, value in state.items()
-        if name not in expected and (not value.is_floating_point() or name.partition(".")[0] not in parts)
-    ]
-    kept = {name: value for name, value in state.items() if name not in extras}
-    counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
-    note = f"; {len(extras)} others in the file left out (first: {extras[0]})" if extras else ""
-    return {**counters, **kept}, note
-
-
-def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load weights that must fit exactly.
-
-    Raises:
-        CheckpointError: names or shapes differ; says how many and shows the first.
-    """
-    expected: dict[str, Any] = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    wrong = [f"{n} is {given[n]}, expected {expected[n]}" for n in expected if n in given and given[n] != expected[n]]
-    wrong += [f"{n} is missing" for n in expected if n not in given]
-    wrong += [f"{n} is not known" for n in given if n not in expected]
-    if wrong:
-        raise CheckpointError(
-            f"{source}: weights of another architecture, {len(wrong)} of {len(expected)} parameters do not fit "
-            f"(first: {wrong[0]}); choose the matching model.backbone and classes"
-        )
-    module.load_state_dict(dict(state))
 
 
 def weights_hash(folder: Path) -> str:

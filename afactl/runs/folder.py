@@ -14,7 +14,6 @@ runs/<preset>-<date>-<time>/
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shutil
@@ -23,14 +22,12 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from afactl.errors import BusyError, UsageError
 from afactl.files import Lock, is_utf8, lock, whole_file, writing
 from afactl.presets import Preset, load_preset, save_preset
 
-# Key of a line of metrics.jsonl: why a validation has no score.
-NO_SCORE = "no_score"
 # The file whose lock a training holds.
 LOCK = ".lock"
 
@@ -184,45 +181,6 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def append_metrics(run: Path, **values: Any) -> None:
-    """Append one line to metrics.jsonl; opened and closed each time, so a kill loses nothing written."""
-    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
-
-
-class Progress(NamedTuple):
-    """How far a training is.
-
-    Attributes:
-        step: steps that are done. best: the best validation score (segmentation) up to there.
-        validated: whether the validation of that step is done, if one is due.
-    """
-
-    step: int = 0
-    best: float = -math.inf
-    validated: bool = True
-
-
-def progress_at(run: Path, step: int) -> Progress:
-    """The progress of a run after so many steps, by its metrics."""
-    lines = [line for line in read_metrics(run) if line["step"] <= step]
-    scores = [line["val_seg_miou"] for line in lines if "val_seg_miou" in line]
-    validated = any(line["step"] == step and ("val_seg_miou" in line or NO_SCORE in line) for line in lines)
-    return Progress(step, max(scores, default=-math.inf), validated)
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """All lines of metrics.jsonl; one that a kill cut off is left out."""
-    lines = []
-    path = run / "metrics.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
-
-
 def write_scores(run: Path, name: str, scores: dict[str, Any]) -> None:
     """Keep what a scoring command found in scores/<name>.json."""
     with whole_file(run / "scores" / f"{name}.json") as fresh:
@@ -232,14 +190,6 @@ def write_scores(run: Path, name: str, scores: dict[str, Any]) -> None:
 def read_scores(run: Path) -> dict[str, dict[str, Any]]:
     """Everything that scoring commands kept in a run, by name."""
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((run / "scores").glob("*.json"))}
-
-
-def forget_metrics_after(run: Path, step: int) -> None:
-    """Take the lines of later steps off metrics.jsonl: a resumed job does those steps again."""
-    kept = [line for line in read_metrics(run) if line["step"] <= step]
-    path = run / "metrics.jsonl"
-    with whole_file(path) as fresh:
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
 
 def _git_revision() -> str | None:

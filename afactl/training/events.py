@@ -5,6 +5,7 @@ This module knows nothing of torch, so that the command line starts quickly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,10 +62,14 @@ class Stepped:
         """Whether the step is one that leaves a line (`train.log_iters`)."""
         return self.images_per_second is not None
 
+    def finite_losses(self) -> dict[str, float]:
+        """The terms, and last their sum as "sum"; those of a skipped step that are not finite are left out."""
+        return {name: value for name, value in {**self.losses, "sum": self.loss}.items() if math.isfinite(value)}
+
     def values(self) -> dict[str, float | str]:
-        """What is logged of the step, under the names of metrics.jsonl."""
-        terms = {f"loss_{name}": value for name, value in self.losses.items()}
-        values: dict[str, float | str] = {"phase": self.phase.value, **terms, "loss": self.loss, "lr": self.rate}
+        """What is logged of the step, under the names of metrics.jsonl; JSON knows no NaN."""
+        losses = {"loss" if name == "sum" else f"loss_{name}": value for name, value in self.finite_losses().items()}
+        values: dict[str, float | str] = {"phase": self.phase.value, **losses, "lr": self.rate}
         if self.images_per_second is not None:
             values["images_per_second"] = self.images_per_second
         return values

@@ -20,7 +20,7 @@ from afactl.machine import distributed
 from afactl.machine.devices import memory_advice, peak_memory
 from afactl.network.backbones import smaller_crop
 from afactl.runs.checkpoints import save_checkpoint
-from afactl.runs.folder import Progress
+from afactl.runs.metrics import Progress
 from afactl.training.events import (
     BetweenSteps,
     Ended,

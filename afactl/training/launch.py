@@ -16,17 +16,10 @@ from afactl.errors import UsageError
 from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory
 from afactl.presets import Preset, as_override, differences
-from afactl.runs.checkpoints import find_checkpoint, initialize, restore_training
-from afactl.runs.folder import (
-    change_preset,
-    find_run,
-    forget_metrics_after,
-    lock_run,
-    new_run,
-    progress_at,
-    run_preset,
-    write_manifest,
-)
+from afactl.runs.checkpoints import find_checkpoint, restore_training
+from afactl.runs.folder import change_preset, find_run, lock_run, new_run, run_preset, write_manifest
+from afactl.runs.metrics import forget_metrics_after, progress_at
+from afactl.runs.starting_weights import initialize
 from afactl.training.events import Noted, Observer
 from afactl.training.job import Job
 from afactl.training.observers.metrics_file import MetricsFile

@@ -17,7 +17,7 @@ from afactl.network.backbones import require_whole_tokens
 from afactl.network.model import AFA, widen_heads
 from afactl.presets import Preset
 from afactl.runs.checkpoints import Architecture
-from afactl.training.step import build_optimizer
+from afactl.training.optimizer import build_optimizer
 
 
 class Prepared(NamedTuple):

@@ -1,4 +1,4 @@
-"""One step of training: the loss terms of its batches, and the optimizer that follows them.
+"""One step of training: the loss terms of its batches.
 
 The photos of a step may be shared out over processes and batches. What a pixel or pair weighs is said by the whole
 step, so the mean of the batches' losses over all of them is the step's loss, and so are the gradients that torch
@@ -30,7 +30,7 @@ from afactl.method.losses import (
     segmentation_loss,
 )
 from afactl.method.pseudo_labels import Photos, propagated_label, refined_label
-from afactl.method.schedule import Phase, learning_rate
+from afactl.method.schedule import Phase
 from afactl.network.model import AFA, CamPass
 from afactl.presets import Preset
 
@@ -223,48 +223,3 @@ class StepLosses(nn.Module):
             return supervised_losses(self.model, batch["image"], targets.segmentation, self.preset, weights)
         image, label, box = batch["image"], batch["label"], batch["box"]
         return training_losses(self.model, image, label, box, phase, self.preset, targets)
-
-
-def rest_or_count(optimizer: torch.optim.Optimizer, preset: Preset) -> None:
-    """With `optim.idle_heads` = count, parameters that no loss has reached get a gradient of 0 (called before a step).
-
-    AdamW leaves out parameters without a gradient; with one of 0 their weights decay, and their steps are counted, so
-    that their first updates are those of a late step.
-    """
-    if preset.optim.idle_heads == "count":
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-
-
-def build_optimizer(model: AFA, preset: Preset) -> torch.optim.AdamW:
-    """AdamW with two groups: the backbone, and the heads at `head_lr_factor` times its rate.
-
-    What of a backbone has no published weights (`Backbone.fresh`) learns at the rate of the heads.
-    With `freeze_norms` the backbone's norm layers keep their values (the authors give them rate 0).
-    """
-    optim = preset.optim
-    fresh = {id(p) for part in model.backbone.fresh for p in model.backbone.get_submodule(part).parameters()}
-    if optim.freeze_norms:
-        for module in model.backbone.modules():
-            if isinstance(module, nn.LayerNorm) and id(module.weight) not in fresh:
-                module.requires_grad_(False)
-    own = {id(p) for p in model.backbone.parameters()} - fresh
-    heads = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
-    backbone = [p for p in model.backbone.parameters() if id(p) in own and p.requires_grad]
-    return torch.optim.AdamW(
-        [{"params": backbone, "factor": 1.0}, {"params": heads, "factor": optim.head_lr_factor}],
-        lr=optim.lr,
-        betas=optim.betas,
-        weight_decay=optim.weight_decay,
-    )
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, preset: Preset) -> float:
-    """Set the rate of every group for a step; gives the backbone's."""
-    optim = preset.optim
-    rate = learning_rate(step, optim.lr, preset.train.max_iters, optim.warmup_iters, optim.warmup_ratio, optim.power)
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
-    return rate

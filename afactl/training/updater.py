@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from afactl.machine import distributed
 from afactl.machine.devices import Answers
 from afactl.method.schedule import Phase, phase_at
+from afactl.training.optimizer import rest_or_count, set_learning_rate
 from afactl.training.prepared import Prepared
-from afactl.training.step import StepLosses, rest_or_count, set_learning_rate
+from afactl.training.step import StepLosses
 
 
 class Taken(NamedTuple):

@@ -1,5 +1,6 @@
 """Two processes that share a job against one process that does it alone."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -17,9 +18,11 @@ from afactl.inference.cams import cam_cache_path, dump_cams, open_cam_cache
 from afactl.inference.trained_run import open_run, open_split
 from afactl.machine.distributed import Shares, all_gather, all_reduce, all_reduce_array, broadcast, shard, step_shares
 from afactl.network.batch_norm import BatchNorm
+from afactl.prediction.predict import find_photos, predict
+from afactl.prediction.unfinished import Unfinished
 from afactl.presets import load_preset
 from afactl.runs.checkpoints import find_checkpoint, load_model
-from afactl.runs.folder import read_metrics
+from afactl.runs.metrics import read_metrics
 from afactl.training.job import Job
 from afactl.training.observers.metrics_file import MetricsFile
 from afactl.training.prepared import prepare
@@ -202,6 +205,28 @@ def test_commands_share_images_and_merge_their_results(tmp_path, run_copy, tiny_
         *(f"000{i}_overlay.png" for i in range(4)),
         "results.zip",
     ]
+
+
+def predicted_again(folder, photos, out):
+    """What the second call finds done; the first one is killed when all masks are there."""
+    run = open_run(Path(folder), torch.device("cpu"))
+    found, finish = find_photos([photos]).photos, Unfinished.finish
+
+    def killed(record):
+        record.close()
+        raise KeyboardInterrupt
+
+    Unfinished.finish = killed
+    with contextlib.suppress(KeyboardInterrupt):
+        predict(run, found, Path(out))
+    Unfinished.finish = finish
+    dist.barrier()
+    return {"kept": predict(run, found, Path(out)).kept}
+
+
+def test_what_was_done_before_a_stop_is_counted_over_all_processes(tmp_path, run_copy, tiny_data):
+    arguments = str(run_copy), str(tiny_data / "images/val"), str(tmp_path / "masks")
+    assert together(tmp_path / "p", 2, predicted_again, *arguments) == [{"kept": 4}, {"kept": 4}]
 
 
 def dumped(folder):

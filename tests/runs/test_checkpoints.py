@@ -11,9 +11,7 @@ from afactl.runs import checkpoints
 from afactl.runs.checkpoints import (
     Architecture,
     find_checkpoint,
-    initialize,
     load_model,
-    load_state,
     restore_training,
     save_checkpoint,
     weights_hash,
@@ -54,62 +52,6 @@ def test_weights_of_earlier_versions_have_no_category_ids(saved):
     del fields["category_ids"]
     save_file(state, folder / "weights.safetensors", {**metadata, "architecture": json.dumps(fields)})
     assert load_model(folder)[1] == ARCHITECTURE._replace(category_ids=())
-
-
-def test_settings_win_over_the_state_that_was_saved(saved):
-    """The next step is AdamW's with the moments of the checkpoint and the rates, betas and decay of the optimizer."""
-    folder, model, former = saved
-    other = ARCHITECTURE.build()
-    rate, beta1, beta2, decay, eps = 0.03, 0.7, 0.8, 0.5, 1e-8
-    optimizer = torch.optim.AdamW(other.parameters(), lr=rate, betas=(beta1, beta2), weight_decay=decay)
-    restore_training(folder, other, optimizer)
-    (group,) = optimizer.param_groups
-    assert (group["lr"], group["betas"], group["weight_decay"]) == (rate, (beta1, beta2), decay)
-    moments, weight = former.state[model.classifier], other.classifier
-    gradient = torch.linspace(-1, 1, weight.numel()).reshape(weight.shape)
-    first = beta1 * moments["exp_avg"] + (1 - beta1) * gradient
-    second = beta2 * moments["exp_avg_sq"] + (1 - beta2) * gradient**2
-    update = (first / (1 - beta1**2)) / ((second / (1 - beta2**2)).sqrt() + eps)  # the second step of the job
-    expected = weight.detach() * (1 - rate * decay) - rate * update
-    weight.grad = gradient
-    optimizer.step()
-    torch.testing.assert_close(weight.detach(), expected)
-
-
-def halves(model, learned):
-    """An optimizer as `build_optimizer` groups it, with the backbone's norm layers or without them."""
-    norms = {
-        f"backbone.{name}" for name, part in model.backbone.named_modules() if isinstance(part, torch.nn.LayerNorm)
-    }
-    names = [name for name, _ in model.named_parameters() if learned == "all" or name.rpartition(".")[0] not in norms]
-    parameters = dict(model.named_parameters())
-    groups = [[n for n in names if n.startswith("backbone.") == backbone] for backbone in (True, False)]
-    return torch.optim.AdamW([{"params": [parameters[name] for name in group]} for group in groups]), names
-
-
-@pytest.mark.parametrize("now", ["all", "without norms"])
-@pytest.mark.parametrize("before", ["all", "without norms"])
-@pytest.mark.parametrize("version", ["this", "an earlier one"])
-def test_moments_go_to_the_parameters_that_they_belong_to(tmp_path, before, now, version):
-    """Also where norm layers were frozen before and are not now, or the other way round."""
-    model = ARCHITECTURE.build()
-    optimizer, known = halves(model, before)
-    for number, (_, parameter) in enumerate(model.named_parameters()):
-        parameter.grad = torch.full_like(parameter, float(number))
-    optimizer.step()
-    save_checkpoint(tmp_path / "last", model, optimizer, 1, ARCHITECTURE)
-    if version != "this":  # which did not note the names
-        state = torch.load(tmp_path / "last/training.pt", weights_only=True)
-        del state["parameters"]
-        torch.save(state, tmp_path / "last/training.pt")
-    other = ARCHITECTURE.build()
-    fresh, learned = halves(other, now)
-    restore_training(tmp_path / "last", other, fresh)
-    for number, (name, parameter) in enumerate(other.named_parameters()):
-        assert (parameter in fresh.state) == (name in known and name in learned), name
-        if parameter in fresh.state:
-            expected = torch.full_like(parameter, 0.1 * number)
-            torch.testing.assert_close(fresh.state[parameter]["exp_avg"], expected, msg=name)
 
 
 def test_a_new_checkpoint_replaces_the_old_one_and_changes_the_hash(saved):
@@ -200,14 +142,6 @@ def test_a_damaged_checkpoint_is_known_and_the_former_one_used(saved, name, dama
         find_checkpoint(folder.parent.parent)
 
 
-def test_weights_of_another_architecture_are_explained(saved):
-    _, model, _ = saved
-    with pytest.raises(CheckpointError, match=r"\d+ of \d+ parameters do not fit \(first: .* expected"):
-        load_state(Architecture("mit_b0", ("a", "b"), "gmp", 8, 0.1).build(), model.state_dict(), "file")
-    with pytest.raises(CheckpointError, match=r"classifier is \(2, 160\), expected \(3, 160\)"):
-        load_state(Architecture("mit_demo", ("a", "b", "c"), "gmp", 8, 0.1).build(), model.state_dict(), "file")
-
-
 def test_weights_without_a_description_are_refused(saved):
     folder, model, _ = saved
     save_file(model.state_dict(), folder / "weights.safetensors")
@@ -216,22 +150,6 @@ def test_weights_without_a_description_are_refused(saved):
     (folder / "training.pt").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="training.pt: cannot be read"):
         restore_training(folder, model, torch.optim.AdamW(model.parameters()))
-
-
-def test_starting_weights(saved, tmp_path):
-    _, model, _ = saved
-    torch.save(model.backbone.state_dict() | {"head.weight": torch.zeros(1)}, tmp_path / "mit.pth")
-    torch.save(model.state_dict(), tmp_path / "all.pth")
-    torch.manual_seed(1)
-    fresh = ARCHITECTURE.build()
-    head = fresh.classifier.clone()
-    assert initialize(fresh, "none") == "random weights"
-    assert "heads random" in initialize(fresh, str(tmp_path / "mit.pth"))
-    assert torch.equal(fresh.backbone.norm4.weight, model.backbone.norm4.weight) and torch.equal(fresh.classifier, head)
-    assert "all weights" in initialize(fresh, str(tmp_path / "all.pth"))
-    assert torch.equal(fresh.classifier, model.classifier)
-    with pytest.raises(CheckpointError, match="another architecture"):
-        initialize(Architecture("mit_b0", ("a",), "gmp", 8, 0.1).build(), str(tmp_path / "mit.pth"))
 
 
 def test_inference_does_without_the_training_state(run_copy):

@@ -6,16 +6,15 @@ from afactl.errors import BusyError, UsageError
 from afactl.presets import Preset
 from afactl.runs.folder import (
     LOCK,
-    append_metrics,
     drop_unstarted,
     find_run,
     lock_run,
     new_run,
     read_manifest,
-    read_metrics,
     run_preset,
     write_manifest,
 )
+from afactl.runs.metrics import append_metrics
 
 
 def test_a_new_run_gets_its_folders_and_preset(tmp_path, monkeypatch):
@@ -75,14 +74,6 @@ def test_the_newest_run_is_found_and_the_environment_wins(tmp_path, monkeypatch)
     assert find_run(newer, tmp_path) == (newer, "given")
     with pytest.raises(UsageError, match="expected a run folder"):
         find_run(tmp_path / "nothing", tmp_path)
-
-
-def test_metrics_survive_a_line_that_a_kill_cut_off(tmp_path):
-    append_metrics(tmp_path, step=1, loss=0.5)
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 2, "lo')
-    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.5}]
-    assert read_metrics(tmp_path / "nowhere") == []
 
 
 def test_the_manifest_tells_how_a_run_came_about(tmp_path):

@@ -7,7 +7,6 @@ from safetensors.torch import save_file
 
 from afactl.errors import CheckpointError, UsageError
 from afactl.network.model import AFA
-from afactl.runs.checkpoints import initialize
 from afactl.runs.foreign_weights import (
     fetch_hugging_face,
     from_authors,
@@ -17,6 +16,7 @@ from afactl.runs.foreign_weights import (
     to_authors,
     translate,
 )
+from afactl.runs.starting_weights import initialize
 from tests import golden
 
 TO_HUGGING_FACE = [

@@ -20,8 +20,9 @@ from afactl.presets import load_preset
 from afactl.runs.checkpoints import Architecture
 from afactl.runs.foreign_weights import from_authors, to_authors
 from afactl.training import step as training_step
+from afactl.training.optimizer import build_optimizer
 from afactl.training.prepared import Prepared
-from afactl.training.step import build_optimizer, training_losses
+from afactl.training.step import training_losses
 from afactl.training.updater import Updater
 from tests import golden
 

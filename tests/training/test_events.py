@@ -17,6 +17,8 @@ def test_what_a_step_logs_has_the_names_of_the_metrics_file():
     logged = dataclasses.replace(step, images_per_second=0.0)
     assert logged.logged and logged.values() == {**step.values(), "images_per_second": 0.0}
     assert logged.values()["phase"] == "propagated labels"
+    skipped = dataclasses.replace(step, loss=float("inf"), losses={"cls": 1.0, "aff": float("nan")})
+    assert skipped.values() == {"phase": "propagated labels", "loss_cls": 1.0, "lr": 6e-5}
 
 
 def test_events_stay_as_they_were_told():

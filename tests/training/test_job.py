@@ -12,7 +12,7 @@ from afactl.datasets.masks import write_mask
 from afactl.errors import AfactlError
 from afactl.evaluation.segmentation import Validation
 from afactl.runs.checkpoints import find_checkpoint, load_model
-from afactl.runs.folder import read_metrics
+from afactl.runs.metrics import read_metrics
 from afactl.training import job as job_module
 from afactl.training.events import Noted, Saved, Skipped, Stepped, Validated, Validating
 from afactl.training.job import MAX_SKIPPED, Job

@@ -11,7 +11,8 @@ import torch
 from afactl.errors import AfactlError, BusyError, CheckpointError, DataError, PresetError, UsageError
 from afactl.presets import load_preset
 from afactl.runs.checkpoints import find_checkpoint, load_model
-from afactl.runs.folder import lock_run, read_manifest, read_metrics, run_preset
+from afactl.runs.folder import lock_run, read_manifest, run_preset
+from afactl.runs.metrics import read_metrics
 from afactl.training.events import Noted, Stepped
 from afactl.training.launch import resume
 from tests.conftest import TINY, train_tiny

@@ -18,8 +18,6 @@ from afactl.training.events import Event, Noted, Observer, Saved, Skipped, Stepp
 
 # Weight of the newest value in a smoothed one; about the last twenty steps count.
 NEWEST = 0.1
-# The weighted sum among the terms.
-SUM = "loss"
 NAMES = {"val_seg_miou": "segmentation", "val_cam_miou": "CAM"}
 
 
@@ -57,7 +55,7 @@ class TrainingView:
                 pass
 
     def _step(self, event: Stepped, now: float) -> None:
-        for name, value in {**event.losses, SUM: event.loss}.items():
+        for name, value in event.finite_losses().items():
             before = self.smooth.get(name, value)
             self.smooth[name] = before + NEWEST * (value - before)
         if self.last is not None:
@@ -77,8 +75,8 @@ class TrainingView:
     def __rich__(self) -> Group:
         table = Table.grid(padding=(0, 2))
         # The sum before its terms.
-        shown = sorted(self.smooth.items(), key=lambda item: (item[0] != SUM, item[0]))
-        losses = "  ".join(f"{name} {value:.3f}" for name, value in shown)
+        shown = sorted(self.smooth.items(), key=lambda item: (item[0] != "sum", item[0]))
+        losses = "  ".join(f"{'loss' if name == 'sum' else name} {value:.3f}" for name, value in shown)
         for name, text in ([("losses", losses)] if losses else []) + list(self.facts.items()):
             table.add_row(Text(name, style="dim"), Text(text))
         return Group(table, self.bar)

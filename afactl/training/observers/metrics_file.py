@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from afactl.runs.folder import NO_SCORE, append_metrics
+from afactl.runs.metrics import NO_SCORE, append_metrics
 from afactl.training.events import Event, Skipped, Stepped, Validated
 
 

@@ -43,11 +43,13 @@ def test_the_view_tells_everything_about_a_training():
 
 
 def test_losses_are_smoothed_and_validation_is_no_part_of_a_step():
-    times = iter([0.0, 1.0, 500.0, 501.0, 502.0])
+    times = iter([0.0, 1.0, 2.0, 500.0, 501.0, 502.0])
     view = TrainingView(lambda: next(times))
     for value in (1.0, 2.0):
         view.update(step(1, loss=value))
-    assert view.smooth["loss"] == pytest.approx(1 + NEWEST)
+    assert view.smooth["sum"] == pytest.approx(1 + NEWEST)
+    view.update(step(1, loss=float("nan")))
+    assert view.smooth["sum"] == pytest.approx(1 + NEWEST), "a skipped step leaves no trace"
     view.update(Validating(2, 0, 9))
     view.update(step(3))
     view.update(step(4))

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from afactl.method.schedule import Phase
-from afactl.runs.folder import read_metrics
+from afactl.runs.metrics import read_metrics
 from afactl.training.events import Ended, Noted, Saved, Skipped, Started, Stepped, Validated, Validating
 from afactl.training.observers.metrics_file import MetricsFile
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from afactl.errors import DependencyError
-from afactl.runs.folder import read_metrics
+from afactl.runs.metrics import read_metrics
 from afactl.training.launch import resume
 from afactl.training.observers.tensorboard import TensorBoardLog
 from tests.conftest import train_tiny

@@ -1,0 +1,91 @@
+"""Weights to start a training from, and weights into a network of just that architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from afactl.errors import CheckpointError, UsageError
+from afactl.network.backbones.timm_models import TimmBackbone
+from afactl.network.model import AFA
+from afactl.runs.foreign_weights import fetch_hugging_face, read_state, require_finite, translate
+from afactl.runs.timm_weights import load_body, load_published
+
+
+def initialize(model: AFA, init: str) -> str:
+    """Start weights: "none" (random), "timm" (what it publishes), "hf:REPOSITORY", or a file of a known format.
+
+    Weights of the backbone alone leave the heads random.
+
+    Returns:
+        One line that says what was loaded.
+
+    Raises:
+        UsageError: what hf: or timm names could not be fetched, or the backbone is none of timm's.
+        CheckpointError: the file does not fit.
+    """
+    if init == "none":
+        return "random weights"
+    backbone = model.backbone
+    if init == "timm":
+        if not isinstance(backbone, TimmBackbone):
+            raise UsageError(
+                "--init timm: expected a backbone of timm (model.backbone); give --init FILE or hf:REPOSITORY"
+            )
+        return f"{load_published(backbone)}; heads random"
+    path = fetch_hugging_face(init.removeprefix("hf:")) if init.startswith("hf:") else Path(init)
+    state = read_state(path)
+    if isinstance(backbone, TimmBackbone) and not any(name.startswith("backbone.") for name in state):
+        require_finite(state, str(path))
+        return f"{load_body(backbone, state, init)}; heads random"
+    state = translate(state, str(path))
+    require_finite(state, str(path))
+    if all(name.startswith("backbone.") for name in state):
+        state = {name.removeprefix("backbone."): value for name, value in state.items()}
+        state, note = _without_extras(model.backbone, state)
+        load_state(model.backbone, state, str(path))
+        return f"backbone from {init}, heads random{note}"
+    state, note = _without_extras(model, state)
+    load_state(model, state, str(path))
+    return f"all weights from {init}{note}"
+
+
+def _without_extras(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Foreign weights without what makes no other architecture, and what is to be said about it.
+
+    Left out: numbers that are no weights (indices, counters), and parts of which the module has nothing. Counters of
+    batch norms that are missing start anew.
+    """
+    expected = module.state_dict()
+    parts = {name.partition(".")[0] for name in expected}
+    extras = [
+        name
+        for name, value in state.items()
+        if name not in expected and (not value.is_floating_point() or name.partition(".")[0] not in parts)
+    ]
+    kept = {name: value for name, value in state.items() if name not in extras}
+    counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
+    note = f"; {len(extras)} others in the file left out (first: {extras[0]})" if extras else ""
+    return {**counters, **kept}, note
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load weights that must fit exactly.
+
+    Raises:
+        CheckpointError: names or shapes differ; says how many and shows the first.
+    """
+    expected: dict[str, Any] = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    wrong = [f"{n} is {given[n]}, expected {expected[n]}" for n in expected if n in given and given[n] != expected[n]]
+    wrong += [f"{n} is missing" for n in expected if n not in given]
+    wrong += [f"{n} is not known" for n in given if n not in expected]
+    if wrong:
+        raise CheckpointError(
+            f"{source}: weights of another architecture, {len(wrong)} of {len(expected)} parameters do not fit "
+            f"(first: {wrong[0]}); choose the matching model.backbone and classes"
+        )
+    module.load_state_dict(dict(state))
