@@ -104,8 +104,12 @@ class TestTheStandIn:
         torch.testing.assert_close(gradient(DEVICE).cpu(), gradient("cpu"))
 
 
-def a_step(preset, phase, device):
-    """Losses and gradients of one step of training, and the weights after it."""
+def a_step(preset, phase, device, targets=None):
+    """Losses and gradients of one step of training, and the weights after it.
+
+    Args:
+        targets: of another such step, in place of those that the network makes itself.
+    """
     torch.manual_seed(0)
     model = AFA("mit_demo", 4, preset.model.pooling, 16, drop_path=0.0).to(device).train()
     model.decoder.dropout.p = 0.0
@@ -118,7 +122,10 @@ def a_step(preset, phase, device):
         "mask": torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8),
     }
     batch = {name: value.to(device) for name, value in batch.items()}
-    losses = StepLosses(model, preset)(batch, phase)
+    step = StepLosses(model, preset)
+    if targets is not None:
+        targets = type(targets)(*(one if one is None else one.to(device) for one in targets))
+    losses = step(batch, phase, targets)
     sum(losses.values()).backward()
     gradients = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
     optimizer.step()

@@ -14,6 +14,7 @@ from afactl.method.schedule import Phase
 from afactl.presets import load_preset
 from afactl.runs.metrics import read_metrics
 from afactl.training.launch import Request, resume, start
+from afactl.training.step import Targets
 from benchmarks.agreement import agreement
 from tests import stand_in_accelerator
 from tests.stand_in_accelerator import stand_in
@@ -68,9 +69,12 @@ def test_a_step_is_that_of_the_cpu(device, name, phase):
 
 
 def test_a_step_in_bfloat16_is_near_that_of_the_cpu(device):
-    losses, _, _ = a_step(load_preset("voc", ["train.precision=bfloat16"]), Phase.PROPAGATED, device)
-    expected, _, _ = a_step(load_preset("voc"), Phase.PROPAGATED, torch.device("cpu"))
-    torch.testing.assert_close(losses, expected, rtol=0.1, atol=0.02)
+    """With the same labels: those of a network with random weights turn over at every rounding."""
+    torch.manual_seed(0)
+    targets = Targets(torch.randint(0, 5, (2, 64, 64), dtype=torch.uint8), torch.randint(0, 2, (2, 16, 16)))
+    losses, _, _ = a_step(load_preset("voc", ["train.precision=bfloat16"]), Phase.REFINED, device, targets)
+    expected, _, _ = a_step(load_preset("voc"), Phase.REFINED, torch.device("cpu"), targets)
+    torch.testing.assert_close(losses, expected, rtol=0.05, atol=0.01)
 
 
 @pytest.mark.parametrize(
