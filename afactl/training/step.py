@@ -95,7 +95,7 @@ def share_weights(targets: Sequence[Targets], preset: Preset) -> list[Tensor]:
         Per batch B x 4, as `Targets.counts`; B x 2 without pairs, and B x 1 with true masks.
     """
     processes, rank = distributed.world_size(), distributed.rank()
-    counts = torch.cat([one.counts() for one in targets])
+    counts = torch.cat([batch.counts() for batch in targets])
     table = counts.new_zeros(processes * len(counts), counts.shape[1])
     table[rank::processes] = counts
     table = distributed.all_reduce(table)
@@ -204,7 +204,7 @@ class StepLosses(nn.Module):
             return [None] * len(batches)
         made = [self._targets(batch, phase) for batch in batches]
         weights = share_weights(made, self.preset)
-        return [one._replace(weights=weight) for one, weight in zip(made, weights, strict=True)]
+        return [batch._replace(weights=weight) for batch, weight in zip(made, weights, strict=True)]
 
     def _targets(self, batch: Mapping[str, Tensor], phase: Phase) -> Targets:
         if self.preset.train.supervision == "masks":
