@@ -14,14 +14,24 @@ from torch import Tensor
 
 
 def inside_boxes(box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Which pixels lie in each image's box: B x 4 -> B x h x w bool."""
+    """Which pixels lie in each image's box: B x 4 -> B x h x w bool.
+
+    Example:
+        >>> inside_boxes(torch.tensor([[0, 1, 0, 2]]), (2, 2)).int().tolist()
+        [[[1, 1], [0, 0]]]
+    """
     rows, columns = (torch.arange(side, device=box.device) for side in size)
     y0, y1, x0, x1 = (edge[:, None] for edge in box.unbind(1))
     return ((rows >= y0) & (rows < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None, :]
 
 
 def half_sizes(box: Tensor) -> Tensor:
-    """B x 2: half the size of each box, at least a pixel."""
+    """B x 2: half the size of each box, at least a pixel.
+
+    Example:
+        >>> half_sizes(torch.tensor([[0, 5, 2, 3]])).tolist()
+        [[2, 1]]
+    """
     return torch.stack([box[:, 1] - box[:, 0], box[:, 3] - box[:, 2]], dim=1).div(2, rounding_mode="floor").clamp_min(1)
 
 
@@ -33,6 +43,11 @@ def cut_boxes(planes: Tensor, box: Tensor, sizes: Tensor, canvas: tuple[int, int
 
     Returns:
         B x P x h x w; beyond its size an image holds waste.
+
+    Example:
+        >>> planes, box = torch.arange(6.0).view(1, 1, 2, 3), torch.tensor([[0, 2, 1, 3]])
+        >>> cut_boxes(planes, box, torch.tensor([[2, 2]]), (2, 2), align_corners=False).tolist()
+        [[[[1.0, 2.0], [4.0, 5.0]]]]
     """
     heights, widths = box[:, 1] - box[:, 0], box[:, 3] - box[:, 2]
     rows = _samples(_Axis(box[:, 0], heights), _Axis(torch.zeros_like(heights), sizes[:, 0]), canvas[0], align_corners)
@@ -48,6 +63,11 @@ def paste_boxes(planes: Tensor, sizes: Tensor, box: Tensor, canvas: tuple[int, i
 
     Returns:
         B x P x h x w; outside its box an image holds waste.
+
+    Example:
+        >>> planes = torch.tensor([[[[1.0, 2.0]]]])
+        >>> paste_boxes(planes, torch.tensor([[1, 2]]), torch.tensor([[1, 2, 1, 3]]), (2, 3))[0, 0, 1, 1:].tolist()
+        [1.0, 2.0]
     """
     heights, widths = box[:, 1] - box[:, 0], box[:, 3] - box[:, 2]
     rows = _samples(_Axis(torch.zeros_like(heights), sizes[:, 0]), _Axis(box[:, 0], heights), canvas[0], False)

@@ -37,6 +37,10 @@ def present_classes(label: Tensor, device: torch.device) -> Present:
 
     Args:
         label: B x C image-level labels, not 0 where the class is present.
+
+    Example:
+        >>> present_classes(torch.tensor([[0, 1, 1], [1, 0, 0]]), torch.device("cpu")).taken.tolist()
+        [[True, True], [True, False]]
     """
     there = label != 0
     most = max(1, int(there.sum(1).max()))
@@ -53,6 +57,12 @@ def refined(image: Tensor, cam: Tensor, present: Present, refine: BatchRefiner, 
 
     Returns:
         B x T x h x w uint8, classes 0..C.
+
+    Example:
+        >>> present = present_classes(torch.tensor([[0, 1]]), torch.device("cpu"))
+        >>> image, cam = torch.zeros(1, 3, 4, 4), torch.ones(1, 2, 4, 4)
+        >>> refined(image, cam, present, lambda image, planes, sizes: planes, (0.5,)).unique().tolist()
+        [2]
     """
     half = _half(image)
     maps = F.interpolate(_chosen(cam, present), size=half, mode="bilinear", align_corners=False)
@@ -85,6 +95,14 @@ def propagated(
 
     Returns:
         B x T x h x w uint8, classes 0..C; waste outside the boxes.
+
+    Example:
+        >>> present = present_classes(torch.tensor([[0, 1]]), torch.device("cpu"))
+        >>> image, box, cam = torch.zeros(1, 3, 4, 4), torch.tensor([[0, 4, 0, 4]]), torch.ones(1, 2, 4, 4)
+        >>> alone = Propagation(torch.zeros(1, 2, 2, 1), Walk(radius=0))
+        >>> same = lambda image, planes, sizes: planes
+        >>> propagated(image, box, cam, present, alone, same, (0.5,)).unique().tolist()
+        [2]
     """
     log_affinity, walk = propagation
     grid = (log_affinity.shape[1], log_affinity.shape[2])

@@ -64,7 +64,12 @@ def refine_by_neighbors(
 
 
 def image_sizes(image: Tensor) -> Tensor:
-    """B x 2 (h, w): the sizes of images that fill B x ... x h x w."""
+    """B x 2 (h, w): the sizes of images that fill B x ... x h x w.
+
+    Example:
+        >>> image_sizes(torch.zeros(2, 3, 4, 6)).tolist()
+        [[4, 6], [4, 6]]
+    """
     height, width = image.shape[-2:]
     sides = [torch.full((len(image),), side, dtype=torch.int64, device=image.device) for side in (height, width)]
     return torch.stack(sides, dim=1)
@@ -88,6 +93,13 @@ def refine_together(
 
     Returns:
         B x P x h x w float32.
+
+    Example:
+        >>> from afactl.method.refinement.par import par_kernel
+        >>> image, planes = torch.rand(2, 3, 4, 6), torch.ones(2, 1, 4, 6)
+        >>> same = refine_together(image, planes, image_sizes(image), (1,), 2, par_kernel((1,), w3=0.0))
+        >>> torch.allclose(same, planes)  # weights sum to 1
+        True
     """
     batch, count, height, width = planes.shape
     pad = max(dilations)

@@ -51,5 +51,11 @@ def pixel_adaptive_mask_refinement(
 
 
 def pamr_kernel(dilations: Sequence[int] = DILATIONS, smoothness: float = 0.1) -> Callable[..., Tensor]:
-    """PAMR's weights as a function of the image, as `color_kernel` takes one or many; arguments as in PAMR."""
+    """PAMR's weights as a function of the image, as `color_kernel` takes one or many; arguments as in PAMR.
+
+    Example:
+        >>> import torch
+        >>> torch.allclose(pamr_kernel((1, 2))(torch.rand(3, 4, 6)).sum(0), torch.ones(()))  # over 2 x 8 neighbours
+        True
+    """
     return partial(color_kernel, dilations=dilations, smoothness=smoothness, power=1)

@@ -56,7 +56,12 @@ def pixel_adaptive_refinement(
 def par_kernel(
     dilations: Sequence[int] = DILATIONS, w1: float = 0.3, w2: float = 0.3, w3: float = 0.01
 ) -> Callable[..., Tensor]:
-    """The weights of Eq. 9 as a function of the image, as `color_kernel` takes one or many; arguments as in PAR."""
+    """The weights of Eq. 9 as a function of the image, as `color_kernel` takes one or many; arguments as in PAR.
+
+    Example:
+        >>> torch.allclose(par_kernel((1, 2))(torch.rand(3, 4, 6)).sum(0), torch.tensor(1.01))  # 1 + w3
+        True
+    """
 
     def kernel(image: Tensor, sizes: Tensor | None = None) -> Tensor:
         weights = color_kernel(image, dilations, w1, power=2, sizes=sizes)

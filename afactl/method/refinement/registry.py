@@ -85,9 +85,10 @@ def build_refiner(name: str, **settings: Any) -> Refiner:
         PresetError: no such refiner. DependencyError: the package that brings it cannot be imported.
 
     Example:
+        >>> import torch
         >>> refine = build_refiner("par", iterations=2)  # (image, stacks) -> stacks
-        >>> refine.keywords
-        {'iterations': 2}
+        >>> refine(torch.zeros(1, 3, 4, 6), torch.full((2, 3, 2, 2), 1 / 3)).shape
+        torch.Size([2, 3, 4, 6])
     """
     found = refinement(name)
     together = None if found.together is None else partial(found.together, **settings)

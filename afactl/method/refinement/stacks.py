@@ -84,20 +84,38 @@ def resize_stacks(image: Tensor, stacks: Tensor) -> Tensor:
 
 
 def par_together(image: Tensor, planes: Tensor, sizes: Tensor, *, iterations: int = 10, **settings: Any) -> Tensor:
-    """PAR of the images of a batch at once."""
+    """PAR of the images of a batch at once.
+
+    Example:
+        >>> image, planes = torch.rand(2, 3, 4, 6), torch.ones(2, 1, 4, 6)
+        >>> par_together(image, planes, torch.tensor([[4, 6], [3, 5]]), iterations=1).shape
+        torch.Size([2, 1, 4, 6])
+    """
     return refine_together(
         image, planes, sizes, settings.get("dilations", DILATIONS), iterations, par_kernel(**settings)
     )
 
 
 def pamr_together(image: Tensor, planes: Tensor, sizes: Tensor, *, iterations: int = 10, **settings: Any) -> Tensor:
-    """PAMR of the images of a batch at once."""
+    """PAMR of the images of a batch at once.
+
+    Example:
+        >>> image, planes = torch.rand(2, 3, 4, 6), torch.ones(2, 1, 4, 6)
+        >>> pamr_together(image, planes, torch.tensor([[4, 6], [3, 5]]), iterations=1).shape
+        torch.Size([2, 1, 4, 6])
+    """
     dilations = settings.get("dilations", DILATIONS)
     return refine_together(image, planes, sizes, dilations, iterations, pamr_kernel(**settings))
 
 
 def as_they_are(image: Tensor, planes: Tensor, sizes: Tensor) -> Tensor:
-    """The planes, which have the images' size already."""
+    """The planes, which have the images' size already.
+
+    Example:
+        >>> planes = torch.ones(1, 2, 4, 6)
+        >>> as_they_are(torch.zeros(1, 3, 4, 6), planes, torch.tensor([[4, 6]])) is planes
+        True
+    """
     return planes
 
 
