@@ -51,9 +51,7 @@ def test_skipped_steps_leave_everything_as_it_was_then_stop_the_job(tmp_path, ti
     model = job.prepared.model
     shown = [tuple(job.stream[2 * step + i]["image_id"] for i in range(2)) for step in range(MAX_SKIPPED)]
     losses = job.updater.losses.forward
-    job.updater.losses.forward = lambda batch, phase: {
-        name: loss * float("nan") for name, loss in losses(batch, phase).items()
-    }
+    job.updater.losses.forward = lambda *given: {name: loss * float("nan") for name, loss in losses(*given).items()}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(AfactlError, match=f"step 5: non-finite loss.*{', '.join(shown[-1])}; 5 in a row: stopped"):
         job.run_steps()
