@@ -147,7 +147,7 @@ class Answers:
         self._values, self._arrived = values.detach(), None
         if values.device.type == "cuda":
             self._values = self._values.to("cpu", non_blocking=True)  # into pinned memory
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it so
             self._arrived.record()
 
     def read(self) -> torch.Tensor:

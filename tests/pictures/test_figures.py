@@ -100,7 +100,7 @@ def test_a_layer_or_head_in_place_of_the_mean(run, rows, monkeypatch):
 def test_an_affinity_that_was_never_trained_is_not_drawn(run, rows, tmp_path):
     section = run.preset.affinity.model_copy(update={"enabled": False})
     plain = run._replace(preset=run.preset.model_copy(update={"affinity": section}))
-    draw_attention(plain, None, [(5, 5)])
+    draw_attention(plain, None, Attended([(5, 5)]))
     titles = [title for title, _ in rows[0][0][2]]
     assert titles == ["photo and query", "MHSA (mean of heads)", "CAM", "w/o AFA + PAR"]
     draw_cams(plain, first_photos(plain, None, 1))
