@@ -79,7 +79,7 @@ def done(result, *names):
     return out
 
 
-def test_data_check(call, data, tmp_path):  # noqa: F811
+def test_data_check(call, data, tmp_path):  # noqa: F811  (a fixture)
     done(call("data", "check", data, "--json", tmp_path / "c.json"), *CLASSES)
     assert json.loads((tmp_path / "c.json").read_text())["classes"] == CLASSES
     broken = shutil.copytree(data, tmp_path / "broken")
@@ -91,11 +91,11 @@ def test_data_check(call, data, tmp_path):  # noqa: F811
     assert {str(broken / "images" / "val" / f"{name}.png") for name in PHOTOS[3:]} <= found, "not a character lost"
 
 
-def test_data_preview(call, data, tmp_path):  # noqa: F811
+def test_data_preview(call, data, tmp_path):  # noqa: F811  (a fixture)
     done(call("data", "preview", data, "--split", "val", "--out", tmp_path / "sheet [1].png"), "sheet [1].png")
 
 
-def test_data_prepare_folder(call, data, tmp_path):  # noqa: F811
+def test_data_prepare_folder(call, data, tmp_path):  # noqa: F811  (a fixture)
     copy = shutil.copytree(data, tmp_path / "copy")
     refused(
         call("data", "prepare", "folder", "--data", copy),
@@ -112,7 +112,7 @@ def test_data_prepare_folder(call, data, tmp_path):  # noqa: F811
     done(call("data", "check", copy), *CLASSES)
 
 
-def test_a_class_whose_name_is_no_utf8_is_named(call, tmp_path):  # noqa: F811
+def test_a_class_whose_name_is_no_utf8_is_named(call, tmp_path):  # noqa: F811  (a fixture)
     for name in ("dog", os.fsdecode(b"caf\xe9")):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(str(tmp_path / name / "a.png"), format="PNG")
@@ -120,7 +120,7 @@ def test_a_class_whose_name_is_no_utf8_is_named(call, tmp_path):  # noqa: F811
         refused(call(*command), 1, "the class 'caf\\udce9' is no UTF-8; rename it")
 
 
-def test_dump_cams(call, run):  # noqa: F811
+def test_dump_cams(call, run):  # noqa: F811  (a fixture)
     done(call("dump-cams", "--split", "val", "--run", run, "--format", "npy"), run.name)
     with h5py.File(run / "cache/cams-val.h5") as file:
         assert len(file["images"]) == 4
@@ -129,26 +129,26 @@ def test_dump_cams(call, run):  # noqa: F811
     )
 
 
-def test_pseudo_eval_and_eval(call, run, tmp_path):  # noqa: F811
+def test_pseudo_eval_and_eval(call, run, tmp_path):  # noqa: F811  (a fixture)
     done(call("pseudo-eval", "--split", "val", "--run", run, "--per-class", "--json", tmp_path / "p.json"), *CLASSES)
     assert json.loads((tmp_path / "p.json").read_text())["run"] == str(run)
     done(call("eval", "--split", "val", "--run", run, "--per-class", "--worst", "4"), *CLASSES, run.name)
 
 
 @pytest.mark.parametrize("name", PHOTOS[3:])
-def test_viz_attn(call, data, run, name):  # noqa: F811
+def test_viz_attn(call, data, run, name):  # noqa: F811  (a fixture)
     photo = data / "images/val" / f"{name}.png"
     done(call("viz-attn", photo, "--run", run), CLASSES[PHOTOS.index(name) % len(CLASSES)], f"attention-{name}.png")
     assert (run / "figures" / f"attention-{name}.png").is_file()
 
 
-def test_viz_cams_and_viz_par(call, data, run):  # noqa: F811
+def test_viz_cams_and_viz_par(call, data, run):  # noqa: F811  (a fixture)
     photos = [data / "images/val" / f"{name}.png" for name in PHOTOS[3:]]
     done(call("viz-cams", *photos, "--run", run))
     done(call("viz-par", photos[-1], "--run", run), "par-caf")
 
 
-def test_report(call, data, run):  # noqa: F811
+def test_report(call, data, run):  # noqa: F811  (a fixture)
     call("eval", "--split", "val", "--run", run)
     call("viz-attn", data / "images/val" / f"{PHOTOS[-1]}.png", "--run", run)
     done(call("report", run), run.name)
@@ -160,7 +160,7 @@ def test_report(call, data, run):  # noqa: F811
 
 
 @pytest.mark.parametrize("form", ["png", "coco-rle", "label-studio", "probabilities"])
-def test_predict(call, data, run, tmp_path, form):  # noqa: F811
+def test_predict(call, data, run, tmp_path, form):  # noqa: F811  (a fixture)
     out = tmp_path / "m [1] {x}"
     done(
         call("predict", data / "images/val", "--run", run, "--out", out, "--format", form, "--overlay"),
@@ -177,7 +177,7 @@ def test_predict(call, data, run, tmp_path, form):  # noqa: F811
         assert {entry["file_name"] for entry in entries} <= {f"{name}.png" for name in PHOTOS[3:]}
 
 
-def test_predict_names_what_it_cannot_do(call, data, run, tmp_path):  # noqa: F811
+def test_predict_names_what_it_cannot_do(call, data, run, tmp_path):  # noqa: F811  (a fixture)
     out = ("--run", run, "--out", tmp_path / "out", "--format")
     refused(call("predict", data / "images/val", *out, "cvat"), 2, "cannot hold ':cat:'")
     refused(
@@ -188,7 +188,7 @@ def test_predict_names_what_it_cannot_do(call, data, run, tmp_path):  # noqa: F8
     refused(call("predict", broken, *out, "png"), 1, "br\\udce9k [red].png")
 
 
-def test_the_folder_of_the_data_may_have_any_name(call, data, tmp_path):  # noqa: F811
+def test_the_folder_of_the_data_may_have_any_name(call, data, tmp_path):  # noqa: F811  (a fixture)
     copy = shutil.copytree(data, tmp_path / os.fsdecode(b"d\xe9 [x]"))
     run = tmp_path / os.fsdecode(b"r\xe9 [x]")
     refused(
