@@ -96,6 +96,7 @@ def test_each_thing_is_read_once(judged, monkeypatch, tmp_path):
 
         monkeypatch.setattr(holder, name, call)
 
+    counted(folder, "read_tags", lambda root: "labels")
     counted(folder, "read_rows", lambda root: "labels")
     counted(trained_run, "load_split", lambda kind, root, split, *rest: f"split {split}")
     counted(figures, "load_split", lambda kind, root, split, *rest: f"split {split}")
