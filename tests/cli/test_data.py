@@ -56,7 +56,7 @@ def test_data_preview_draws_a_contact_sheet(call, tiny_data, tmp_path):
     code, out, _ = call("data", "preview", tiny_data, "--split", "val", "--out", sheet)
     assert code == 0 and "4 photos of val" in out and min(read_image(sheet).shape[:2]) > 200
     assert call("data", "preview", "demo", "--data", tiny_data, "--count", "3", "--out", tmp_path / "s.svg")[0] == 0
-    refused(call("data", "preview", tiny_data, "--out", tmp_path / "s.xyz"), 2, "give a .png, .svg or .pdf file")
+    refused(call("data", "preview", tiny_data, "--out", tmp_path / "s.xyz"), 2, "give another .png, .svg or .pdf file")
     refused(call("data", "preview", tiny_data, "--split", "no"), 1, "splits there: train, val")
 
 

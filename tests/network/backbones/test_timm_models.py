@@ -23,11 +23,11 @@ def test_the_last_blocks_heads_come_last():
 @torch.no_grad()
 def test_queries_and_keys_with_every_kind_of_bias(name):
     """Against the whole projection, values included, as the module itself makes it."""
-    attention = timm_model(name, num_classes=0).blocks[0].attn
+    attention = timm_model(name, num_classes=0).blocks[0].attn.double()  # sums in another order are equal then
     torch.manual_seed(0)
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
-    tokens = torch.randn(2, 5, attention.proj.out_features)
+    tokens = torch.randn(2, 5, attention.proj.out_features, dtype=torch.float64)
     whole = attention.qkv(tokens)
     if getattr(attention, "q_bias", None) is not None:
         whole = whole + torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
