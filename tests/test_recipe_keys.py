@@ -28,7 +28,7 @@ from afactl.inference.segmentation import multi_scale, segment
 from afactl.inference.trained_run import TrainedRun
 from afactl.method.schedule import Phase
 from afactl.presets import Preset, field_names
-from afactl.runs.folder import read_metrics
+from afactl.runs.metrics import read_metrics
 from afactl.training import job as job_module
 from afactl.training import step as training_step
 from afactl.training.events import Noted, Saved, Validated
