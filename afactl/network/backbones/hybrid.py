@@ -61,6 +61,8 @@ class Hybrid(TimmBackbone):
         # The last map at a stride is the one that has seen the most; at 16 that is what the blocks get.
         self.taken = [len(reductions) - 1 - reductions[::-1].index(stride) for stride in STRIDES[:3]]
         channels = [self.body.feature_info.channels()[i] for i in self.taken]
+        # Depthwise convolutions and batch norm are quicker so, forward and backward (docs/performance.md).
+        self.body.to(memory_format=torch.channels_last)
         self.embed = PatchEmbedding(channels[-1], WIDTH, kernel=1, stride=1)
         rates = torch.linspace(0, drop_path, ATTENTION_BLOCKS).tolist()
         self.blocks = nn.ModuleList(ScaledBlock(WIDTH, HEADS[-1], rate) for rate in rates)
@@ -70,7 +72,7 @@ class Hybrid(TimmBackbone):
 
     def forward(self, image: Tensor) -> BackboneOutput:
         """B x 3 x h x w, normalised -> stage features, and queries and keys of the two blocks."""
-        maps = self.body(image)
+        maps = self.body(image.contiguous(memory_format=torch.channels_last))
         features = [maps[i] for i in self.taken]
         tokens, grid = self.embed(features[-1])
         parts = []
