@@ -25,6 +25,7 @@ from afactl.cli import (
     presets,
     pseudo_eval,
     report,
+    runs,
     train,
     viz,
 )
@@ -62,7 +63,7 @@ def _whole(
 
 
 # In the order of the help.
-for command in (train, pseudo_eval, evaluate, dump_cams, ablate, predict, viz, report, presets, export, doctor):
+for command in (train, pseudo_eval, evaluate, dump_cams, ablate, predict, viz, report, runs, presets, export, doctor):
     app.add_typer(command.app)
 app.add_typer(data.app, name="data")
 

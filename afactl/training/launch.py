@@ -156,6 +156,7 @@ def _new_folder(request: Request, prepared: Prepared, held: contextlib.ExitStack
     held.enter_context(lock)
     write_manifest(
         run,
+        preset=request.name,
         seed=job.seed,
         device=str(prepared.device),
         effective_batch=prepared.shares.photos,
