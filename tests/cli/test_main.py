@@ -25,6 +25,7 @@ COMMANDS = [
     "viz-cams",
     "viz-par",
     "report",
+    "runs",
     "predict",
     "presets",
     "export",
