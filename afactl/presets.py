@@ -62,6 +62,11 @@ class Data(Section):
         description="source of the image-level labels: masks or xml for voc (data prepare keeps both); null: the "
         "format's own, for voc what an earlier version prepared the folder for, or else the masks",
     )
+    long_side: Annotated[int, Field(ge=32)] | None = Field(
+        None,
+        description="views of training are cut from photos reduced to this long side, which smaller ones keep; null: "
+        "as stored; cam.max_pixels and eval.max_pixels do so for the passes over whole photos",
+    )
 
     def folder(self, given: Path | None = None) -> Path | None:
         """Where the dataset lies: the folder that is given (--data), or else `root`; None: the format makes its own."""
@@ -211,7 +216,11 @@ class Optim(Section):
     warmup_iters: Annotated[int, Field(ge=0)] = Field(1500, description="steps of linear warm-up")
     warmup_ratio: Share = Field(1e-6, description="rate of the first step, as a share")
     power: Positive = Field(1.0, description="of the polynomial decay")
-    freeze_norms: bool = Field(True, description="the backbone's norm layers keep their values")
+    freeze: Literal["nothing", "norms", "backbone"] | Count = Field(
+        "norms",
+        description="what of the backbone keeps its values: nothing, its norm layers, all of it, or a number N: all "
+        "but its last N blocks; batch norms in it keep their statistics",
+    )
     idle_heads: Literal["rest", "count"] = Field(
         "rest",
         description="heads without a loss in a phase: rest, or count: their gradient is 0, so that AdamW decays their "
@@ -359,6 +368,10 @@ def _read_yaml(text: str, source: str) -> Any:
         raise PresetError(f"{source}: not readable as YAML ({message})") from error
 
 
+# Presets that have another name now.
+FORMER_NAMES = {"animals": "photos"}
+
+
 def shipped_folder() -> Path:
     """Where the shipped presets lie: inside an installed package, or in the source checkout."""
     installed = Path(__file__).parent / "shipped_presets"
@@ -377,8 +390,9 @@ def find_preset(name_or_file: str) -> Path:
     Raises:
         PresetError: neither; offers the nearest name.
     """
-    if name_or_file in preset_names():
-        return next(shipped_folder().rglob(f"{name_or_file}.yaml"))
+    name = FORMER_NAMES.get(name_or_file, name_or_file)
+    if name in preset_names():
+        return next(shipped_folder().rglob(f"{name}.yaml"))
     path = Path(name_or_file)
     if path.is_file():
         return path
@@ -418,6 +432,8 @@ def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:
             raise PresetError(f"{path}: expected sections with keys, such as train: {{max_iters: 100}}")
     except PresetError as error:
         problems, tree = [str(error).removeprefix(f"{path}: ")], {}
+    for section, keys in tree.items():
+        tree[section] = dict(_renamed(section, key, value) for key, value in keys.items())
     for override in overrides:
         name, sign, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -425,10 +441,18 @@ def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:
             problems.append(f"--set {override}: expected section.key=value, such as train.max_iters=100")
             continue
         try:
-            tree.setdefault(section, {})[key] = _read_yaml(value, f"--set {override}")
+            key, content = _renamed(section, key, _read_yaml(value, f"--set {override}"))
+            tree.setdefault(section, {})[key] = content
         except PresetError as error:
             problems.append(str(error))
     return _validate(tree, str(path), problems)
+
+
+def _renamed(section: str, key: str, value: Any) -> tuple[str, Any]:
+    """Key and value of today for those of earlier presets and run folders."""
+    if (section, key) == ("optim", "freeze_norms") and isinstance(value, bool):
+        return "freeze", "norms" if value else "nothing"
+    return key, value
 
 
 def as_override(name: str, value: str) -> str:

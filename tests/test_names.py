@@ -116,7 +116,7 @@ def test_a_class_whose_name_is_no_utf8_is_named(call, tmp_path):  # noqa: F811  
     for name in ("dog", os.fsdecode(b"caf\xe9")):
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 8)).save(str(tmp_path / name / "a.png"), format="PNG")
-    for command in (["data", "check", tmp_path], ["train", "animals", "--data", tmp_path]):
+    for command in (["data", "check", tmp_path], ["train", "photos", "--data", tmp_path]):
         refused(call(*command), 1, "the class 'caf\\udce9' is no UTF-8; rename it")
 
 

@@ -32,7 +32,7 @@ def test_the_main_presets_come_first_then_those_of_the_comparisons():
         "voc-without-afa",
         "voc-without-reg",
     ]
-    assert preset_names() == ["animals", "coco", "demo", "voc", *others]
+    assert preset_names() == ["coco", "demo", "photos", "voc", *others]
 
 
 # What the authors' code does otherwise than the paper says, or where the paper is silent.
@@ -295,3 +295,15 @@ def test_the_folder_that_is_given_comes_before_that_of_the_preset():
     own, none = load_preset("demo", ["data.root=there"]).data, load_preset("demo").data
     assert own.folder() == Path("there") and own.folder(Path("here")) == Path("here")
     assert none.folder() is None and none.folder(Path("here")) == Path("here")
+
+
+def test_the_key_of_earlier_presets_for_frozen_norms_means_what_it_meant(tmp_path):
+    for former, now in (("true", "norms"), ("false", "nothing")):
+        (tmp_path / "p.yaml").write_text(f"optim: {{freeze_norms: {former}}}")
+        assert load_preset(str(tmp_path / "p.yaml")).optim.freeze == now
+        assert load_preset("voc", [f"optim.freeze_norms={former}"]).optim.freeze == now
+        assert load_preset(str(tmp_path / "p.yaml"), ["optim.freeze=3"]).optim.freeze == 3
+    with pytest.raises(PresetError, match='"optim.freeze_norms" is not known'):
+        load_preset("voc", ["optim.freeze_norms=maybe"])
+    with pytest.raises(PresetError, match="optim.freeze: expected nothing or norms or backbone or a whole number"):
+        load_preset("voc", ["optim.freeze=all"])

@@ -172,6 +172,14 @@ def data_splits(ground):
     assert len(turned.data.samples) == 4 and len(turned.val.samples) == 8
 
 
+@row("data.long_side")
+def data_long_side_reduces_photos_before_their_views(ground):
+    """The photos have 64 pixels, as the view: half of it is theirs when they are reduced to 32."""
+    for limit, side in (("32", 32), ("null", 64), ("640", 64)):
+        box = ground.batch("train.scale_range=[1.0,1.0]", f"data.long_side={limit}")["box"]
+        assert ((box[:, 1::2] - box[:, 0::2]) == side).all()
+
+
 @row("data.labels")
 def data_labels_are_those_of_masks_or_xml(ground):
     root = make_voc(ground.folder / "voc", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 1], "v1": [1, 1]})
@@ -620,13 +628,14 @@ def optim_schedule(ground):
     assert rates("optim.warmup_iters=0", "optim.power=2") == pytest.approx([1.0, 0.5625, 0.25])
 
 
-@row("optim.freeze_norms")
-def optim_freeze_norms_keeps_those_of_the_backbone(ground):
-    for frozen in (True, False):
-        changes = ("optim.warmup_iters=0", f"optim.freeze_norms={str(frozen).lower()}")
+@row("optim.freeze")
+def optim_freeze_keeps_parts_of_the_backbone(ground):
+    norm, early = "backbone.norm4.weight", "backbone.block1.0.attn.q.weight"
+    for what, kept in (("nothing", ()), ("norms", (norm,)), ("2", (early,)), ("backbone", (norm, early))):
+        changes = ("optim.warmup_iters=0", f"optim.freeze={what}")
         before, (_, updater) = ground.prepared(*changes).model, ground.take(LABELS, *changes)
-        for name in ("backbone.norm4.weight", "backbone.block4.0.norm1.weight"):
-            assert torch.equal(updater.model.get_parameter(name), before.get_parameter(name)) == frozen
+        for name in (norm, early):
+            assert torch.equal(updater.model.get_parameter(name), before.get_parameter(name)) == (name in kept), what
         assert not torch.equal(updater.model.decoder.norm.weight, before.decoder.norm.weight)
 
 

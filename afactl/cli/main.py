@@ -80,7 +80,7 @@ The first five commands, in this order:
   afactl predict PHOTOS --overlay    masks for any photos
   afactl report                      all of it on one page
 
-Your own photos: afactl data check DIR, then afactl train animals --data DIR. All commands: afactl --help"""
+Your own photos: afactl data check DIR, then afactl train photos --data DIR. All commands: afactl --help"""
 
 
 # Commands whose work several processes share, started by torchrun.

@@ -103,6 +103,13 @@ def unequal_sizes(split: Split) -> list[Defect]:
         return [defect for defect in pool.map(compared, split.samples) if defect is not None]
 
 
+def median_long_side(split: Split) -> int:
+    """Pixels of the longer side of the median photo, by the beginnings of a hundred files; 0 where none can be read."""
+    samples = split.samples[:: max(1, len(split.samples) // 100)]
+    sizes = [size for sample in samples if (size := _stored_size(sample.image_path))]
+    return int(np.median([max(size) for size in sizes])) if sizes else 0
+
+
 def _stored_size(path: Path) -> tuple[int, int] | None:
     try:
         with Image.open(path) as image:

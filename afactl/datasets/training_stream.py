@@ -21,6 +21,7 @@ class Crops(NamedTuple):
     size: int
     scale_range: tuple[float, float]
     flip: bool = True
+    long_side: int | None = None
 
 
 class TrainingStream(Dataset[dict[str, Any]]):

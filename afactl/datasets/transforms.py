@@ -76,7 +76,12 @@ class Window(NamedTuple):
 
 
 def random_window(
-    size: tuple[int, int], rng: np.random.Generator, crop_size: int, scale_range: tuple[float, float], flip: bool = True
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    crop_size: int,
+    scale_range: tuple[float, float],
+    flip: bool = True,
+    long_side: int | None = None,
 ) -> Window:
     """Random rescale, horizontal flip and crop (paper 4.1).
 
@@ -90,8 +95,11 @@ def random_window(
         crop_size: side of the view in pixels.
         scale_range: the scale is uniform in it.
         flip: mirror with probability 1/2.
+        long_side: a photo that is longer is taken as one of this length, before the drawn scale.
     """
     scale = rng.uniform(*scale_range)
+    if long_side is not None:
+        scale *= min(1.0, long_side / max(size))
     mirrored = bool(flip and rng.random() < 0.5)
     (top, bottom, y0, rows), (left, right, x0, columns) = (_place(side, scale, crop_size, rng) for side in size)
     return Window((top, bottom, left, right), rows, columns, y0, x0, crop_size, mirrored)

@@ -132,7 +132,7 @@ class Job:
         first, end = self.start * shares.photos + distributed.rank(), job.max_iters * shares.photos
         return TrainingStream(
             self.prepared.data,
-            Crops(job.crop_size, job.scale_range),
+            Crops(job.crop_size, job.scale_range, long_side=self.preset.data.long_side),
             job.seed,
             range(first, end, shares.processes),
             masks=job.supervision == "masks",

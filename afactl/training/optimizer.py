@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from afactl.method.schedule import learning_rate
+from afactl.network.freezing import freeze
 from afactl.network.model import AFA
 from afactl.presets import Preset
 
@@ -27,14 +27,14 @@ def build_optimizer(model: AFA, preset: Preset) -> torch.optim.AdamW:
     """AdamW with two groups: the backbone, and the heads at `head_lr_factor` times its rate.
 
     What of a backbone has no published weights (`Backbone.fresh`) learns at the rate of the heads.
-    With `freeze_norms` the backbone's norm layers keep their values (the authors give them rate 0).
+    What `freeze` names keeps its values (the authors give the norm layers rate 0).
+
+    Raises:
+        PresetError: the backbone has no such parts to freeze.
     """
     optim = preset.optim
     fresh = {id(p) for part in model.backbone.fresh for p in model.backbone.get_submodule(part).parameters()}
-    if optim.freeze_norms:
-        for module in model.backbone.modules():
-            if isinstance(module, nn.LayerNorm) and id(module.weight) not in fresh:
-                module.requires_grad_(False)
+    freeze(model.backbone, optim.freeze)
     own = {id(p) for p in model.backbone.parameters()} - fresh
     heads = [p for p in model.parameters() if id(p) not in own and p.requires_grad]
     backbone = [p for p in model.backbone.parameters() if id(p) in own and p.requires_grad]

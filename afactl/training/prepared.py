@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from afactl.datasets.checking import unequal_sizes
+from afactl.datasets.checking import median_long_side, unequal_sizes
 from afactl.datasets.registry import check_files, is_missing, load_split
 from afactl.datasets.samples import Split
 from afactl.errors import DataError
@@ -18,6 +18,9 @@ from afactl.network.model import AFA, widen_heads
 from afactl.presets import Preset
 from afactl.runs.checkpoints import Architecture
 from afactl.training.optimizer import build_optimizer
+
+# A view of less than a third of a photo's side shows its object seldom.
+LARGE = 3
 
 
 class Prepared(NamedTuple):
@@ -70,7 +73,9 @@ def prepare(preset: Preset, device: torch.device) -> Prepared:
     processes = distributed.world_size()
     shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, processes)
     optimizer = build_optimizer(model, preset)
-    notes = dict.fromkeys((*data.notes, *(val.notes + _unscored(val) if val else ())))
+    notes = dict.fromkeys(
+        (*data.notes, *_large(data, preset), *(val.notes + _unscored(val) if val else ())),
+    )
     return Prepared(preset, device, data, val, architecture, model, optimizer, shares, tuple(notes))
 
 
@@ -100,6 +105,20 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
         return data, None
     check_files(val, masks=True)
     return data, val
+
+
+def _large(data: Split, preset: Preset) -> tuple[str, ...]:
+    """What can be told before the first step: views that show a small part of most photos."""
+    crop = preset.train.crop_size
+    if preset.data.long_side is not None:
+        return ()
+    median = median_long_side(data)
+    if median <= LARGE * crop:
+        return ()
+    return (
+        f"half of the photos are {median} pixels long or more, over {LARGE} times train.crop_size={crop}: a view shows "
+        f"a small part of them; --set data.long_side={LARGE * crop} reduces them first",
+    )
 
 
 def _unscored(val: Split) -> tuple[str, ...]:

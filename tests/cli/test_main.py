@@ -136,7 +136,7 @@ def test_a_file_system_without_locks_is_said_and_used_at_ones_own_risk(call, run
 def test_usage_errors_are_one_line_with_code_2(call, run_copy, tiny_data, tmp_path):
     refused(call("trian"), 2, "trian")
     refused(call("eval", "--spilt", "val"), 2, "--spilt")
-    refused(call("train"), 2, "expected a preset, one of animals, coco, demo, voc")
+    refused(call("train"), 2, "expected a preset, one of coco, demo, photos, voc")
     refused(call("train", "dmo"), 2, 'did you mean "demo"')
     refused(
         call("train", "demo", "--set", "train.max_iter=3", "--set", "optim.lr=x"),

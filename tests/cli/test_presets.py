@@ -5,7 +5,7 @@ from tests.cli.conftest import refused
 
 def test_presets_are_listed_printed_and_copied(call, tmp_path):
     code, out, _ = call("presets")
-    assert code == 0 and all(name in out for name in ("animals", "coco", "demo", "voc"))
+    assert code == 0 and all(name in out for name in ("coco", "demo", "photos", "voc"))
     assert "max_iters: 20000" in call("presets", "voc")[1]
     assert call("presets", "voc", "--copy", tmp_path / "mine.yaml")[0] == 0
     refused(call("presets", "voc", "--copy", tmp_path / "mine.yaml"), 2, "mine.yaml is there already")

@@ -69,6 +69,20 @@ def test_the_scale_is_the_drawn_one(height, width, scale, seed):
         assert abs(shown - length / scale) <= 0.5 + 0.5 / scale * shown / 20 + 1e-9
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(20, 300), st.integers(20, 300), st.integers(16, 400), st.integers(0, 10**6))
+def test_a_long_side_reduces_what_is_longer_and_enlarges_nothing(height, width, long_side, seed):
+    """The view is that of the scale which brings the photo to this length; shorter photos are as without a limit."""
+    limited = random_window((height, width), np.random.default_rng(seed), 64, (1.0, 1.0), long_side=long_side)
+    scale = min(1.0, long_side / max(height, width))
+    assert limited == random_window((height, width), np.random.default_rng(seed), 64, (scale, scale))
+    if long_side >= max(height, width):
+        assert limited == random_window((height, width), np.random.default_rng(seed), 64, (1.0, 1.0))
+    top, bottom, left, right = limited.part
+    if max(height, width) > long_side and long_side <= 64:
+        assert (bottom - top, right - left) == (height, width), "all of the photo is seen"
+
+
 def test_half_of_the_views_are_mirrored():
     image = np.zeros((8, 8, 3), np.uint8)
     image[:, :4] = 255

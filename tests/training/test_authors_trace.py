@@ -204,7 +204,7 @@ def distance(found, expected, names):
         ("affinity.eps=0.0", {"seg": 8, "cls": 11, "aff": 12}),
         ("train.affinity_label=propagated", {"aff": 8, "cls": 9, "seg": 9}),
         ("train.cls_warmup_iters=3", {"cls": 4, "seg": 4, "aff": 4}),
-        ("optim.freeze_norms=false", {"cls": 3, "seg": 3, "aff": 6}),
+        ("optim.freeze=nothing", {"cls": 3, "seg": 3, "aff": 6}),
     ],
 )
 def test_where_the_paper_and_the_authors_part(trace, authors, change, parts):

@@ -222,7 +222,7 @@ def test_changed_settings_of_the_optimizer_count_from_the_resumed_step_on(run_co
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
     before = weights_of(run_copy)
-    changes = ("optim.weight_decay=0.25", "optim.head_lr_factor=3", "optim.betas=[0.5,0.6]", "optim.freeze_norms=false")
+    changes = ("optim.weight_decay=0.25", "optim.head_lr_factor=3", "optim.betas=[0.5,0.6]", "optim.freeze=nothing")
     go_on(run_copy, "train.max_iters=6", "optim.warmup_iters=0", "optim.lr=0.01", *changes, allow_changes=True)
     after = weights_of(run_copy)
     assert len(seen) == 2
@@ -233,7 +233,7 @@ def test_changed_settings_of_the_optimizer_count_from_the_resumed_step_on(run_co
     norms = [name for name in after if name.startswith("backbone.") and "norm" in name]
     assert norms and not any(torch.equal(before[name], after[name]) for name in norms), "no longer frozen"
     # Frozen again, they stay.
-    go_on(run_copy, "train.max_iters=7", "optim.freeze_norms=true", allow_changes=True)
+    go_on(run_copy, "train.max_iters=7", "optim.freeze=norms", allow_changes=True)
     last = weights_of(run_copy)
     assert all(torch.equal(after[name], last[name]) for name in norms)
     assert not torch.equal(after["classifier"], last["classifier"])

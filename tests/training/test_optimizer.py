@@ -52,7 +52,9 @@ def test_parts_without_published_weights_learn_at_the_rate_of_the_heads():
     optimizer = build_optimizer(model, load_preset("voc", ["optim.lr=1e-3", "optim.head_lr_factor=7"]))
     set_learning_rate(optimizer, 1500, load_preset("voc", ["optim.lr=1e-3", "optim.head_lr_factor=7"]))
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert len(rates) == len(list(model.parameters()))  # each once; a convolutional network has no LayerNorm to fix
+    norms = [m for m in model.backbone.body.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(rates) == len(list(model.parameters())) - 2 * len(norms)  # each once, but what the fixed norms have
+    assert norms and not any(id(m.weight) in rates or m.training for m in norms)
     backbone = rates[id(model.backbone.body.conv1.weight)]
     assert rates[id(model.backbone.norm.weight)] == rates[id(model.decoder.fuse.weight)] == pytest.approx(7 * backbone)
     assert rates[id(model.backbone.blocks[0].scale1)] == pytest.approx(7 * backbone)

@@ -3,6 +3,7 @@ import shutil
 import pytest
 import torch
 
+from afactl.datasets import demo
 from afactl.errors import DataError, UsageError
 from afactl.machine.distributed import Shares
 from afactl.training.prepared import load_data, prepare
@@ -17,6 +18,19 @@ def test_what_is_prepared_fits_together(tiny_data):
     assert prepared.shares == Shares(2, 2, 1)
     listed = {id(p) for group in prepared.optimizer.param_groups for p in group["params"]}
     assert listed == {id(p) for p in prepared.model.parameters() if p.requires_grad}
+
+
+def test_photos_of_which_a_view_shows_little_are_told_of(tmp_path):
+    data = demo.generate(tmp_path / "large", train=3, val=1, size=128)
+
+    def notes(*changes):
+        told = prepare(tiny_preset(data, *changes), CPU).notes
+        return [note for note in told if "data.long_side" in note]
+
+    assert notes("train.crop_size=48") == []
+    (note,) = notes("train.crop_size=32")
+    assert note.startswith("half of the photos are 128 pixels long or more, over 3 times train.crop_size=32")
+    assert notes("train.crop_size=32", "data.long_side=96") == []
 
 
 def test_the_seed_decides_the_weights(tiny_data):

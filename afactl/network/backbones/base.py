@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import abc
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
 from afactl.errors import PresetError, ShapeError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class BackboneOutput(NamedTuple):
@@ -45,6 +48,7 @@ class Backbone(nn.Module, abc.ABC):
         attention_layers: L, the last blocks whose queries and keys come out.
         attention_heads: n, the heads of these blocks together, as many in each.
         fresh: names of its parts that no published weights exist for; they learn at the rate of the heads.
+        frozen: modules that stay in evaluation mode whatever mode is set (`freezing.freeze`).
     """
 
     out_channels: tuple[int, ...]
@@ -52,6 +56,7 @@ class Backbone(nn.Module, abc.ABC):
     attention_layers: int
     attention_heads: int
     fresh: tuple[str, ...] = ()
+    frozen: tuple[nn.Module, ...] = ()
 
     @abc.abstractmethod
     def forward(self, image: Tensor) -> BackboneOutput:
@@ -66,6 +71,22 @@ class Backbone(nn.Module, abc.ABC):
         output: BackboneOutput = super().__call__(image)
         self._check(image, output)
         return output
+
+    def block_names(self) -> list[tuple[str, ...]]:
+        """Names of its pretrained blocks in the order of a pass, for `optim.freeze: N`.
+
+        An entry is a block with what comes right before or after it, such as the merging at the start of a stage or
+        the norm at its end. What no entry names, such as the first embedding, goes with the first block. A backbone
+        that names none can only be frozen as a whole.
+        """
+        return []
+
+    def train(self, mode: bool = True) -> Self:
+        """torch's own, but for what is frozen."""
+        super().train(mode)
+        for module in self.frozen:
+            module.eval()
+        return self
 
     @property
     def stride(self) -> int:

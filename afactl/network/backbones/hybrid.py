@@ -70,6 +70,18 @@ class Hybrid(TimmBackbone):
         self.out_channels = (*channels, WIDTH)
         self.attention_layers, self.attention_heads = ATTENTION_BLOCKS, ATTENTION_BLOCKS * HEADS[-1]
 
+    def block_names(self) -> list[tuple[str, ...]]:
+        """One entry per convolutional block; the two Transformer blocks are fresh, and always learn."""
+        entries: list[tuple[str, ...]] = []
+        merging: tuple[str, ...] = ()
+        for name in _sequential_names(self.body):
+            if name.rpartition(".")[0].endswith("downsample"):
+                merging = (*merging, f"body.{name}")
+            else:
+                entries.append((*merging, f"body.{name}"))
+                merging = ()
+        return entries
+
     def forward(self, image: Tensor) -> BackboneOutput:
         """B x 3 x h x w, normalised -> stage features, and queries and keys of the two blocks."""
         maps = self.body(image.contiguous(memory_format=torch.channels_last))
@@ -80,3 +92,14 @@ class Hybrid(TimmBackbone):
             tokens, queries, keys = block(tokens, grid)
             parts.append((queries, keys))
         return BackboneOutput((*features, to_map(self.norm(tokens), grid)), *last_blocks(parts))
+
+
+def _sequential_names(module: nn.Module) -> list[str]:
+    """Names of the members of all sequences in a network, in order; a sequence of sequences gives those inside."""
+    names = []
+    for name, child in module.named_children():
+        if isinstance(module, nn.Sequential) and not isinstance(child, nn.Sequential):
+            names.append(name)
+        elif isinstance(child, nn.Sequential) or not isinstance(module, nn.Sequential):
+            names += [f"{name}.{inner}" for inner in _sequential_names(child)]
+    return names

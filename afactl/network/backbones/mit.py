@@ -164,6 +164,19 @@ class MixTransformer(Backbone):
             self.add_module(f"norm{i + 1}", nn.LayerNorm(dims[i], eps=1e-6))
         self.apply(_initialize)
 
+    def block_names(self) -> list[tuple[str, ...]]:
+        """One entry per block; a stage's embedding goes with its first block, its norm with its last."""
+        stages = ((i, len(getattr(self, f"block{i}"))) for i in range(1, 5))
+        return [
+            (
+                *([f"patch_embed{i}"] if j == 0 else []),
+                f"block{i}.{j}",
+                *([f"norm{i}"] if j == depth - 1 else []),
+            )
+            for i, depth in stages
+            for j in range(depth)
+        ]
+
     def forward(self, image: Tensor) -> BackboneOutput:
         """B x 3 x h x w, normalised -> stage features, and queries and keys of the last two blocks."""
         features, x = [], image

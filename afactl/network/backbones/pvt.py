@@ -46,6 +46,18 @@ class PyramidVisionTransformer(TimmBackbone):
         self.out_channels = tuple(stage["num_chs"] for stage in self.body.feature_info)
         self.attention_layers, self.attention_heads = ATTENTION_BLOCKS, ATTENTION_BLOCKS * attention.num_heads
 
+    def block_names(self) -> list[tuple[str, ...]]:
+        """One entry per block; a stage's merging goes with its first block, its norm with its last."""
+        return [
+            (
+                *([f"body.stages.{i}.downsample"] if i and j == 0 else []),
+                f"body.stages.{i}.blocks.{j}",
+                *([f"body.stages.{i}.norm"] if j == len(stage.blocks) - 1 else []),
+            )
+            for i, stage in enumerate(self.body.stages)
+            for j in range(len(stage.blocks))
+        ]
+
     def forward(self, image: Tensor) -> BackboneOutput:
         """B x 3 x h x w, normalised -> stage features, and queries and keys of the last two blocks."""
         x, features = self.body.patch_embed(image), []

@@ -71,6 +71,11 @@ class VisionTransformer(TimmBackbone):
         self.out_channels = self.pyramid.out_channels
         self.attention_layers, self.attention_heads = ATTENTION_BLOCKS, ATTENTION_BLOCKS * attention.num_heads
 
+    def block_names(self) -> list[tuple[str, ...]]:
+        """One entry per block; the last norm goes with the last one."""
+        last = len(self.body.blocks) - 1
+        return [(f"body.blocks.{i}", *(["body.norm"] if i == last else [])) for i in range(last + 1)]
+
     def forward(self, image: Tensor) -> BackboneOutput:
         """B x 3 x h x w, normalised -> pyramid of the last block's features, and queries and keys of the last two."""
         size = image.shape[2:]
