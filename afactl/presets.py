@@ -31,9 +31,9 @@ class Section(BaseModel):
     def _typed(cls, value: Any, info: ValidationInfo) -> Any:
         # pydantic would make numbers of "1e5" and of true.
         kinds = _kinds(cls.model_fields[str(info.field_name)].annotation)
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if (isinstance(one, str) and str not in kinds and one not in kinds) or (
-                isinstance(one, bool) and bool not in kinds
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if (isinstance(item, str) and str not in kinds and item not in kinds) or (
+                isinstance(item, bool) and bool not in kinds
             ):
                 raise ValueError("of another type")
         return value
@@ -469,7 +469,7 @@ def _validate(tree: Mapping[str, Any], source: str, problems: list[str]) -> Pres
         # A union reports one problem per member, a list one per item: the first of a field says it.
         first = {error["loc"][:2]: error for error in reversed(error.errors())}
         # What counts between values says nothing where some of them could not be read.
-        problems = problems + [_explain(one) for where, one in first.items() if where or not problems]
+        problems = problems + [_explain(problem) for where, problem in first.items() if where or not problems]
     if problems or preset is None:
         raise PresetError(f"{source}: " + "; ".join(problems))
     return preset

@@ -71,17 +71,20 @@ def prepare_voc(
         "the preset's data.labels chooses between masks and xml"
     )
     out.print(f"{len(done.disagreements)} photos whose mask and XML disagree")
-    for one in done.disagreements[:SHOWN]:
+    for disagreement in done.disagreements[:SHOWN]:
         sides = [
             f"only in the {place}: {', '.join(names)}"
-            for place, names in (("mask", one.only_in_mask), ("XML", one.only_in_xml))
+            for place, names in (("mask", disagreement.only_in_mask), ("XML", disagreement.only_in_xml))
             if names
         ]
-        out.print(f"  {one.image_id}: {'; '.join(sides)}")
+        out.print(f"  {disagreement.image_id}: {'; '.join(sides)}")
     if len(done.disagreements) > SHOWN:
         out.print(f"  and {len(done.disagreements) - SHOWN} more; --json FILE lists all")
     if json_file is not None:
-        write_json(json_file, {**done._asdict(), "disagreements": [one._asdict() for one in done.disagreements]})
+        write_json(
+            json_file,
+            {**done._asdict(), "disagreements": [disagreement._asdict() for disagreement in done.disagreements]},
+        )
 
 
 @prepare_app.command("coco", epilog="Example: afactl data prepare coco --data COCO --year 2014")
@@ -103,14 +106,20 @@ def prepare_coco(
         )
     done = [preparing.prepare_coco(data, split, tracker(f"masks of {split}")) for split in splits]
     rows = [
-        (one.split, str(one.photos), str(preparing.KNOWN_COCO[one.split]), str(one.empty), str(one.drawn))
-        for one in done
+        (
+            written.split,
+            str(written.photos),
+            str(preparing.KNOWN_COCO[written.split]),
+            str(written.empty),
+            str(written.drawn),
+        )
+        for written in done
     ]
     out.print(
         table("photos by split", ("split", "here", "in the full dataset", "all background", "masks drawn now"), rows)
     )
-    for one in done:
-        out.print(f"masks: {one.folder}")
+    for written in done:
+        out.print(f"masks: {written.folder}")
 
 
 @prepare_app.command("folder", epilog="Example: afactl data prepare folder --data mydata --val 0.1")
@@ -162,7 +171,7 @@ def check(
     names = [split.name for split in splits]
     # Without a preset: as the format's own presets name it.
     wanted = [train] if train else [*preset_splits(name), "train"]
-    train = next((one for one in (*wanted, "train") if one in names), None)
+    train = next((candidate for candidate in (*wanted, "train") if candidate in names), None)
     if train is None:
         out.print(
             f"no split {' or '.join(dict.fromkeys(wanted))} for training; which classes are trained is not checked"
@@ -173,12 +182,12 @@ def check(
     report = check_splits(splits, train or "", tracker("reading"))
     rows = [
         (
-            one.name,
-            str(one.images),
-            *(" / ".join(map(str, sides)) for sides in (one.widths, one.heights)),
-            "yes" if one.masked else "no",
+            facts.name,
+            str(facts.images),
+            *(" / ".join(map(str, sides)) for sides in (facts.widths, facts.heights)),
+            "yes" if facts.masked else "no",
         )
-        for one in report.splits
+        for facts in report.splits
     ]
     out.print(
         table(
@@ -188,25 +197,25 @@ def check(
         )
     )
     order = sorted(range(len(report.classes)), key=lambda number: -report.splits[0].classes[number])
-    classes = [(report.classes[number], *(str(one.classes[number]) for one in report.splits)) for number in order]
+    classes = [(report.classes[number], *(str(facts.classes[number]) for facts in report.splits)) for number in order]
     out.print(table("photos per class", ("class", *names), classes))
-    counts = sorted({count for one in report.splits for count in one.labels})
-    labels = [(str(count), *(str(one.labels.get(count, 0)) for one in report.splits)) for count in counts]
+    counts = sorted({count for facts in report.splits for count in facts.labels})
+    labels = [(str(count), *(str(facts.labels.get(count, 0)) for facts in report.splits)) for count in counts]
     out.print(table("photos by number of labels", ("labels", *names), labels))
     kinds = sorted({defect.kind for defect in report.defects})
     for kind in kinds:
-        found = [defect for defect in report.defects if defect.kind == kind]
-        out.print(f"{kind}: {len(found)}")
-        for defect in found[:SHOWN]:
+        defects = [defect for defect in report.defects if defect.kind == kind]
+        out.print(f"{kind}: {len(defects)}")
+        for defect in defects[:SHOWN]:
             out.print(f"  {defect.where}: {defect.detail}")
-        if len(found) > SHOWN:
-            out.print(f"  and {len(found) - SHOWN} more; --json FILE lists all")
+        if len(defects) > SHOWN:
+            out.print(f"  and {len(defects) - SHOWN} more; --json FILE lists all")
     if json_file is not None:
         figures = {
-            "splits": [one._asdict() for one in report.splits],
+            "splits": [facts._asdict() for facts in report.splits],
             "classes": report.classes,
             "notes": notes,
-            "defects": [one._asdict() for one in report.defects],
+            "defects": [defect._asdict() for defect in report.defects],
         }
         write_json(json_file, figures)
     out.print(f"{len(report.defects)} defects" if report.defects else "no defects")
@@ -241,7 +250,7 @@ def preset_splits(name: str) -> list[str]:
     """The training splits of the shipped presets of a dataset format."""
     from afactl.presets import load_preset, preset_names
 
-    shipped = [load_preset(one).data for one in preset_names()]
+    shipped = [load_preset(shipped_name).data for shipped_name in preset_names()]
     return list(dict.fromkeys(data.train_split for data in shipped if data.name == name))
 
 

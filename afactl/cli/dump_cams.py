@@ -41,8 +41,8 @@ def dump(
     from afactl.inference.trained_run import open_split
 
     trained = open_chosen_run(run, device, checkpoint)
-    found = open_split(trained, split, data, masks=False)
-    path, images, computed = dump_cams(trained, found, overwrite, tracker("CAMs"))
+    dataset = open_split(trained, split, data, masks=False)
+    path, images, computed = dump_cams(trained, dataset, overwrite, tracker("CAMs"))
     out.print(f"{path}: {images} images, {computed} of them made now")
     if form is DumpFormat.npy:
-        out.print(f"{export_cams(trained, found, tracker('npy'))}: one dictionary per image")
+        out.print(f"{export_cams(trained, dataset, tracker('npy'))}: one dictionary per image")

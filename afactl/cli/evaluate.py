@@ -72,9 +72,9 @@ def evaluate(
     require_free([("--json", json_file)], overwrite)
     backend = chosen_crf(crf, crf_backend)
     trained = open_chosen_run(run, device, checkpoint)
-    found = open_split(trained, split, data, masks=True)
+    dataset = open_split(trained, split, data, masks=True)
     chosen = protocol.value if protocol else None
-    scores, images = evaluate_segmentation(trained, found, backend, tracker("segmentation"), chosen)
+    scores, images = evaluate_segmentation(trained, dataset, backend, tracker("segmentation"), chosen)
     trained = with_protocol(trained, chosen)
     rows = [(score.name, percent(score.miou)) for score in scores]
     out.print(table(f"segmentation of {split}, mIoU %", ("row", "mIoU"), rows))
@@ -82,20 +82,20 @@ def evaluate(
     side = f"long side {settings.long_side}" if settings.long_side else "size as stored"
     name = protocol_name(settings)
     out.print(
-        f"split {split}, {len(found.samples)} images; protocol: {name} ({side}, sizes: {settings.sizes}; "
+        f"split {split}, {len(dataset.samples)} images; protocol: {name} ({side}, sizes: {settings.sizes}; "
         f"multi-scale: {numbers(settings.scales)}, each with its mirror image by {settings.mirror}, "
         f"fused at the {settings.fuse_at} by maximum); "
         f"no image-level truth was used; {trained.checkpoint} checkpoint, step {trained.iteration}"
     )
     if per_class:
-        print_per_class({score.name: score for score in scores}, found.classes)
+        print_per_class({score.name: score for score in scores}, dataset.classes)
     figures = {score.name: score.miou for score in scores}
     if json_file is not None:
         write_json(
             json_file,
             {
                 "split": split,
-                "images": len(found.samples),
+                "images": len(dataset.samples),
                 "run": str(trained.folder),
                 "step": trained.iteration,
                 "protocol": name,
@@ -106,4 +106,4 @@ def evaluate(
         if count and not out.quiet:
             from afactl.pictures.figures import draw_ranked
 
-            out.print(f"picture: {draw_ranked(trained, found, images, name, count, palette.value)}")
+            out.print(f"picture: {draw_ranked(trained, dataset, images, name, count, palette.value)}")

@@ -64,18 +64,18 @@ def predict(
 
     backend = chosen_crf(crf, crf_backend)
     folder = out_folder or find_run(run)[0] / "predictions"
-    found = find_photos(photos, folder)
-    for note in found.notes:
+    to_predict = find_photos(photos, folder)
+    for note in to_predict.notes:
         log.print(note)
     trained = open_chosen_run(run, device, checkpoint)
     forms = [form, *(["overlay"] if overlay and form != "overlay" else [])]
     options = PredictOptions(backend, forms, palette.value, window, overwrite)
-    result = predict_photos(trained, found.photos, folder, options, tracker("predict"))
+    result = predict_photos(trained, to_predict.photos, folder, options, tracker("predict"))
     for line in result.failed:
         error_line(line)
     kept = f", {result.kept} of them before a stop" if result.kept else ""
     out.print(
-        f"{result.photos} of {len(found.photos)} photos{kept} as {' and '.join(forms)} in {folder} "
+        f"{result.photos} of {len(to_predict.photos)} photos{kept} as {' and '.join(forms)} in {folder} "
         f"(multi-scale + flip{' + CRF' if crf else ''}; {trained.iteration} steps)"
     )
     out.print(

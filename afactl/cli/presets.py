@@ -28,7 +28,9 @@ def presets(
     if name is None:
         if copy is not None:
             raise UsageError("--copy: which preset? give its name: afactl presets voc --copy mine.yaml")
-        out.print(table("presets", ("name", "what"), [(one, preset_summary(one)) for one in preset_names()], texts=2))
+        out.print(
+            table("presets", ("name", "what"), [(preset, preset_summary(preset)) for preset in preset_names()], texts=2)
+        )
         return
     text = find_preset(name).read_text(encoding="utf-8")
     if copy is None:

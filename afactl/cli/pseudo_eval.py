@@ -60,8 +60,8 @@ def pseudo_eval(
 
     require_free([("--json", json_file)], overwrite)
     trained = open_chosen_run(run, device, checkpoint)
-    found = open_split(trained, split, data, masks=True)
-    result = score_pseudo_labels(trained, found, overwrite, tracker("pseudo labels"))
+    dataset = open_split(trained, split, data, masks=True)
+    result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"))
     scores = dict(result.scores)
     if without_afa is not None:
         if not trained.preset.affinity.enabled:
@@ -77,7 +77,7 @@ def pseudo_eval(
         )
         scores = {WITHOUT_AFA: plain.scores[WITHOUT_AFA], **scores}
     if labels is Labels.predicted:
-        guessed = with_predicted_labels(trained, found, overwrite, tracker("labels"))
+        guessed = with_predicted_labels(trained, dataset, overwrite, tracker("labels"))
         more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"))
         result = result._replace(passes=result.passes + more.passes, labelled=result.labelled + more.labelled)
         scores |= {f"{name}, predicted labels": pair for name, pair in more.scores.items()}
@@ -95,7 +95,7 @@ def pseudo_eval(
         f"{trained.checkpoint} checkpoint, step {trained.iteration}"
     )
     if labels is Labels.predicted:
-        f1 = label_f1([s.labels for s in found.samples], [s.labels for s in guessed.samples])
+        f1 = label_f1([s.labels for s in dataset.samples], [s.labels for s in guessed.samples])
         out.print(
             f"predicted labels: probability over 1/2, at least the best one; F1 against the truth {100 * f1:.1f} %"
         )
@@ -108,7 +108,7 @@ def pseudo_eval(
     if per_class:
         print_per_class(
             {f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", " + PAR"), pair, strict=True)},
-            found.classes,
+            dataset.classes,
         )
     figures = {n: {"without_par": p[0].miou, "with_par": p[1].miou} for n, p in scores.items()}
     if json_file is not None:

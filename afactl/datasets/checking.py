@@ -70,13 +70,13 @@ def check_splits(splits: Sequence[Split], train: str, track: Track = iter) -> Ch
     defects: list[Defect] = []
     seen: dict[bytes, str] = {}
     for split in splits:
-        found, wrong = _check_split(split, seen, track)
-        facts.append(found)
+        split_facts, wrong = _check_split(split, seen, track)
+        facts.append(split_facts)
         defects += wrong
-    taught = next((one.classes for one in facts if one.name == train), ())
+    taught = next((known.classes for known in facts if known.name == train), ())
     classes = splits[0].classes
     for number, (name, photos) in enumerate(zip(classes, taught, strict=False)):  # no training split, no such defect
-        elsewhere = [one.name for one in facts if one.classes[number]]
+        elsewhere = [known.name for known in facts if known.classes[number]]
         if elsewhere and not photos:
             defects.append(
                 Defect("class without training photos", name, f"occurs in {', '.join(elsewhere)} but never in {train}")

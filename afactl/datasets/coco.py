@@ -57,7 +57,7 @@ class Instances(NamedTuple):
 
     def labels(self, photo: Photo) -> tuple[int, ...]:
         """Class indices of a photo; crowds give none."""
-        return tuple(sorted({self.class_of[one.category] for one in photo.regions if not one.crowd}))
+        return tuple(sorted({self.class_of[region.category] for region in photo.regions if not region.crowd}))
 
 
 @dataclass(frozen=True)
@@ -156,24 +156,26 @@ def read_part(path: Path, part: int, parts: int) -> Instances:
     Raises as `read_instances`.
     """
     with open(path, "rb") as file:
-        categories = sorted((one["id"], one["name"]) for one in _items(path, file, "categories"))
+        categories = sorted((category["id"], category["name"]) for category in _items(path, file, "categories"))
         regions: dict[int, list[Region]] = {}
         photos = []
-        for one in itertools.islice(_items(path, file, "images"), part, None, parts):
-            regions[one["id"]] = []
-            photos.append(Photo(one["file_name"], one["height"], one["width"], regions[one["id"]]))
-        for one in _items(path, file, "annotations"):
-            if one["image_id"] not in regions:
+        for entry in itertools.islice(_items(path, file, "images"), part, None, parts):
+            regions[entry["id"]] = []
+            photos.append(Photo(entry["file_name"], entry["height"], entry["width"], regions[entry["id"]]))
+        for entry in _items(path, file, "annotations"):
+            if entry["image_id"] not in regions:
                 continue
-            found = Region(one["category_id"], float(one["area"]), bool(one.get("iscrowd")), _outline(path, one))
-            regions[one["image_id"]].append(found)
+            region = Region(
+                entry["category_id"], float(entry["area"]), bool(entry.get("iscrowd")), _outline(path, entry)
+            )
+            regions[entry["image_id"]].append(region)
     if not categories or not photos:
         raise DataError(
             f"{path}: expected lists of images, annotations and categories, "
             f"found no {'images' if categories else 'categories'}"
         )
     index = {number: i for i, (number, _) in enumerate(categories)}
-    unknown = {one.category for photo in photos for one in photo.regions} - index.keys()
+    unknown = {region.category for photo in photos for region in photo.regions} - index.keys()
     if unknown:
         raise DataError(f"{path}: category {min(unknown)} is annotated but not among the categories")
     for photo in photos:
@@ -185,7 +187,7 @@ def read_part(path: Path, part: int, parts: int) -> Instances:
 def read_category_ids(path: Path) -> list[int]:
     """The ids of the categories, in the order of the classes. Raises as `read_instances`."""
     with open(path, "rb") as file:
-        return sorted(one["id"] for one in _items(path, file, "categories"))
+        return sorted(category["id"] for category in _items(path, file, "categories"))
 
 
 def _items(path: Path, file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
@@ -196,9 +198,9 @@ def _items(path: Path, file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
         raise DependencyError("COCO annotations need ijson: pip install 'afactl[coco]'") from error
     file.seek(0)
     try:
-        for one in ijson.items(file, f"{name}.item", use_float=True):
-            _check_entry(path, name, one)
-            yield one
+        for entry in ijson.items(file, f"{name}.item", use_float=True):
+            _check_entry(path, name, entry)
+            yield entry
     except ijson.JSONError as error:
         raise DataError(f"{path}: cannot be read as COCO annotations ({error}); download it again") from error
 
@@ -212,30 +214,30 @@ _ENTRIES: dict[str, dict[str, tuple[type, ...]]] = {
 }
 
 
-def _check_entry(path: Path, name: str, one: Any) -> None:
+def _check_entry(path: Path, name: str, entry: Any) -> None:
     """See that an entry of a list has its keys, of the right types.
 
     Raises:
         DataError: what is missing or wrong, and in which entry.
     """
     for key, kinds in _ENTRIES[name].items():
-        if not isinstance(one, dict) or key not in one:
+        if not isinstance(entry, dict) or key not in entry:
             raise DataError(f"{path}: an entry of {name} has no {key}; download it again")
-        value = one[key]
+        value = entry[key]
         empty = key in ("height", "width") and isinstance(value, int) and value < 1
         if not isinstance(value, kinds) or isinstance(value, bool) or empty:
             raise DataError(
-                f"{path}: {name}, id {one.get('id')!r}: {key} cannot be {str(value)[:40]!r}; download it again"
+                f"{path}: {name}, id {entry.get('id')!r}: {key} cannot be {str(value)[:40]!r}; download it again"
             )
 
 
-def _outline(path: Path, one: dict[str, Any]) -> Any:
+def _outline(path: Path, entry: dict[str, Any]) -> Any:
     """A segmentation as pycocotools takes it: polygons as arrays, which take a tenth of the memory, or run lengths.
 
     Raises:
         DataError: neither.
     """
-    shape = one["segmentation"]
+    shape = entry["segmentation"]
     try:
         if isinstance(shape, dict):
             height, width = shape["size"]
@@ -250,7 +252,7 @@ def _outline(path: Path, one: dict[str, Any]) -> Any:
         sound = False
     if not sound:
         raise DataError(
-            f"{path}: annotations, id {one.get('id')!r}: expected polygons of x, y pairs or run lengths; "
+            f"{path}: annotations, id {entry.get('id')!r}: expected polygons of x, y pairs or run lengths; "
             "download it again"
         )
     return shape
@@ -274,17 +276,17 @@ def draw_mask(photo: Photo, class_of: Mapping[int, int]) -> np.ndarray:
         raise DependencyError("COCO masks need pycocotools: pip install 'afactl[coco]'") from error
     out = np.zeros((photo.height, photo.width), np.uint8)
     # Crowds first, then large before small: what comes later lies on top.
-    for one in sorted(photo.regions, key=lambda one: (not one.crowd, -one.area)):
-        shape = one.shape
+    for region in sorted(photo.regions, key=lambda region: (not region.crowd, -region.area)):
+        shape = region.shape
         try:
             if isinstance(shape, list):
                 shape = coco_mask.merge(coco_mask.frPyObjects(shape, photo.height, photo.width))
             elif isinstance(shape["counts"], list):
                 shape = coco_mask.frPyObjects(shape, photo.height, photo.width)
-            out[coco_mask.decode(shape) > 0] = IGNORE if one.crowd else class_of[one.category] + 1
+            out[coco_mask.decode(shape) > 0] = IGNORE if region.crowd else class_of[region.category] + 1
         except Exception as error:  # pycocotools raises many kinds
             raise DataError(
-                f"{photo.name}: an annotation of category {one.category} cannot be drawn ({first_line(error)}); "
+                f"{photo.name}: an annotation of category {region.category} cannot be drawn ({first_line(error)}); "
                 "mend it, or take it out of the annotations"
             ) from error
     return out

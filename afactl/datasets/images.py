@@ -126,8 +126,8 @@ def _content(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except (FileNotFoundError, IsADirectoryError) as error:
-        found = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "none"
-        raise DataError(f"{path}: expected an image file, found {found}") from error
+        instead = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "none"
+        raise DataError(f"{path}: expected an image file, found {instead}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not content:

@@ -92,11 +92,11 @@ def _coloured(path: Path, image: Image.Image, classes: int) -> np.ndarray:
     used = codes.tolist()
     # Some greys are VOC's colours, others are the number itself.
     complete = [
-        found for found in ([_VOC.get(code) for code in used], [_grey(code) for code in used]) if None not in found
+        values for values in ([_VOC.get(code) for code in used], [_grey(code) for code in used]) if None not in values
     ]
-    fitting = [found for found in complete if all(_fits(value, classes) for value in found)]
-    for found in (*fitting, *complete):
-        numbers: np.ndarray = np.array(found, np.uint8)[place].reshape(colors.shape)
+    fitting = [values for values in complete if all(_fits(value, classes) for value in values)]
+    for values in (*fitting, *complete):
+        numbers: np.ndarray = np.array(values, np.uint8)[place].reshape(colors.shape)
         return numbers
     strange = next(code for code in used if code not in _VOC)
     raise UnknownValueError(f"{path}: colour #{strange:06x} is none of VOC's; {ADVICE}, or use VOC's colours")
@@ -114,13 +114,13 @@ def _indexed(path: Path, image: Image.Image, classes: int) -> Encoded:
         white = [index for index, code in enumerate(codes) if code == WHITE]
         return Encoded(np.isin(indices, white) * np.uint8(IGNORE), True)
     try:
-        found = _by_color(values_of(indices, 0, 256), codes, classes)
+        by_color = _by_color(values_of(indices, 0, 256), codes, classes)
     except UnknownValueError as error:
         raise UnknownValueError(f"{path}: {error}; {ADVICE}") from error
-    if found is None:
+    if by_color is None:
         return Encoded(indices, False)
     table = np.zeros(256, np.uint8)
-    table[list(found)] = list(found.values())
+    table[list(by_color)] = list(by_color.values())
     return Encoded(table[indices], False)
 
 

@@ -92,15 +92,15 @@ def _remembered(
     folder = Path(os.environ.get("AFACTL_CACHE") or Path.home() / ".cache" / "afactl") / "labels"
     known = folder / f"{digest.hexdigest()[:32]}.json"
     try:
-        found = json.loads(known.read_text(encoding="utf-8"))
-        if isinstance(found, list) and len(found) == length and all(isinstance(one, kind) for one in found):
-            return found
+        labels = json.loads(known.read_text(encoding="utf-8"))
+        if isinstance(labels, list) and len(labels) == length and all(isinstance(label, kind) for label in labels):
+            return labels
     except (OSError, ValueError):
         pass  # not there yet, or damaged: derive it again
-    found = derive()
+    labels = derive()
     try:
         with whole_file(known) as fresh:
-            fresh.write_text(json.dumps(found), encoding="utf-8")
+            fresh.write_text(json.dumps(labels), encoding="utf-8")
     except OSError:
         pass  # a cache folder that cannot be written costs time, nothing else
-    return found
+    return labels

@@ -48,13 +48,13 @@ def find_files(folder: Path, leave_out: Collection[str] = ()) -> FoundFiles:
     Args:
         leave_out: names of folders directly in it that hold something else; nothing is said of them.
     """
-    found = FoundFiles([], Counter(), Counter())
-    _search(folder, folder, frozenset(), leave_out, found)
-    found.photos.sort()
-    return found
+    files = FoundFiles([], Counter(), Counter())
+    _search(folder, folder, frozenset(), leave_out, files)
+    files.photos.sort()
+    return files
 
 
-def _search(top: Path, folder: Path, above: frozenset[str], leave_out: Collection[str], found: FoundFiles) -> None:
+def _search(top: Path, folder: Path, above: frozenset[str], leave_out: Collection[str], files: FoundFiles) -> None:
     here = os.path.realpath(folder)
     if here in above:  # a link back to where it lies
         return
@@ -62,28 +62,28 @@ def _search(top: Path, folder: Path, above: frozenset[str], leave_out: Collectio
         if entry.is_dir() and folder == top and entry.name in leave_out:
             continue
         if is_hidden(entry.name):
-            found.hidden[entry.name if entry.is_dir() else ".*"] += 1
+            files.hidden[entry.name if entry.is_dir() else ".*"] += 1
         elif entry.is_dir():
-            _search(top, entry, above | {here}, leave_out, found)
+            _search(top, entry, above | {here}, leave_out, files)
         elif entry.suffix.lower() in PHOTO_SUFFIXES:
-            found.photos.append(entry)
+            files.photos.append(entry)
         elif folder != top:
-            found.others[entry.suffix.lower() or entry.name] += 1
+            files.others[entry.suffix.lower() or entry.name] += 1
 
 
-def passed_over(found: FoundFiles, homeless: int = 0) -> tuple[str, ...]:
+def passed_over(files: FoundFiles, homeless: int = 0) -> tuple[str, ...]:
     """What is to be said about a search, in at most one line.
 
     Args:
         homeless: photos that lie in no class folder.
     """
     parts = []
-    if found.others:
-        kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(found.others.items()))
-        parts.append(f"{found.others.total()} files that are no photos here ({kinds})")
-    if found.hidden:
-        names = ", ".join("hidden files" if name == ".*" else name for name in sorted(found.hidden))
-        parts.append(f"{found.hidden.total()} hidden or system entries ({names})")
+    if files.others:
+        kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(files.others.items()))
+        parts.append(f"{files.others.total()} files that are no photos here ({kinds})")
+    if files.hidden:
+        names = ", ".join("hidden files" if name == ".*" else name for name in sorted(files.hidden))
+        parts.append(f"{files.hidden.total()} hidden or system entries ({names})")
     if homeless:
         parts.append(f"{homeless} photos in no class folder")
     return (f"passed over: {'; '.join(parts)}",) if parts else ()

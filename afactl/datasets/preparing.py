@@ -80,8 +80,8 @@ def prepare_voc(
     augmented = target.is_dir() or bool(given)
     listed = dict(official)
     if augmented:
-        found = {path.stem for path in (*target.glob("*.png"), *given)} | set(official["train"])
-        listed[voc.AUGMENTED] = sorted(found - held_out)
+        with_masks = {path.stem for path in (*target.glob("*.png"), *given)} | set(official["train"])
+        listed[voc.AUGMENTED] = sorted(with_masks - held_out)
         there = root / "ImageSets" / "Segmentation" / f"{voc.AUGMENTED}.txt"
         if there.is_file() and not overwrite and set(voc.read_list(root, voc.AUGMENTED)) != set(listed[voc.AUGMENTED]):
             raise UsageError(f"{there}: is there already and names other photos; --overwrite writes it anew")
@@ -110,15 +110,15 @@ def prepare_voc(
             )
     if labels:
         _write_text(root / voc.XML_LABELS, json.dumps(labels, indent=0))
-    counts = {split: len(found) for split, found in listed.items()}
+    counts = {split: len(ids) for split, ids in listed.items()}
     return PreparedVoc(counts, converted, augmented, compared, len(ids) - compared, disagreements)
 
 
 def _sbd_masks(folder: Path) -> list[Path]:
     for pattern in ("cls/*.mat", "dataset/cls/*.mat", "*.mat", "*.png", "SegmentationClassAug/*.png"):
-        found = sorted(folder.glob(pattern))
-        if found:
-            return found
+        masks = sorted(folder.glob(pattern))
+        if masks:
+            return masks
     raise DataError(f"--sbd {folder}: expected SBD's cls/*.mat or its masks as *.png, found neither")
 
 

@@ -166,14 +166,14 @@ def write_csv(table: Path, rows: Sequence[Row]) -> None:
 
 def _class_folders(root: Path) -> tuple[list[Row], tuple[str, ...]]:
     """DIR/[images/][SPLIT/]CLASS/.../photo, and what was passed over."""
-    found = find_files(root, leave_out=[name for name in RESERVED if name not in PHOTOS])
+    files = find_files(root, leave_out=[name for name in RESERVED if name not in PHOTOS])
     rows = []
-    for path in found.photos:
+    for path in files.photos:
         image = path.relative_to(root).as_posix()
         split, folders = _place(image)
         if folders and folders[0] not in RESERVED:
             rows.append(Row(str(path), image, split, () if is_background(folders[0]) else (folders[0],)))
-    return rows, passed_over(found, len(found.photos) - len(rows))
+    return rows, passed_over(files, len(files.photos) - len(rows))
 
 
 def _place(image: str) -> tuple[str, tuple[str, ...]]:
@@ -263,11 +263,11 @@ def _json(table: Path) -> list[Row]:
 def _coco(table: Path) -> list[Row]:
     entries = _parse(table)
     try:
-        names = {one["id"]: one["name"] for one in entries["categories"]}
-        found: dict[Any, list[str]] = {}
-        for one in entries["annotations"]:
-            found.setdefault(one["image_id"], []).append(names[one["category_id"]])
-        photos = [(one["file_name"], found.get(one["id"], [])) for one in entries["images"]]
+        names = {category["id"]: category["name"] for category in entries["categories"]}
+        tags: dict[Any, list[str]] = {}
+        for annotation in entries["annotations"]:
+            tags.setdefault(annotation["image_id"], []).append(names[annotation["category_id"]])
+        photos = [(photo["file_name"], tags.get(photo["id"], [])) for photo in entries["images"]]
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{table}: expected COCO's lists images, annotations and categories; missing or unknown: {error}"
@@ -293,15 +293,15 @@ def _with_suffix(xml: Path, root: Path, image: str) -> str:
     """The photo that a name without suffix means."""
     if PurePosixPath(image).suffix.lower() in PHOTO_SUFFIXES or ".." in PurePosixPath(image).parts:
         return image
-    found = [
+    candidates = [
         image + suffix
         for suffix in sorted({*PHOTO_SUFFIXES, *(suffix.upper() for suffix in PHOTO_SUFFIXES)})
         if (root / (image + suffix)).is_file()
     ]
-    if len(found) != 1:
-        seen = ", ".join(found) or "none"
+    if len(candidates) != 1:
+        seen = ", ".join(candidates) or "none"
         raise DataError(f"{xml}: the filename {PurePosixPath(image).name} has no suffix; photos of that name: {seen}")
-    return found[0]
+    return candidates[0]
 
 
 def read_xml(path: Path) -> tuple[str, list[tuple[str, bool]]]:
@@ -319,10 +319,10 @@ def read_xml(path: Path) -> tuple[str, list[tuple[str, bool]]]:
     if not image:
         raise DataError(f"{path}: expected a VOC annotation with a filename, found none")
     objects = [
-        ((one.findtext("name") or "").strip(), (one.findtext("difficult") or "0").strip() == "1")
-        for one in tree.iter("object")
+        ((element.findtext("name") or "").strip(), (element.findtext("difficult") or "0").strip() == "1")
+        for element in tree.iter("object")
     ]
-    return image, [found for found in objects if found[0]]
+    return image, [name for name in objects if name[0]]
 
 
 def _parse(table: Path) -> Any:

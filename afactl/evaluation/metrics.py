@@ -76,6 +76,6 @@ def label_f1(truth: Sequence[Collection[int]], predicted: Sequence[Collection[in
     Args:
         truth, predicted: the class indices of each image. NaN where neither holds any.
     """
-    hits = sum(len(set(one) & set(other)) for one, other in zip(truth, predicted, strict=True))
+    hits = sum(len(set(true) & set(other)) for true, other in zip(truth, predicted, strict=True))
     total = sum(map(len, truth)) + sum(map(len, predicted))
     return 2 * hits / total if total else float("nan")

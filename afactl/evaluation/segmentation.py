@@ -149,9 +149,9 @@ def evaluate_segmentation(
                 )
             for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
                 mask = enlarge_mask(to_uint8(logits.max(dim=0).indices), truth.shape)
-                found = confusion_matrix(truth, mask, classes)
-                counts[name] += found
-            images[next(places)] = 100 * mean_iou(found)
+                counted = confusion_matrix(truth, mask, classes)
+                counts[name] += counted
+            images[next(places)] = 100 * mean_iou(counted)
             if crf:
                 truths.append(truth)
                 image, fused = input_of_crf(image, fused, preset.crf.drop_below)
@@ -165,7 +165,7 @@ def evaluate_segmentation(
             truth = truths.popleft()
             mask = enlarge_mask(to_uint8(label), truth.shape)
             counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truth, mask, classes)
-    scores = [Score(name, distributed.all_reduce_array(found)) for name, found in counts.items()]
+    scores = [Score(name, distributed.all_reduce_array(confusion)) for name, confusion in counts.items()]
     name = f"segmentation-{split.name}" + (f"-{protocol}" if protocol else "")
     confusions = {score.name: score.confusion for score in scores}
     keep_scores(run, name, split, confusions, protocol=protocol_name(preset.eval))

@@ -165,8 +165,8 @@ def likely_labels(run: TrainedRun, image: np.ndarray) -> list[int]:
     """Classes that the classifier finds (probability over 1/2) in an h x w x 3 uint8 photo; at least the best one."""
     small = reduce_image(image, run.preset.cam.max_pixels)
     logits = run.model.classify(run.model(normalize(to_tensor(small, run.device))))[0]
-    found = (logits > 0).nonzero()[:, 0].tolist()
-    return found or [int(logits.argmax())]
+    labels = (logits > 0).nonzero()[:, 0].tolist()
+    return labels or [int(logits.argmax())]
 
 
 def with_predicted_labels(run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter) -> Split:
@@ -177,8 +177,8 @@ def with_predicted_labels(run: TrainedRun, split: Split, overwrite: bool = False
     with Cache.open(cache_path(run.folder, header.stage, split.name), header, overwrite) as cache:
         for sample in track(split.samples):
             if sample.image_id not in cache:
-                found = likely_labels(run, read_image(sample.image_path))
-                cache.append(sample.image_id, {"labels": np.array(found, np.int64)})
+                predicted = likely_labels(run, read_image(sample.image_path))
+                cache.append(sample.image_id, {"labels": np.array(predicted, np.int64)})
             samples.append(sample._replace(labels=tuple(cache.read(sample.image_id)["labels"].tolist())))
     return dataclasses.replace(split, name=f"{split.name}-predicted-labels", samples=tuple(samples))
 

@@ -82,10 +82,10 @@ def segment(model: AFA, image: np.ndarray, device: torch.device, passes: Passes 
         if passes.flip:
             # Mirroring commutes with the resize.
             both = torch.stack([logits[0], logits[1].flip(-1)])
-            one = both.mean(dim=0) if passes.mirror == "mean" else both.amax(dim=0)
+            at_scale = both.mean(dim=0) if passes.mirror == "mean" else both.amax(dim=0)
         else:
-            one = logits[0]
-        fused = one if fused is None else torch.maximum(fused, one)
+            at_scale = logits[0]
+        fused = at_scale if fused is None else torch.maximum(fused, at_scale)
     if fused is None:
         raise UsageError("scales: expected one or more, got none")
     return _resize(fused[None], size)[0]

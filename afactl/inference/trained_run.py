@@ -75,16 +75,16 @@ def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> S
         CheckpointError: the dataset's classes are not those of the network.
     """
     settings = run.preset.data
-    found = load_split(settings.name, settings.folder(data), split, settings.labels)
-    if found.classes != run.architecture.classes:
+    loaded = load_split(settings.name, settings.folder(data), split, settings.labels)
+    if loaded.classes != run.architecture.classes:
         raise CheckpointError(
             f"{run.folder}: trained on the classes {', '.join(run.architecture.classes)}, "
-            f"but the dataset has {', '.join(found.classes)}; give the dataset of the run with --data"
+            f"but the dataset has {', '.join(loaded.classes)}; give the dataset of the run with --data"
         )
     if masks:
-        found.require_masks()
-    check_files(found, masks)
-    return found
+        loaded.require_masks()
+    check_files(loaded, masks)
+    return loaded
 
 
 def to_tensor(image: np.ndarray, device: torch.device) -> Tensor:

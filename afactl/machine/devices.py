@@ -69,9 +69,9 @@ def choose_device(name: str) -> torch.device:
 def accelerators() -> dict[str, list[str]]:
     """The kinds of accelerators that can be used here, the preferred one first, and the names of their devices."""
     kinds = list(ACCELERATORS)
-    found = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None  # torch 2.6 brought it
-    if found is not None and found.type != "cpu":
-        kinds = [found.type, *(kind for kind in kinds if kind != found.type)]
+    current = torch.accelerator.current_accelerator() if hasattr(torch, "accelerator") else None  # torch 2.6 brought it
+    if current is not None and current.type != "cpu":
+        kinds = [current.type, *(kind for kind in kinds if kind != current.type)]
     return {kind: _names(kind) for kind in kinds if _is_available(kind)}
 
 
@@ -103,9 +103,9 @@ def why_not(kind: str) -> str:
             warnings.simplefilter("ignore")
             torch.cuda.init()  # type: ignore[no-untyped-call]  # torch leaves it so
     except (RuntimeError, AssertionError) as error:
-        found = re.search(r"too old \(found version (\d+)", str(error))
-        if found:  # such as 12040 for 12.4
-            version = f"{int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}"
+        driver = re.search(r"too old \(found version (\d+)", str(error))
+        if driver:  # such as 12040 for 12.4
+            version = f"{int(driver[1]) // 1000}.{int(driver[1]) % 1000 // 10}"
             return (
                 f"torch is built for CUDA {built} and the NVIDIA driver is too old, it knows CUDA up to {version}: "
                 "update the driver, or install a torch built for that"

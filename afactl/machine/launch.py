@@ -30,8 +30,8 @@ def launched() -> Launched | None:
     """
     if not os.environ.get("TORCHELASTIC_RUN_ID") and not all(os.environ.get(name) for name in VARIABLES):
         return None
-    found = Launched(*(_number(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
-    return found if found.processes > 1 else None
+    place = Launched(*(_number(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")))
+    return place if place.processes > 1 else None
 
 
 def unlaunched_note() -> str:

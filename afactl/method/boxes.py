@@ -7,6 +7,7 @@ Shapes: B images, P planes, h x w canvas; a box is (y0, y1, x0, x1), a size (h, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,16 @@ def inside_boxes(box: Tensor, size: tuple[int, int]) -> Tensor:
     rows, columns = (torch.arange(side, device=box.device) for side in size)
     y0, y1, x0, x1 = (edge[:, None] for edge in box.unbind(1))
     return ((rows >= y0) & (rows < y1))[:, :, None] & ((columns >= x0) & (columns < x1))[:, None, :]
+
+
+def half_size(size: Sequence[int]) -> tuple[int, int]:
+    """Half of (h, w), each at least a pixel.
+
+    Example:
+        >>> half_size((5, 1))
+        (2, 1)
+    """
+    return max(1, size[0] // 2), max(1, size[1] // 2)
 
 
 def half_sizes(box: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def affinity_loss(affinity: Tensor, label: Tensor, weights: Tensor | None = None
 def _weighted(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The sum of k maps, each B x ..., whose photos weigh what B x k says."""
     check_shape("weights", weights, "B k", B=len(maps[0]), k=len(maps))
-    return (torch.stack([one.flatten(1).sum(dim=1) for one in maps], dim=1) * weights).sum()
+    return (torch.stack([part.flatten(1).sum(dim=1) for part in maps], dim=1) * weights).sum()
 
 
 def energy_loss(

@@ -23,6 +23,7 @@ from torch import Tensor
 from afactl.errors import check_shape
 from afactl.labels import IGNORE
 from afactl.method.affinity import Walk, random_walk
+from afactl.method.boxes import half_size
 from afactl.method.cam import Thresholds, ignore_outside
 from afactl.method.refinement.neighborhood import image_sizes
 from afactl.method.refinement.registry import ConfiguredRefiner, Refiner
@@ -135,7 +136,7 @@ def refine_cam(image: Tensor, cam: Tensor, classes: Tensor, thresholds: Sequence
     """
     if len(classes) == 0:  # nothing is said to be there: all is background
         return image.new_zeros((len(thresholds), *image.shape[1:]), dtype=torch.uint8)
-    half = _half(image.shape[1:])
+    half = half_size(image.shape[1:])
     maps = F.interpolate(cam[None], size=half, mode="bilinear", align_corners=False)[0]
     return refine_planes(image, background_planes(maps, thresholds), classes, refine)
 
@@ -241,12 +242,8 @@ def refine_planes(image: Tensor, planes: Tensor, classes: Tensor, refine: Refine
         >>> refine_planes(torch.zeros(3, 2, 4), planes, torch.tensor([4]), lambda image, stacks: stacks)[0, 0]
         tensor([0, 0, 5, 5], dtype=torch.uint8)
     """
-    small = F.interpolate(image[None].float(), size=_half(image.shape[1:]), mode="bilinear", align_corners=False)
+    small = F.interpolate(image[None].float(), size=half_size(image.shape[1:]), mode="bilinear", align_corners=False)
     return best_class(refine(small, planes), classes, image.shape[1:])
-
-
-def _half(size: Sequence[int]) -> tuple[int, int]:
-    return max(1, size[0] // 2), max(1, size[1] // 2)
 
 
 def best_class(planes: Tensor, classes: Tensor, size: Sequence[int]) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.method.affinity import Walk, random_walk
-from afactl.method.boxes import cut_boxes, half_sizes, paste_boxes
+from afactl.method.boxes import cut_boxes, half_size, half_sizes, paste_boxes
 from afactl.method.refinement.neighborhood import image_sizes
 
 # (images B x 3 x h x w RGB in 0..255, each at the top left; planes B x P x h x w; sizes B x 2) -> B x P x h x w.
@@ -64,7 +64,7 @@ def refined(image: Tensor, cam: Tensor, present: Present, refine: BatchRefiner, 
         >>> refined(image, cam, present, lambda image, planes, sizes: planes, (0.5,)).unique().tolist()
         [2]
     """
-    half = _half(image)
+    half = half_size(image.shape[2:])
     maps = F.interpolate(_chosen(cam, present), size=half, mode="bilinear", align_corners=False)
     small = F.interpolate(image.float(), size=half, mode="bilinear", align_corners=False)
     planes = refine(small, _planes(maps, present, thresholds), image_sizes(small))
@@ -109,14 +109,10 @@ def propagated(
     tokens = F.interpolate(_chosen(cam, present), size=grid, mode="bilinear", align_corners=False)
     walked = random_walk(_planes(tokens, present, thresholds), log_affinity, walk)
     walked = F.interpolate(walked, size=image.shape[2:], mode="bilinear", align_corners=False)
-    sizes, half = half_sizes(box), _half(image)
+    sizes, half = half_sizes(box), half_size(image.shape[2:])
     small = cut_boxes(image.float(), box, sizes, half, align_corners=False)
     planes = refine(small, cut_boxes(walked, box, sizes, half, align_corners=True), sizes)
     return _best(paste_boxes(planes, sizes, box, (image.shape[2], image.shape[3])), present, len(thresholds))
-
-
-def _half(image: Tensor) -> tuple[int, int]:
-    return max(1, image.shape[2] // 2), max(1, image.shape[3] // 2)
 
 
 def _chosen(cam: Tensor, present: Present) -> Tensor:

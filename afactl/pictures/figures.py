@@ -101,11 +101,11 @@ def look_at_all(run: TrainedRun, photos: Sequence[Path], data: Path | None, over
             looks += look_at_samples(run, split, [sample], overwrite)
             continue
         image = read_image(photo)
-        found = likely_labels(run, image)
-        names = ", ".join(run.architecture.classes[c] for c in found) or "none"
+        labels = likely_labels(run, image)
+        names = ", ".join(run.architecture.classes[c] for c in labels) or "none"
         source = f"not a photo of the run's dataset: classes found by the network ({names})"
         small = reduce_image(image, run.preset.cam.max_pixels)
-        looks.append(Look(photo.stem, small, cam_record(run, image, found), None, source))
+        looks.append(Look(photo.stem, small, cam_record(run, image, labels), None, source))
     return looks
 
 
@@ -128,11 +128,11 @@ def look_at_samples(
 def _find_samples(run: TrainedRun, photos: Sequence[Path], data: Path | None) -> list[tuple[Split, Sample] | None]:
     """Each photo in the run's dataset, if it is one of it."""
     settings = run.preset.data
-    found: dict[Path, tuple[Split, Sample]] = {}
+    samples: dict[Path, tuple[Split, Sample]] = {}
     wanted = {photo.resolve() for photo in photos}
     names = {photo.name for photo in photos}
     for name in (settings.val_split, settings.train_split):
-        if len(found) == len(wanted):
+        if len(samples) == len(wanted):
             break
         try:
             split = load_split(settings.name, settings.folder(data), name, settings.labels)
@@ -140,8 +140,8 @@ def _find_samples(run: TrainedRun, photos: Sequence[Path], data: Path | None) ->
             continue  # the dataset is not at hand: any photo can still be looked at
         for sample in split.samples:
             if sample.image_path.name in names and (path := sample.image_path.resolve()) in wanted:
-                found.setdefault(path, (split, sample))
-    return [found.get(photo.resolve()) for photo in photos]
+                samples.setdefault(path, (split, sample))
+    return [samples.get(photo.resolve()) for photo in photos]
 
 
 def first_photos(run: TrainedRun, data: Path | None, count: int) -> list[Path]:

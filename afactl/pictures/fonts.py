@@ -21,10 +21,10 @@ def families_for(text: str) -> list[str]:
     """The default font, then installed ones that have the characters it lacks."""
     chosen, missing = [], _drawn(text)
     for name, path in _installed():
-        found = missing & _characters(path) if missing else set()
-        if found or name == DEFAULT:
+        covered = missing & _characters(path) if missing else set()
+        if covered or name == DEFAULT:
             chosen.append(name)
-            missing -= found
+            missing -= covered
     return chosen
 
 

@@ -61,8 +61,8 @@ def write_report(
     """
     scores = read_scores(run.folder)
     looks, no_looks = _looks(run, data, photos)
-    table3 = [_table3(run, one, without_afa) for name, one in scores.items() if name.startswith("pseudo-")]
-    segmentation = {name: one for name, one in scores.items() if name.startswith("segmentation-")}
+    table3 = [_table3(run, kept, without_afa) for name, kept in scores.items() if name.startswith("pseudo-")]
+    segmentation = {name: kept for name, kept in scores.items() if name.startswith("segmentation-")}
     page = _template().render(
         title=f"afactl: {run.folder.resolve().name}",
         subtitle=f"{run.preset.model.backbone}, {len(run.architecture.classes)} classes, "
@@ -72,9 +72,9 @@ def write_report(
         table3=table3,
         looks=looks,
         no_looks=no_looks,
-        segmentation=[_segmentation(run, one) for one in segmentation.values()],
-        per_class=[_per_class(name, one) for name, one in scores.items()],
-        matrices=[_matrix(one) for one in segmentation.values()],
+        segmentation=[_segmentation(run, kept) for kept in segmentation.values()],
+        per_class=[_per_class(name, kept) for name, kept in scores.items()],
+        matrices=[_matrix(kept) for kept in segmentation.values()],
         figures=_figures(run),
         manifest=[(name, _text(value)) for name, value in read_manifest(run.folder).items()],
         preset=(run.folder / "preset.yaml").read_text(encoding="utf-8"),
@@ -85,12 +85,12 @@ def write_report(
         fresh.write_text(page, encoding="utf-8", errors="backslashreplace")
     missing = [
         text
-        for found, text in (
+        for section, text in (
             (table3, "pseudo labels: afactl pseudo-eval"),
             (segmentation, "segmentation: afactl eval"),
             (looks, no_looks),
         )
-        if not found
+        if not section
     ]
     return Page(target, target.stat().st_size, missing)
 
@@ -144,10 +144,10 @@ def _curves(run: TrainedRun) -> list[dict[str, str]]:
             for name, title in (("val_seg_miou", "segmentation"), ("val_cam_miou", "CAM"))
         },
     }
-    found = {title: {name: points for name, points in series.items() if points} for title, series in charts.items()}
+    drawn = {title: {name: points for name, points in series.items() if points} for title, series in charts.items()}
     return [
         {"image": _drawing(curve_chart(title, series, borders)), "caption": title}
-        for title, series in found.items()
+        for title, series in drawn.items()
         if series
     ]
 
@@ -186,7 +186,10 @@ def _without_afa(scores: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _segmentation(run: TrainedRun, scores: dict[str, Any]) -> dict[str, Any]:
-    rows = [{"name": name, "miou": _percent(100 * mean_iou(np.array(one)))} for name, one in scores["rows"].items()]
+    rows = [
+        {"name": name, "miou": _percent(100 * mean_iou(np.array(confusion)))}
+        for name, confusion in scores["rows"].items()
+    ]
     protocol = scores.get("protocol", "not noted")  # earlier versions had one only
     return {
         "split": scores["split"],
@@ -200,8 +203,8 @@ def _segmentation(run: TrainedRun, scores: dict[str, Any]) -> dict[str, Any]:
 def _per_class(name: str, scores: dict[str, Any]) -> dict[str, Any]:
     figures = {row: 100 * class_iou(np.array(confusion)) for row, confusion in scores["rows"].items()}
     rows = [
-        {"name": one, "figures": [_percent(values[i]) for values in figures.values()]}
-        for i, one in enumerate(("background", *scores["classes"]))
+        {"name": class_name, "figures": [_percent(values[i]) for values in figures.values()]}
+        for i, class_name in enumerate(("background", *scores["classes"]))
     ]
     return {
         "title": name.replace("-", " of ", 1).replace("pseudo", "pseudo labels"),
@@ -256,10 +259,10 @@ def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[st
 
 def _figures(run: TrainedRun) -> list[dict[str, str]]:
     """The pictures that commands left in the run."""
-    found: list[dict[str, str]] = []
+    listed: list[dict[str, str]] = []
     paths: Sequence[Path] = sorted((run.folder / "figures").glob("*.png"))
     for path in paths:
         with Image.open(path) as image:
             pixels = reduce_image(np.array(image.convert("RGB")), FIGURE_PIXELS)
-        found.append({"image": _picture(pixels), "caption": path.name})
-    return found
+        listed.append({"image": _picture(pixels), "caption": path.name})
+    return listed

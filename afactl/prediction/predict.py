@@ -52,7 +52,7 @@ def find_photos(inputs: Sequence[str], out: Path | None = None) -> Found:
     Raises:
         UsageError: an input matches nothing, two photos would write the same mask, or a folder is `out` itself.
     """
-    found: dict[Path, Photo] = {}
+    chosen: dict[Path, Photo] = {}
     results: set[Path] = set()
     notes: list[str] = []
     masks = out.resolve() if out is not None else None
@@ -79,13 +79,13 @@ def find_photos(inputs: Sequence[str], out: Path | None = None) -> Found:
                 f"{text}: expected a photo, a folder with photos ({', '.join(PHOTO_SUFFIXES)}) or a glob, found none"
             )
         stems = Counter(below.with_suffix("") for _, below in here)
-        for one, below in here:
+        for photo_path, below in here:
             # a.jpg and a.png side by side become a.jpg.png and a.png.png.
             mask = (
                 below.with_name(below.name + ".png") if stems[below.with_suffix("")] > 1 else below.with_suffix(".png")
             )
-            found.setdefault(one.resolve(), Photo(one, mask))
-    photos = list(found.values())
+            chosen.setdefault(photo_path.resolve(), Photo(photo_path, mask))
+    photos = list(chosen.values())
     owners: dict[Path, Path] = {}
     for photo in photos:
         other = owners.setdefault(photo.mask, photo.path)
@@ -181,16 +181,16 @@ def predict(
             kept += 1
         else:
             missing.append(photo)
-    for photo, values, one in _labelled(run, missing, crf, window, track):
+    for photo, values, scores in _labelled(run, missing, crf, window, track):
         with writing(f"--out {out}", "give another folder"):
             lasting = [writer.target(photo.mask) for writer in writers.values() if not writer.gathered]
             strange = next((file for file in lasting if not overwrite and file not in own and file.exists()), None)
             if strange is not None:
                 values = values | {"failed": f"{strange}: appeared while the masks were made, and is left as it is"}
-            elif one is not None:
+            elif scores is not None:
                 record.begin(lasting)
                 for writer in writers.values():
-                    writer.add(one)
+                    writer.add(scores)
             record.note(str(photo.mask), photo.path, **values)
     kept = int(distributed.all_reduce(torch.tensor(kept)))  # and nobody goes on before all have come here
     if distributed.rank() > 0:

@@ -70,8 +70,8 @@ class Unfinished:
 
     def lines(self) -> dict[str, dict[str, Any]]:
         """The last line of every item, of all processes: "source" and "values"."""
-        found = [line for path in self.folder.glob("done-*.jsonl") for line in _lines(path, self.settings)]
-        return {line["item"]: line for line in sorted(found, key=lambda line: line["time"])}
+        noted = [line for path in self.folder.glob("done-*.jsonl") for line in _lines(path, self.settings)]
+        return {line["item"]: line for line in sorted(noted, key=lambda line: line["time"])}
 
     def finish(self) -> None:
         """The job is finished: nothing of the record is needed any more."""

@@ -189,7 +189,7 @@ class CocoWriter(Writer):
         for path in paths:
             other = owners.setdefault(coco_image_id(path), path)
             if other != path:
-                both = " and ".join(one.with_suffix("").as_posix() for one in (other, path))
+                both = " and ".join(clashing.with_suffix("").as_posix() for clashing in (other, path))
                 return f"{both} would both be image_id {coco_image_id(path)}; predict them into different --out folders"
         return None
 

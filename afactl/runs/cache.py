@@ -199,10 +199,10 @@ def _open_file(path: Path, header: CacheHeader) -> tuple[h5py.File, JournaledFil
         raise StaleCacheError(
             f"{path}: written by another version of afactl (format {schema}, now {SCHEMA}); --overwrite makes it anew"
         )
-    found = _differences(file, header)
-    if found:
+    differences = _differences(file, header)
+    if differences:
         file.close()
-        raise StaleCacheError(f"{path}: made with other {'; '.join(found)}; --overwrite makes it anew")
+        raise StaleCacheError(f"{path}: made with other {'; '.join(differences)}; --overwrite makes it anew")
     return file, disk
 
 
@@ -246,15 +246,15 @@ def _differences(file: h5py.File, header: CacheHeader) -> list[str]:
     """What of the header differs, in words."""
     out = []
     for key, value in _attributes(header).items():
-        found = file.attrs.get(key)
-        if found is not None:
-            found = str(found)
-        if found == value:
+        stored = file.attrs.get(key)
+        if stored is not None:
+            stored = str(stored)
+        if stored == value:
             continue
         if key == "settings":
-            out += _setting_differences(json.loads(found or "{}"), header.settings)
+            out += _setting_differences(json.loads(stored or "{}"), header.settings)
         else:
-            out.append(f"{key} ({found} there, {value} now)")
+            out.append(f"{key} ({stored} there, {value} now)")
     return out
 
 

@@ -191,9 +191,9 @@ ALONE = "save the weights alone: torch.save(model.state_dict(), FILE)"
 def _reason(error: Exception) -> str:
     """Why a file gives no weights, in a few words; torch's own advice is to run code from it."""
     text = str(error)
-    found = re.search(r"GLOBAL ([\w.]+)", text)
-    if found:
-        return f"it holds an object of {found[1]}, which is code; {ALONE}"
+    global_name = re.search(r"GLOBAL ([\w.]+)", text)
+    if global_name:
+        return f"it holds an object of {global_name[1]}, which is code; {ALONE}"
     if "TorchScript" in text:
         return (
             "it is a TorchScript archive, which is code; save the weights alone: torch.save(model.state_dict(), FILE)"

@@ -90,6 +90,6 @@ def build_refiner(name: str, **settings: Any) -> Refiner:
         >>> refine(torch.zeros(1, 3, 4, 6), torch.full((2, 3, 2, 2), 1 / 3)).shape
         torch.Size([2, 3, 4, 6])
     """
-    found = refinement(name)
-    together = None if found.together is None else partial(found.together, **settings)
-    return ConfiguredRefiner(partial(found.function, **settings), together)
+    builder = refinement(name)
+    together = None if builder.together is None else partial(builder.together, **settings)
+    return ConfiguredRefiner(partial(builder.function, **settings), together)
