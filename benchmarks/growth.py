@@ -21,12 +21,12 @@ from ratio import machine, picture, resident
 from afactl.datasets.demo import generate
 from afactl.datasets.transforms import normalize
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
+from afactl.inference.refiners import build_refiner
 from afactl.inference.trained_run import open_run, open_split
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method.affinity import Walk
 from afactl.method.pseudo_labels import background_planes, propagate, refine_planes
 from afactl.method.refinement.crf import dense_crf
-from afactl.method.refinement.registry import build_refiner
 from afactl.network.model import AFA
 from afactl.presets import load_preset
 from afactl.training import launch

@@ -15,7 +15,7 @@ from ratio import machine, picture
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method import losses
 from afactl.method.affinity import Walk, random_walk
-from afactl.method.refinement import registry
+from afactl.method.refinement import stacks
 from afactl.method.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 from afactl.method.refinement.par import pixel_adaptive_refinement
 from afactl.method.schedule import Phase
@@ -116,7 +116,7 @@ if __name__ == "__main__":
     clocked(network, "multi_scale_cam", "CAM", device)
     clocked(training_step, "refined_label", "refined labels", device)
     clocked(training_step, "propagated_label", "propagated labels", device)
-    clocked(registry, "pixel_adaptive_refinement", "of both labels: PAR", device)
+    clocked(stacks, "pixel_adaptive_refinement", "of both labels: PAR", device)
     clocked(training_step, "energy_loss", "energy loss, forward", device)
     clocked(losses, "build_lattice", "of it: building the lattice", device)
     for _ in range(rounds):

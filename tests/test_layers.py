@@ -22,7 +22,7 @@ WALLS = {
     "inference": "*",
     "runs": "*",
     "network": "*",
-    "method": "labels registry errors",
+    "method": "labels errors",
     "datasets": "presets labels files registry errors",
     "machine": "presets labels files errors",
     "presets": "files errors",

@@ -128,7 +128,7 @@ def _added() -> list[Finding]:
     """What installed packages add by entry points, and which of it cannot be used."""
     try:
         from afactl.datasets.registry import FORMATS
-        from afactl.method.refinement.registry import REFINERS
+        from afactl.inference.refiners import REFINERS
         from afactl.network.backbones import BACKBONES
         from afactl.prediction.registry import WRITERS
     except ImportError:  # of torch or another package that is told about above

@@ -15,11 +15,10 @@ from afactl.datasets.samples import Split, Track
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.scores import Score, keep_scores, to_uint8
 from afactl.inference.cams import CamRecord, open_cam_cache, record_of
-from afactl.inference.refiners import preset_refiner
+from afactl.inference.refiners import build_refiner, preset_refiner
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.method.affinity import Walk
 from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
-from afactl.method.refinement.registry import build_refiner
 from afactl.presets import Preset
 from afactl.runs.cache import Cache, CacheHeader, cache_path
 

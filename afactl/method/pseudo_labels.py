@@ -26,7 +26,7 @@ from afactl.method.affinity import Walk, random_walk
 from afactl.method.boxes import half_size
 from afactl.method.cam import Thresholds, ignore_outside
 from afactl.method.refinement.neighborhood import image_sizes
-from afactl.method.refinement.registry import ConfiguredRefiner, Refiner
+from afactl.method.refinement.stacks import ConfiguredRefiner, Refiner
 from afactl.method.side_by_side import BatchRefiner, Propagation, present_classes, propagated, refined
 
 

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the mathematics: every public function has one, and it shows what comes out."""
+"""The examples in the docstrings of the mathematics and of the refiners by name: every public function has one, and it shows what comes out."""
 
 import doctest
 import importlib
@@ -9,11 +9,12 @@ import pkgutil
 import pytest
 
 import afactl.method
+from afactl.inference import refiners
 
 MODULES = [
-    importlib.import_module(found.name)
-    for found in pkgutil.walk_packages(afactl.method.__path__, "afactl.method.")
-    if not found.ispkg
+    importlib.import_module(module.name)
+    for module in pkgutil.walk_packages(afactl.method.__path__, "afactl.method.")
+    if not module.ispkg
 ]
 EXAMPLES = [
     pytest.param(
@@ -24,7 +25,7 @@ EXAMPLES = [
             reason="the example needs the extra [crf]",
         ),
     )
-    for module in MODULES
+    for module in (*MODULES, refiners)
     for example in doctest.DocTestFinder(exclude_empty=True).find(module)
     if example.examples
 ]

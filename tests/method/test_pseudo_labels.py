@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from afactl.inference.refiners import build_refiner
 from afactl.method.affinity import Walk
 from afactl.method.cam import Thresholds, normalize_cam
 from afactl.method.pseudo_labels import (
@@ -14,7 +15,6 @@ from afactl.method.pseudo_labels import (
     refine_cam,
     refined_label,
 )
-from afactl.method.refinement.registry import build_refiner
 from tests import golden
 from tests.method.test_affinity import slow_windows
 

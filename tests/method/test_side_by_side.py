@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from afactl.inference.refiners import build_refiner
 from afactl.labels import IGNORE
 from afactl.method.affinity import Walk
 from afactl.method.boxes import inside_boxes
 from afactl.method.cam import Thresholds
 from afactl.method.pseudo_labels import Photos, combine_labels, propagated_label, refined_label
-from afactl.method.refinement.registry import build_refiner
 from afactl.method.side_by_side import Propagation, present_classes, propagated, refined
 
 THRESHOLDS = Thresholds(0.35, 0.55)

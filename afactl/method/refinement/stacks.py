@@ -6,6 +6,7 @@ Shapes: T stacks (the two thresholds of the chain) of P planes, h x w image.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,25 @@ from afactl.method.refinement.crf import DenseCrf, dense_crf
 from afactl.method.refinement.neighborhood import DILATIONS, refine_together
 from afactl.method.refinement.pamr import pamr_kernel, pixel_adaptive_mask_refinement
 from afactl.method.refinement.par import par_kernel, pixel_adaptive_refinement
+
+# (image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w', each summing to 1 over P) -> T x P x h x w.
+Refiner = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ConfiguredRefiner:
+    """A refiner with its settings: a `Refiner`, and the form for a batch on an accelerator where it has one.
+
+    Attributes:
+        alone, together: the functions of its `Refinement`.
+    """
+
+    alone: Refiner
+    together: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+    def __call__(self, image: Tensor, stacks: Tensor) -> Tensor:
+        """(image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w') -> T x P x h x w."""
+        return self.alone(image, stacks)
 
 
 class Refinement(NamedTuple):
