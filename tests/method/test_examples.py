@@ -1,4 +1,7 @@
-"""The examples in the docstrings of the mathematics and of the refiners by name: every public function has one, and it shows what comes out."""
+"""The examples in docstrings, of the mathematics and of the refiners by name: they show what comes out.
+
+Every public function of the mathematics has one.
+"""
 
 import doctest
 import importlib
