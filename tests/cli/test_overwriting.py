@@ -21,6 +21,7 @@ CALLS = {
     ("viz-par", "--out"): ["PHOTO", "--run", "RUN"],
     ("viz-par", "--gif"): ["PHOTO", "--run", "RUN"],
     ("report", "--out"): ["RUN", "--photos", "0"],
+    ("runs", "--json"): ["RUNS"],
     ("export", "--out"): ["--run", "RUN"],
     ("presets", "--copy"): ["voc"],
     ("data check", "--json"): ["DATA"],
@@ -52,7 +53,7 @@ def places(tmp_path, run_copy, tiny_data):
     shutil.copytree(tiny_data, tmp_path / "data")
     voc = make_voc(tmp_path / "voc", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 12], "v1": [0, 12]})
     photo = tmp_path / "data" / "images" / "val" / "0001.png"
-    return {"RUN": run_copy, "PHOTO": photo, "DATA": tmp_path / "data", "VOC": voc}
+    return {"RUN": run_copy, "RUNS": run_copy.parent, "PHOTO": photo, "DATA": tmp_path / "data", "VOC": voc}
 
 
 def snapshot(folder):
