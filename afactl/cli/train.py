@@ -40,7 +40,7 @@ def train(
     device: DeviceOption = "auto",
 ) -> None:
     """Train from image-level labels; writes a run folder."""
-    from afactl.presets import FORMER_NAMES, load_preset, preset_names
+    from afactl.presets import find_preset, load_preset, preset_names
     from afactl.runs.folder import find_run
     from afactl.training import launch
     from afactl.training.observers.tensorboard import TensorBoardLog
@@ -56,11 +56,11 @@ def train(
         elif preset is None:
             raise UsageError(f"train: expected a preset, one of {', '.join(preset_names())}, or a YAML file")
         else:
-            name = FORMER_NAMES.get(preset, preset)
-            if name != preset:
+            name = find_preset(preset).stem
+            if name != Path(preset).stem:
                 show(Noted(0, f"preset: {preset} is called {name} now, and has other values than before"))
-            chosen = load_preset(name, changes)
-            result = launch.start(launch.Request(chosen, Path(name).stem, out_folder, device, observers))
+            chosen = load_preset(preset, changes)
+            result = launch.start(launch.Request(chosen, name, out_folder, device, observers))
     if result.validation:
         names = {"val_seg_miou": "segmentation", "val_cam_miou": "CAM, image-level truth used"}
         rows = [(names[name], percent(value)) for name, value in result.validation.items()]

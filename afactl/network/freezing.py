@@ -27,25 +27,13 @@ def freeze(backbone: Backbone, what: Freeze) -> None:
     Raises:
         PresetError: the backbone has no more than N blocks, or does not name its blocks.
     """
-    pretrained = {
-        name: module for name, module in backbone.named_modules() if name and not _is_of(name, backbone.fresh)
-    }
+    norms = tuple(name for name, module in backbone.named_modules() if isinstance(module, NORMS))
+    learning = _last_blocks(backbone, what)
     for name, parameter in backbone.named_parameters():
         if not _is_of(name, backbone.fresh):
-            parameter.requires_grad_(True)
-    if what == "norms":
-        frozen = [module for module in pretrained.values() if isinstance(module, NORMS)]
-        for module in frozen:
-            module.requires_grad_(False)
-    else:
-        learning = (*backbone.fresh, *_last_blocks(backbone, what))
-        still = () if what == "nothing" else tuple(name for name in pretrained if not _touches(name, learning))
-        frozen = [pretrained[name] for name in still]
-        if what != "nothing":
-            for name, parameter in backbone.named_parameters():
-                if not _is_of(name, learning):
-                    parameter.requires_grad_(False)
-    backbone.frozen = tuple(frozen)
+            kept = _is_of(name, norms) if what == "norms" else what != "nothing" and not _is_of(name, learning)
+            parameter.requires_grad_(not kept)
+    backbone.frozen = tuple(module for name, module in backbone.named_modules() if name and _is_still(module))
     backbone.train(backbone.training)
 
 
@@ -65,6 +53,7 @@ def _is_of(name: str, parts: tuple[str, ...]) -> bool:
     return any(name == part or name.startswith(f"{part}.") for part in parts)
 
 
-def _touches(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a module is one of the parts, lies inside of one, or holds one."""
-    return _is_of(name, parts) or any(part.startswith(f"{name}.") for part in parts)
+def _is_still(module: nn.Module) -> bool:
+    """Whether a module has parameters, none of which learns."""
+    learns = [parameter.requires_grad for parameter in module.parameters()]
+    return bool(learns) and not any(learns)

@@ -100,6 +100,11 @@ def drop_unstarted(run: Path) -> None:
             (run / name).unlink(missing_ok=True)
 
 
+def run_folders(root: Path) -> list[Path]:
+    """The run folders right below a folder, in no order."""
+    return [preset.parent for preset in root.glob("*/preset.yaml")]
+
+
 def find_run(run: Path | None, root: Path = Path("runs")) -> tuple[Path, str]:
     """The run that a command works on, and how it was chosen.
 
@@ -116,7 +121,7 @@ def find_run(run: Path | None, root: Path = Path("runs")) -> tuple[Path, str]:
     if chosen is None and os.environ.get("AFACTL_RUN"):
         chosen, how = Path(os.environ["AFACTL_RUN"]), "from AFACTL_RUN"
     if chosen is None:
-        runs = [preset.parent for preset in root.glob("*/preset.yaml")]
+        runs = run_folders(root)
         if not runs:
             raise UsageError(f"no run under {root}/; train one first (afactl train demo) or give --run RUN")
         chosen, how = (

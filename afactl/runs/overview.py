@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from afactl.errors import AfactlError, UsageError
-from afactl.runs.folder import read_manifest, run_preset
+from afactl.runs.folder import read_manifest, run_folders, run_preset
 from afactl.runs.metrics import read_metrics
 
 
@@ -44,7 +44,7 @@ def list_runs(root: Path) -> list[Overview]:
     """
     if not root.is_dir():
         raise UsageError(f"{root}: expected a folder with runs; train one first (afactl train demo), or name another")
-    overviews = [overview(preset.parent) for preset in root.glob("*/preset.yaml")]
+    overviews = [overview(run) for run in run_folders(root)]
     return sorted(overviews, key=lambda line: (line.started, line.run.name), reverse=True)
 
 

@@ -73,9 +73,7 @@ def prepare(preset: Preset, device: torch.device) -> Prepared:
     processes = distributed.world_size()
     shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, processes)
     optimizer = build_optimizer(model, preset)
-    notes = dict.fromkeys(
-        (*data.notes, *_large(data, preset), *(val.notes + _unscored(val) if val else ())),
-    )
+    notes = dict.fromkeys((*data.notes, *_large(data, preset), *(val.notes + _unscored(val) if val else ())))
     return Prepared(preset, device, data, val, architecture, model, optimizer, shares, tuple(notes))
 
 

@@ -116,6 +116,19 @@ class Backbone(nn.Module, abc.ABC):
                 )
 
 
+def stage_block_names(merging: str, block: str, norm: str, depth: int) -> list[tuple[str, ...]]:
+    """A stage's part of `Backbone.block_names`: its merging goes with the first block, its norm with the last.
+
+    Args:
+        merging, block, norm: names of the stage's modules; block j is `block.j`.
+        depth: blocks of the stage.
+    """
+    entries: list[tuple[str, ...]] = [(f"{block}.{j}",) for j in range(depth)]
+    entries[0] = (merging, *entries[0])
+    entries[-1] = (*entries[-1], norm)
+    return entries
+
+
 def require_sound(backbone: object, name: str) -> Backbone:
     """A backbone whose attributes go together.
 

@@ -100,6 +100,6 @@ def _sequential_names(module: nn.Module) -> list[str]:
     for name, child in module.named_children():
         if isinstance(module, nn.Sequential) and not isinstance(child, nn.Sequential):
             names.append(name)
-        elif isinstance(child, nn.Sequential) or not isinstance(module, nn.Sequential):
+        else:
             names += [f"{name}.{inner}" for inner in _sequential_names(child)]
     return names

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from afactl.network.backbones.base import Backbone, BackboneOutput
+from afactl.network.backbones.base import Backbone, BackboneOutput, stage_block_names
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
@@ -166,16 +166,10 @@ class MixTransformer(Backbone):
 
     def block_names(self) -> list[tuple[str, ...]]:
         """One entry per block; a stage's embedding goes with its first block, its norm with its last."""
-        stages = ((i, len(getattr(self, f"block{i}"))) for i in range(1, 5))
-        return [
-            (
-                *([f"patch_embed{i}"] if j == 0 else []),
-                f"block{i}.{j}",
-                *([f"norm{i}"] if j == depth - 1 else []),
-            )
-            for i, depth in stages
-            for j in range(depth)
-        ]
+        entries: list[tuple[str, ...]] = []
+        for i in range(1, 5):
+            entries += stage_block_names(f"patch_embed{i}", f"block{i}", f"norm{i}", len(getattr(self, f"block{i}")))
+        return entries
 
     def forward(self, image: Tensor) -> BackboneOutput:
         """B x 3 x h x w, normalised -> stage features, and queries and keys of the last two blocks."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from afactl.errors import PresetError
-from afactl.network.backbones.base import BackboneOutput
+from afactl.network.backbones.base import BackboneOutput, stage_block_names
 from afactl.network.backbones.timm_models import ATTENTION_BLOCKS, TimmBackbone, last_blocks, split_heads
 
 # Modules of timm whose models have the parts that are used here.
@@ -48,15 +48,12 @@ class PyramidVisionTransformer(TimmBackbone):
 
     def block_names(self) -> list[tuple[str, ...]]:
         """One entry per block; a stage's merging goes with its first block, its norm with its last."""
-        return [
-            (
-                *([f"body.stages.{i}.downsample"] if i and j == 0 else []),
-                f"body.stages.{i}.blocks.{j}",
-                *([f"body.stages.{i}.norm"] if j == len(stage.blocks) - 1 else []),
-            )
-            for i, stage in enumerate(self.body.stages)
-            for j in range(len(stage.blocks))
-        ]
+        entries: list[tuple[str, ...]] = []
+        for i, stage in enumerate(self.body.stages):
+            name = f"body.stages.{i}"
+            merging = f"{name}.downsample" if i else "body.patch_embed"
+            entries += stage_block_names(merging, f"{name}.blocks", f"{name}.norm", len(stage.blocks))
+        return entries
 
     def forward(self, image: Tensor) -> BackboneOutput:
         """B x 3 x h x w, normalised -> stage features, and queries and keys of the last two blocks."""
