@@ -86,3 +86,9 @@ def test_a_stopped_training_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path,
     assert process.returncode == 130, err
     assert f"afactl train --resume --out {tmp_path / 'run'}" in err and "Traceback" not in err
     assert (tmp_path / "run/checkpoints/last/weights.safetensors").is_file()
+
+
+def test_the_former_name_of_a_preset_still_works_and_is_told(call, tmp_path):
+    code, _, err = call("train", "animals", "--data", tmp_path / "none", "--out", tmp_path / "run")
+    assert code and "preset: animals is called photos now" in err and "expected a folder, found nothing" in err
+    assert "is called" not in call("train", "photos", "--data", tmp_path / "none", "--out", tmp_path / "run")[2]
