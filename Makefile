@@ -1,5 +1,6 @@
 # make demo: install into .venv and go through the whole chain on generated data.
 # make test: install what the tests need into the same environment and run them.
+# make test-all: those too that take minutes.
 # make test-gpu: those that need an accelerator. make gpu-report: its speed, and labels against the CPU, as one page.
 # make check: the same for ruff and mypy. make coverage: the tests, and which lines none of them reaches.
 # make wheel: build the package and try it in an environment of its own.
@@ -9,7 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
 
-.PHONY: demo test test-gpu gpu-report check coverage wheel clean
+.PHONY: demo test test-all test-gpu gpu-report check coverage wheel clean
 
 demo: $(VENV)/.installed
 	@rm -rf $(RUN)
@@ -30,6 +31,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.tested
 	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.tested
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 test-gpu: $(VENV)/.tested
 	$(BIN)/python -m pytest -m gpu

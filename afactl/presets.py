@@ -136,7 +136,9 @@ class Train(Section):
     checkpoint_iters: Count = Field(2000, description="steps between checkpoints")
     log_iters: Count = Field(50, description="steps between lines of metrics.jsonl")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of weights, data order, views and dropout")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network's products")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the network's products; auto: bfloat16 on a CUDA device that has it, else float32"
+    )
     compile: bool = Field(
         False, description="torch.compile for the backbone; needs a C++ compiler and a minute or more at the start"
     )

@@ -400,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
             "Demo": lambda: demo(page, device, folder, changes),
             "Labels against the CPU": lambda: labels(page, device, folder / "float32", 1 if quick else 20, precisions),
             "Launches": lambda: launches(page, training()) if device.type == "cuda" else page.add("CUDA only."),
-            "Tests": lambda: tests(page, chosen.device, 600 if quick else 150, "step" if quick else None),
+            "Tests": lambda: tests(page, chosen.device, 600 if quick else 300, "step" if quick else None),
         }
         wanted = [word.lower() for word in chosen.sections.split(",") if word]
         for title, job in sections.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from afactl.datasets.masks import write_mask
 from tests import stand_in_accelerator  # noqa: F401  (before the first backward pass)
 
 ROOT = Path(__file__).resolve().parent.parent
+# A job in the background ignores Ctrl-C, and so would the processes that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # How long an example takes tells of the machine, not of the code.
 settings.register_profile("afactl", deadline=None)
 settings.load_profile("afactl")

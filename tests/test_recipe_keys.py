@@ -393,6 +393,7 @@ def train_seed_is_that_of_weights_order_views_and_noise(ground):
 def train_precision_is_that_of_the_networks_products(ground):
     fine, coarse = (ground.take(CLASSIFICATION, f"train.precision={name}")[0] for name in ("float32", "bfloat16"))
     assert 0 < abs(fine.loss - coarse.loss) < 0.05 * fine.loss
+    assert ground.take(CLASSIFICATION, "train.precision=auto")[0].loss == fine.loss, "on a CPU"
 
 
 @row("train.compile")

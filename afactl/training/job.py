@@ -35,7 +35,8 @@ from afactl.training.events import (
     Validating,
 )
 from afactl.training.prepared import Prepared
-from afactl.training.stopping import stop_requests
+from afactl.training.step import lower_precision
+from afactl.training.stopping import leave_stops_to_the_job, stop_requests
 from afactl.training.updater import Taken, Updater
 
 # So many steps with a non-finite loss in a row end the job.
@@ -82,13 +83,20 @@ class Job:
 
     def _steps(self) -> dict[str, float] | None:
         job, shares = self.preset.train, self.shares
-        loader = DataLoader(self.stream, shares.batch, num_workers=job.workers, pin_memory=self.device.type == "cuda")
+        loader = DataLoader(
+            self.stream,
+            shares.batch,
+            num_workers=job.workers,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=leave_stops_to_the_job,
+        )
         if shares.photos > shares.batch:
             processes = f"{shares.processes} processes x " if shares.processes > 1 else ""
             text = f"effective batch {shares.photos}: {processes}{shares.batches} x {shares.batch} photos per step"
             self.tell(Noted(self.start, text))
+        precision = "bfloat16" if lower_precision(self.preset, self.device) else "float32"
         advice = (
-            f"at batch {shares.batch}, crop {job.crop_size} and {job.precision}: try --set train.batch_size="
+            f"at batch {shares.batch}, crop {job.crop_size} and {precision}: try --set train.batch_size="
             f"{max(1, shares.batch // 2)} (train.effective_batch keeps the photos per step), train.precision=bfloat16 "
             f"or train.crop_size={smaller_crop(self.prepared.model.backbone, job.crop_size)}"
         )

@@ -165,7 +165,14 @@ def training_losses(
 
 def precision(preset: Preset, device: torch.device) -> torch.autocast:
     """The context of the network's products, `train.precision`; labels and losses are made outside, in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=preset.train.precision == "bfloat16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=lower_precision(preset, device))
+
+
+def lower_precision(preset: Preset, device: torch.device) -> bool:
+    """Whether the products are in bfloat16: "auto" takes it where it was found quicker and to give the same labels."""
+    if preset.train.precision == "auto":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return preset.train.precision == "bfloat16"
 
 
 def supervised_losses(

@@ -8,6 +8,16 @@ import threading
 from collections.abc import Iterator
 
 
+def leave_stops_to_the_job(worker: int) -> None:
+    """Called in a process that reads photos: Ctrl-C and SIGTERM are for the job, which ends it.
+
+    A terminal, a scheduler and a service manager send them to all processes of a job; a reader that died of it
+    would end the job in the middle of a step, without its checkpoint.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def stop_requests(stop: threading.Event) -> Iterator[None]:
     """Inside the block, the first Ctrl-C or SIGTERM sets the event; a second one stops at once."""

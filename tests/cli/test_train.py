@@ -52,10 +52,13 @@ def test_cuda_that_is_absent_is_told(call, monkeypatch):
     refused(call("train", "demo", "--device", "cuda"), 2, "no usable CUDA device")
 
 
+@pytest.mark.parametrize("whom", ["the job", "all its processes"])  # as kill does, or a terminal and a scheduler
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_training_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path, tiny_data, number):
+def test_a_stopped_training_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path, tiny_data, number, whom):
     sets = [
         *SETS,
+        "--set",
+        "train.workers=2",
         "--set",
         "train.max_iters=400",
         "--set",
@@ -77,11 +80,14 @@ def test_a_stopped_training_keeps_its_checkpoint_and_says_how_to_go_on(tmp_path,
         str(tmp_path / "run"),
         *sets,
     ]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ, start_new_session=True)
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 60
     while not metrics.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
+    if whom == "the job":
+        process.send_signal(number)
+    else:
+        os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert f"afactl train --resume --out {tmp_path / 'run'}" in err and "Traceback" not in err

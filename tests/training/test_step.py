@@ -88,6 +88,23 @@ def test_bfloat16_is_close_to_float32(model, batch):
         assert coarse[name].item() == pytest.approx(loss.item(), rel=0.05) and coarse[name].item() != loss.item(), name
 
 
+@pytest.mark.parametrize(
+    ("name", "device", "supported", "lower"),
+    [
+        ("auto", "cuda", True, True),
+        ("auto", "cuda", False, False),
+        ("auto", "cpu", True, False),
+        ("auto", "mps", True, False),
+        ("float32", "cuda", True, False),
+        ("bfloat16", "cpu", False, True),
+    ],
+)
+def test_the_precision_of_a_device(name, device, supported, lower, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: supported)
+    preset = load_preset("voc", [f"train.precision={name}"])
+    assert training_step.lower_precision(preset, torch.device(device)) is lower
+
+
 @pytest.mark.parametrize("phase", [Phase.CLASSIFICATION, Phase.PROPAGATED, "masks"])
 def test_bfloat16_is_for_the_network_alone(model, batch, phase, monkeypatch):
     """Every product of the network, and no step on the way from the CAM to the labels, and no loss."""
