@@ -27,7 +27,7 @@ def load(root: Path, split: str) -> Split:
         DataError: the labels are missing or wrong: the place and what was expected; or no such split; or the masks
             hold no class.
     """
-    rows, notes = read_tags(root)
+    rows, notes, numbers = read_tags(root)
     classes = _classes(root, rows)
     if (listed := read_classes(root)) and listed.left_out:
         notes = (*notes, f"classes.txt: {', '.join(listed.left_out)} is no class and was left out")
@@ -52,14 +52,15 @@ def load(root: Path, split: str) -> Split:
             f'{root}: split "{split}" is empty; splits there: {", ".join(sorted({row.split for row in rows}))}'
         )
 
+    own = tuple(numbers[name] for name in classes) if numbers.keys() >= set(classes) else ()
     # Masks are optional as a whole; where the folder is there, a missing file is an error.
     if not (root / "masks").is_dir():
-        return Split(split, classes, tuple(samples), notes=notes)
+        return Split(split, classes, tuple(samples), notes=notes, category_ids=own)
     white = white_of(root / "masks", [mask_of(root, image_id) for image_id in ids], len(classes))
     paths = {sample.image_id: mask_of(root, sample.image_id) for sample in samples}
     if white != IGNORE:
         notes = (*notes, f"masks: white (255) is {classes[0]}, since none of them holds the value 1")
-    return Split(split, classes, tuple(samples), MaskFiles(paths, len(classes), white), notes)
+    return Split(split, classes, tuple(samples), MaskFiles(paths, len(classes), white), notes, own)
 
 
 def splits(root: Path) -> list[str]:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
@@ -48,10 +49,15 @@ class Row(NamedTuple):
 
 
 class Tags(NamedTuple):
-    """The photos of a folder with their labels, and what is to be said about how they were read."""
+    """The photos of a folder with their labels, and what is to be said about how they were read.
+
+    Attributes:
+        numbers: the dataset's own number of each class name, where it has some (COCO's categories).
+    """
 
     rows: list[Row]
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    numbers: Mapping[str, int] = MappingProxyType({})
 
 
 def read_rows(root: Path) -> list[Row]:
@@ -66,15 +72,13 @@ def read_tags(root: Path) -> Tags:
         DataError: nothing there says what is in the photos, or what does is wrong: the place, what was
             expected, what came.
     """
-    rows: list[Row] = []
-    notes: tuple[str, ...] = ()
     for sign, read in _READERS.items():
         place = next((root / name for name in (sign, sign.lower()) if _holds_labels(root / name)), None)
         if place:
-            rows = read(place)
+            rows, notes, numbers = read(place)
             break
     else:
-        rows, notes = _class_folders(root)
+        rows, notes, numbers = _class_folders(root)
     if not rows:
         raise DataError(
             f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none; "
@@ -88,7 +92,7 @@ def read_tags(root: Path) -> Tags:
     if named:
         notes = (*notes, f"labels: background is no class and was left out of {named} photos")
         rows = [row._replace(names=tuple(name for name in row.names if not is_background(name))) for row in rows]
-    return Tags(rows, notes)
+    return Tags(rows, notes, numbers)
 
 
 def _holds_labels(place: Path) -> bool:
@@ -164,7 +168,7 @@ def write_csv(table: Path, rows: Sequence[Row]) -> None:
             writer.writerow((row.image, row.split, "|".join(row.names)))
 
 
-def _class_folders(root: Path) -> tuple[list[Row], tuple[str, ...]]:
+def _class_folders(root: Path) -> Tags:
     """DIR/[images/][SPLIT/]CLASS/.../photo, and what was passed over."""
     files = find_files(root, leave_out=[name for name in RESERVED if name not in PHOTOS])
     rows = []
@@ -173,7 +177,7 @@ def _class_folders(root: Path) -> tuple[list[Row], tuple[str, ...]]:
         split, folders = _place(image)
         if folders and folders[0] not in RESERVED:
             rows.append(Row(str(path), image, split, () if is_background(folders[0]) else (folders[0],)))
-    return rows, passed_over(files, len(files.photos) - len(rows))
+    return Tags(rows, passed_over(files, len(files.photos) - len(rows)))
 
 
 def _place(image: str) -> tuple[str, tuple[str, ...]]:
@@ -184,7 +188,7 @@ def _place(image: str) -> tuple[str, tuple[str, ...]]:
     return (folders[0], folders[1:]) if folders and folders[0] in SPLITS else ("train", folders)
 
 
-def _csv(table: Path) -> list[Row]:
+def _csv(table: Path) -> Tags:
     text = _text(table)
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
@@ -216,9 +220,12 @@ def _csv(table: Path) -> list[Row]:
     listed = read_classes(table.parent)
     known = frozenset(listed.names if listed else ())
     joiner = _joiner([labels for *_, labels in entries], known)
-    return [
-        Row(where, image, split, _label_names(where, labels, joiner, known)) for where, image, split, labels in entries
-    ]
+    return Tags(
+        [
+            Row(where, image, split, _label_names(where, labels, joiner, known))
+            for where, image, split, labels in entries
+        ]
+    )
 
 
 def _joiner(fields: Sequence[str], known: frozenset[str]) -> str:
@@ -248,7 +255,7 @@ def _label_names(where: str, field: str, joiner: str, known: frozenset[str]) -> 
     return tuple(name for name in parts if name)
 
 
-def _json(table: Path) -> list[Row]:
+def _json(table: Path) -> Tags:
     entries = _parse(table)
     rows = []
     for image, names in entries.items() if isinstance(entries, dict) else ():
@@ -257,10 +264,10 @@ def _json(table: Path) -> list[Row]:
         rows.append(Row(f'{table}, "{image}"', image, _place(image)[0], tuple(names)))
     if not rows:
         raise DataError(f'{table}: expected {{"photo.jpg": ["class", ...], ...}}, got {json.dumps(entries)[:60]}')
-    return rows
+    return Tags(rows)
 
 
-def _coco(table: Path) -> list[Row]:
+def _coco(table: Path) -> Tags:
     entries = _parse(table)
     try:
         names = {category["id"]: category["name"] for category in entries["categories"]}
@@ -274,19 +281,21 @@ def _coco(table: Path) -> list[Row]:
         ) from error
     folder = "images/" if (table.parent / "images").is_dir() else ""
     below = [(image if image.startswith(folder) else folder + image, labels) for image, labels in photos]
-    return [
+    rows = [
         Row(f'{table}, "{image}"', image, _place(image)[0], tuple(dict.fromkeys(labels))) for image, labels in below
     ]
+    whole = all(isinstance(number, int) for number in names) and len(set(names.values())) == len(names)
+    return Tags(rows, numbers={name: number for number, name in names.items()} if whole else {})
 
 
-def _xml(folder: Path) -> list[Row]:
+def _xml(folder: Path) -> Tags:
     places = [place for place in PHOTOS if (folder.parent / place).is_dir()]
     rows = []
     for path in sorted(folder.rglob("*.xml")):
         image, objects = read_xml(path)
         image = _with_suffix(path, folder.parent, "/".join([*places[:1], image]))
         rows.append(Row(str(path), image, _place(image)[0], tuple(dict.fromkeys(name for name, _ in objects))))
-    return rows
+    return Tags(rows)
 
 
 def _with_suffix(xml: Path, root: Path, image: str) -> str:
@@ -350,7 +359,7 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: expected UTF-8 text ({error}); save it again in UTF-8") from error
 
 
-_READERS: dict[str, Callable[[Path], list[Row]]] = {
+_READERS: dict[str, Callable[[Path], Tags]] = {
     "labels.csv": _csv,
     "labels.json": _json,
     "annotations.json": _coco,

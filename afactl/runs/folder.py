@@ -24,7 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from afactl.errors import BusyError, UsageError
+from afactl.errors import BusyError, CheckpointError, UsageError, first_line
 from afactl.files import Lock, is_utf8, lock, whole_file, writing
 from afactl.presets import Preset, load_preset, save_preset
 
@@ -181,9 +181,13 @@ def write_manifest(run: Path, **facts: Any) -> None:
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """The manifest of a run, or {} where it is missing."""
+    """The manifest of a run, or {} where it is missing.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
     path = run / "manifest.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return _read_json(path) if path.is_file() else {}
 
 
 def write_scores(run: Path, name: str, scores: dict[str, Any]) -> None:
@@ -193,8 +197,22 @@ def write_scores(run: Path, name: str, scores: dict[str, Any]) -> None:
 
 
 def read_scores(run: Path) -> dict[str, dict[str, Any]]:
-    """Everything that scoring commands kept in a run, by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((run / "scores").glob("*.json"))}
+    """Everything that scoring commands kept in a run, by name.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    return {path.stem: _read_json(path) for path in sorted((run / "scores").glob("*.json"))}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)}); bring it back, or remove it") from error
+    if not isinstance(read, dict):
+        raise CheckpointError(f"{path}: expected a JSON object; bring it back, or remove it")
+    return read
 
 
 def _git_revision() -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import stat
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from afactl.errors import AfactlError, UsageError
 from afactl.runs.folder import read_manifest, run_folders, run_preset
@@ -20,7 +22,7 @@ class Overview(NamedTuple):
         step, max_iters: the last logged step, and the steps of the whole training.
         segmentation, cam: mIoU in per cent of the last validation, or None where there was none.
         size: bytes on disk, caches and figures included.
-        fault: why the preset cannot be read, or "".
+        fault: why preset or manifest cannot be read, or "".
     """
 
     run: Path
@@ -50,10 +52,12 @@ def list_runs(root: Path) -> list[Overview]:
 
 def overview(run: Path) -> Overview:
     """What preset, manifest and metrics of a run say; a run that cannot be read is listed with its fault."""
-    manifest, metrics = read_manifest(run), read_metrics(run)
+    manifest: dict[str, Any] = {}
+    metrics = read_metrics(run)
     validation: dict[str, float] = next((line for line in reversed(metrics) if "val_seg_miou" in line), {})
     data, backbone, max_iters, fault = "", "", 0, ""
     try:
+        manifest = read_manifest(run)
         preset = run_preset(run)
         data = str(preset.data.root or preset.data.name)
         backbone, max_iters = preset.model.backbone, preset.train.max_iters
@@ -69,6 +73,16 @@ def overview(run: Path) -> Overview:
         max_iters,
         validation.get("val_seg_miou"),
         validation.get("val_cam_miou"),
-        sum(path.stat().st_size for path in run.rglob("*") if path.is_file()),
+        _size(run),
         fault,
     )
+
+
+def _size(run: Path) -> int:
+    """Bytes of all files below; one that a job takes away meanwhile counts nothing."""
+    total = 0
+    for path in run.rglob("*"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            total += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return total

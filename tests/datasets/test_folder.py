@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,6 +47,26 @@ def test_photos_that_differ_in_their_suffix_keep_it(tmp_path):
         split.masks.read(split.samples[1]).all()
         and split.masks.path(split.samples[0]) == tmp_path / "masks" / "a.png.png"
     )
+
+
+def test_numbers_of_ones_own_annotations_stay_with_the_classes(tmp_path):
+    """In the order of the classes, for masks that go back to the tool that they came from."""
+    table = {
+        "images": [{"id": 7, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 7, "category_id": 31}, {"image_id": 7, "category_id": 5}],
+        "categories": [{"id": 31, "name": "cat"}, {"id": 5, "name": "dog"}, {"id": 2, "name": "unused"}],
+    }
+    (tmp_path / "annotations.json").write_text(json.dumps(table))
+    split = load(tmp_path, "train")
+    assert (split.classes, split.category_ids) == (("cat", "dog"), (31, 5))
+    (tmp_path / "classes.txt").write_text("dog\ncat\n")
+    assert load(tmp_path, "train").category_ids == (5, 31)
+    (tmp_path / "classes.txt").write_text("dog\ncat\ncow\n")  # a class without a number
+    assert load(tmp_path, "train").category_ids == ()
+    table["categories"].append({"id": 9, "name": "cat"})  # a name with two
+    (tmp_path / "annotations.json").write_text(json.dumps(table))
+    (tmp_path / "classes.txt").unlink()
+    assert load(tmp_path, "train").category_ids == ()
 
 
 def test_without_a_class_list_the_names_are_sorted(tmp_path):

@@ -138,7 +138,7 @@ def test_links_hidden_folders_and_background_beside_classes(tmp_path):
     root = tmp_path / "root"
     put(root, "cat/b.avif", "cat/c.txt", ".ipynb_checkpoints/b.jpg", "Background/d.jpg", "_background_/e.jpg", "f.jpg")
     (root / "dog").symlink_to(tmp_path / "elsewhere")
-    rows, notes = read_tags(root)
+    rows, notes, _ = read_tags(root)
     assert sorted((row.image, row.names) for row in rows) == [
         ("Background/d.jpg", ()),
         ("_background_/e.jpg", ()),
@@ -154,7 +154,7 @@ def test_links_hidden_folders_and_background_beside_classes(tmp_path):
 
 def test_background_is_no_label_in_any_table(tmp_path):
     (tmp_path / "labels.json").write_text(json.dumps({"a.jpg": ["Background", "cat"], "b.jpg": ["_background_"]}))
-    rows, notes = read_tags(tmp_path)
+    rows, notes, _ = read_tags(tmp_path)
     assert [row.names for row in rows] == [("cat",), ()]
     assert notes == ("labels: background is no class and was left out of 2 photos",)
 

@@ -38,3 +38,18 @@ def test_a_run_that_cannot_be_read_is_listed(run_copy):
     summary = overview(run_copy)
     assert "not readable as YAML" in summary.fault and summary.max_iters == 0 and summary.started == ""
     assert summary.segmentation is not None
+
+
+def test_a_damaged_manifest_is_told_and_the_rest_is_there(run_copy):
+    (run_copy / "manifest.json").write_text('{"started": ')
+    summary = overview(run_copy)
+    assert "manifest.json: cannot be read" in summary.fault and summary.segmentation is not None
+    (run_copy / "manifest.json").write_text("[]")
+    assert "expected a JSON object" in overview(run_copy).fault
+
+
+def test_a_file_that_goes_meanwhile_counts_nothing(run_copy, monkeypatch):
+    gone, size = run_copy / "figures" / "gone.part", overview(run_copy).size
+    rglob = type(run_copy).rglob
+    monkeypatch.setattr(type(run_copy), "rglob", lambda folder, pattern: [*rglob(folder, pattern), gone])
+    assert overview(run_copy).size == size
