@@ -136,8 +136,17 @@ def find_run(run: Path | None, root: Path = Path("runs")) -> tuple[Path, str]:
 
 
 def run_preset(run: Path) -> Preset:
-    """The preset a run was trained with."""
-    return load_preset(str(run / "preset.yaml"))
+    """The preset a run was trained with.
+
+    Versions that had no `loss.part_photos` took the means of seg and aff over each batch: their runs go on so.
+    """
+    preset = load_preset(str(run / "preset.yaml"))
+    if "part_photos" in preset.loss.model_fields_set:
+        return preset
+    batch = preset.train.batch_size
+    photos = read_manifest(run).get("effective_batch", preset.train.effective_batch or batch)
+    parts = {"part_photos": batch if photos > batch else None}
+    return preset.model_copy(update={"loss": preset.loss.model_copy(update=parts)})
 
 
 def change_preset(run: Path, preset: Preset, step: int, changes: Sequence[str]) -> None:

@@ -122,10 +122,11 @@ FIVE = [
 ]
 
 
-def five_steps(data, run, batch_size):
+def five_steps(data, run, batch_size, part):
     """Weights after five steps, one in the first phase and two in each other one."""
     Path(run).mkdir(exist_ok=True)
-    preset = load_preset("demo", [*FIVE, f"data.root={data}", f"train.batch_size={batch_size}"])
+    sizes = [f"train.batch_size={batch_size}", f"loss.part_photos={part}"]
+    preset = load_preset("demo", [*FIVE, f"data.root={data}", *sizes])
     prepared = prepare(preset, torch.device("cpu"))
     # Noise is drawn by each process for itself; without it the steps must be the same.
     prepared.model.decoder.dropout.p = 0.0
@@ -136,9 +137,12 @@ def five_steps(data, run, batch_size):
     return dict(prepared.model.state_dict())
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path, tiny_data):
-    alone = five_steps(str(tiny_data), str(tmp_path / "alone"), 4)
-    one, two = together(tmp_path / "p", 2, five_steps, str(tiny_data), str(tmp_path / "shared"), 2)
+# A pixel at a threshold turns over by rounding, and weighs more in a part of two photos; taken by process instead, the
+# parts change the losses by .01 and more.
+@pytest.mark.parametrize(("part", "near"), [("null", 1e-5), ("2", 2e-4)])
+def test_two_processes_take_the_steps_of_one(tmp_path, tiny_data, part, near):
+    alone = five_steps(str(tiny_data), str(tmp_path / "alone"), 4, part)
+    one, two = together(tmp_path / "p", 2, five_steps, str(tiny_data), str(tmp_path / "shared"), 2, part)
     for name, expected in alone.items():
         assert torch.equal(one[name], two[name]), name
         torch.testing.assert_close(one[name], expected, atol=1e-5, rtol=0, msg=name)
@@ -146,7 +150,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path, tiny_data):
         assert mine.keys() == theirs.keys(), "rank 0 alone writes, each line once"
         for key in mine:
             if key.startswith("loss"):
-                assert theirs[key] == pytest.approx(mine[key], abs=1e-5), key
+                assert theirs[key] == pytest.approx(mine[key], abs=near), key
     assert mine["val_seg_miou"] == pytest.approx(theirs["val_seg_miou"], abs=1.0)
 
 

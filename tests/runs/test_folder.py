@@ -1,9 +1,10 @@
 import os
+import re
 
 import pytest
 
 from afactl.errors import BusyError, UsageError
-from afactl.presets import Preset
+from afactl.presets import Preset, load_preset
 from afactl.runs.folder import (
     LOCK,
     drop_unstarted,
@@ -24,6 +25,28 @@ def test_a_new_run_gets_its_folders_and_preset(tmp_path, monkeypatch):
     assert run.parent.name == "runs" and run.name.startswith("voc-")
     assert run_preset(run) == Preset()
     assert {p.name for p in run.iterdir()} == {"preset.yaml", "checkpoints", "cache", "figures", LOCK}
+
+
+@pytest.mark.parametrize(
+    ("batch", "effective", "manifest", "part"),
+    [
+        (8, "8", {}, None),  # one batch was the whole step
+        (2, "8", {}, 2),
+        (8, "null", {}, None),
+        (4, "null", {"effective_batch": 8}, 4),  # two processes
+    ],
+)
+def test_a_run_without_parts_goes_on_with_the_means_of_its_batches(tmp_path, batch, effective, manifest, part):
+    preset = load_preset("demo", [f"train.batch_size={batch}", f"train.effective_batch={effective}"])
+    run, lock = new_run(preset, "demo", tmp_path / "run")
+    lock.release()
+    if manifest:
+        write_manifest(run, **manifest)
+    assert run_preset(run) == preset, "a run of this version says what it does"
+    written = (run / "preset.yaml").read_text()
+    (run / "preset.yaml").write_text(re.sub(r"\n  part_photos: .*", "", written))
+    assert run_preset(run).loss.part_photos == part
+    assert run_preset(run).model_copy(update={"loss": preset.loss}) == preset
 
 
 def test_a_folder_with_something_in_it_is_refused_and_stays_as_it_is(tmp_path):
