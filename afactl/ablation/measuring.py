@@ -181,7 +181,7 @@ def _measure(
 
 
 def _segmentation(run: TrainedRun, split: Split, crf: bool, track: Track) -> float:
-    return evaluate_segmentation(run, split, "torch" if crf else None, track).scores[-1].miou
+    return evaluate_segmentation(run, split, "torch" if crf else None, track)[-1].miou
 
 
 def _changed(preset: Preset, changes: Sequence[str]) -> Preset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -25,12 +25,9 @@ from afactl.cli.options import (
     chosen_crf,
     open_chosen_run,
 )
-from afactl.cli.tables import numbers, print_per_class
+from afactl.cli.tables import numbers, print_per_class, score_figures
 from afactl.files import require_free
-from afactl.machine.terminal import out, percent, table, tracker, write_json
-
-if TYPE_CHECKING:
-    pass
+from afactl.machine.terminal import out, table, tracker, write_json
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -74,9 +71,9 @@ def evaluate(
     trained = open_chosen_run(run, device, checkpoint)
     dataset = open_split(trained, split, data, masks=True)
     chosen = protocol.value if protocol else None
-    scores, images = evaluate_segmentation(trained, dataset, backend, tracker("segmentation"), chosen)
+    scores = evaluate_segmentation(trained, dataset, backend, tracker("segmentation"), chosen)
     trained = with_protocol(trained, chosen)
-    rows = [(score.name, percent(score.miou)) for score in scores]
+    rows = [(score.name, score.text) for score in scores]
     out.print(table(f"segmentation of {split}, mIoU %", ("row", "mIoU"), rows))
     settings = trained.preset.eval
     side = f"long side {settings.long_side}" if settings.long_side else "size as stored"
@@ -89,7 +86,6 @@ def evaluate(
     )
     if per_class:
         print_per_class({score.name: score for score in scores}, dataset.classes)
-    figures = {score.name: score.miou for score in scores}
     if json_file is not None:
         write_json(
             json_file,
@@ -99,11 +95,12 @@ def evaluate(
                 "run": str(trained.folder),
                 "step": trained.iteration,
                 "protocol": name,
-                "miou": figures,
+                "miou": {score.name: score.miou for score in scores},
+                "rows": {score.name: score_figures(score, dataset.classes) for score in scores},
             },
         )
     for name, count in (("worst", worst), ("examples", examples)):
         if count and not out.quiet:
             from afactl.pictures.figures import draw_ranked
 
-            out.print(f"picture: {draw_ranked(trained, dataset, images, name, count, palette.value)}")
+            out.print(f"picture: {draw_ranked(trained, dataset, scores[1].images, name, count, palette.value)}")

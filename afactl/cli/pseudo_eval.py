@@ -20,13 +20,15 @@ from afactl.cli.options import (
     Which,
     open_chosen_run,
 )
-from afactl.cli.tables import numbers, print_per_class
+from afactl.cli.tables import numbers, print_per_class, score_figures, signed
 from afactl.errors import UsageError
 from afactl.files import require_free
-from afactl.machine.terminal import out, percent, table, tracker, write_json
+from afactl.machine.terminal import out, table, tracker, write_json
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Mapping
+
+    from afactl.evaluation.scores import Score
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -54,7 +56,7 @@ def pseudo_eval(
 ) -> None:
     """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
     from afactl.evaluation.metrics import label_f1
-    from afactl.evaluation.pseudo_labels import WITHOUT_AFA, score_pseudo_labels
+    from afactl.evaluation.pseudo_labels import PAR, WITHOUT_AFA, score_pseudo_labels
     from afactl.inference.cams import with_predicted_labels
     from afactl.inference.trained_run import open_split
 
@@ -81,7 +83,7 @@ def pseudo_eval(
         more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"))
         result = result._replace(passes=result.passes + more.passes, labelled=result.labelled + more.labelled)
         scores |= {f"{name}, predicted labels": pair for name, pair in more.scores.items()}
-    rows = [(name, *(percent(score.miou) for score in pair)) for name, pair in scores.items()]
+    rows = [(name, *(score.text for score in pair)) for name, pair in scores.items()]
     if WITHOUT_AFA not in scores:
         rows = [(f"{WITHOUT_AFA}: give --without-afa RUN", "-", "-"), *rows]
     out.print(table(f"Table 3, pseudo labels of {split}, mIoU %", ("row", "without PAR", "with PAR"), rows))
@@ -94,6 +96,7 @@ def pseudo_eval(
         f"{' but in the rows that say otherwise' if labels is Labels.predicted else ''}; "
         f"{trained.checkpoint} checkpoint, step {trained.iteration}"
     )
+    print_differences(scores)
     if labels is Labels.predicted:
         f1 = label_f1([s.labels for s in dataset.samples], [s.labels for s in guessed.samples])
         out.print(
@@ -107,10 +110,9 @@ def pseudo_eval(
         out.print(f"no forward pass: all {result.images} images came from the cache ({result.labelled} labelled anew)")
     if per_class:
         print_per_class(
-            {f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", " + PAR"), pair, strict=True)},
+            {f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", PAR), pair, strict=True)},
             dataset.classes,
         )
-    figures = {n: {"without_par": p[0].miou, "with_par": p[1].miou} for n, p in scores.items()}
     if json_file is not None:
         write_json(
             json_file,
@@ -119,6 +121,27 @@ def pseudo_eval(
                 "images": result.images,
                 "run": str(trained.folder),
                 "step": trained.iteration,
-                "miou": figures,
+                "miou": {n: {"without_par": p[0].miou, "with_par": p[1].miou} for n, p in scores.items()},
+                "rows": {
+                    f"{name}{end}": score_figures(score, dataset.classes)
+                    for name, pair in scores.items()
+                    for end, score in zip(("", PAR), pair, strict=True)
+                },
             },
         )
+
+
+def print_differences(scores: Mapping[str, tuple[Score, Score]]) -> None:
+    """How far AFA is above each other row, where there is a branch that has learned to be."""
+    from afactl.evaluation.intervals import difference
+    from afactl.evaluation.pseudo_labels import WITH_AFFINITY
+
+    if WITH_AFFINITY not in scores:
+        return
+    rows = []
+    for name, pair in scores.items():
+        both = zip(scores[WITH_AFFINITY], pair, strict=True)
+        if name != WITH_AFFINITY:
+            differences = (difference(first.tallies, second.tallies) for first, second in both)
+            rows.append((f"{WITH_AFFINITY} - {name}", *map(signed, differences)))
+    out.print(table("differences, paired over the images [95 %]", ("rows", "without PAR", "with PAR"), rows))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from afactl.machine.terminal import out, percent, table
+from afactl.machine.terminal import out, table
 
 if TYPE_CHECKING:
+    from afactl.evaluation.intervals import Difference
     from afactl.evaluation.scores import Score
 
 
@@ -15,11 +18,30 @@ def numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def print_per_class(scores: dict[str, Score], classes: tuple[str, ...]) -> None:
-    """A table of IoU with a row per class and a column per score."""
+def signed(difference: Difference) -> str:
+    """+2.4 [1.1, 3.6]."""
+    low, high = difference.interval
+    return f"{difference.value:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def score_figures(score: Score, classes: Sequence[str]) -> dict[str, Any]:
+    """A score for `--json`, in per cent: mIoU, its 95 % interval, and the same for each class in the truth."""
     from afactl.evaluation.metrics import class_iou
 
-    ious = [100 * class_iou(score.confusion) for score in scores.values()]
-    rows = [(name, *(percent(iou[i]) for iou in ious)) for i, name in enumerate(("background", *classes))]
-    rows.append(("mIoU", *(percent(score.miou) for score in scores.values())))
+    ious = zip(("background", *classes), 100 * class_iou(score.confusion), score.class_intervals, strict=True)
+    per_class = {name: {"iou": float(iou), "interval": list(span)} for name, iou, span in ious if math.isfinite(iou)}
+    return {"miou": score.miou, "interval": list(score.interval), "classes": per_class}
+
+
+def print_per_class(scores: dict[str, Score], classes: tuple[str, ...]) -> None:
+    """A table of IoU with a row per class and a column per score."""
+    from afactl.evaluation.intervals import shown
+    from afactl.evaluation.metrics import class_iou
+
+    columns = [
+        [shown(*one) for one in zip(100 * class_iou(score.confusion), score.class_intervals, strict=True)]
+        for score in scores.values()
+    ]
+    rows = [*zip(("background", *classes), *columns, strict=True)]
+    rows.append(("mIoU", *(score.text for score in scores.values())))
     out.print(table("IoU % per class (a dash: not in the truth)", ("class", *scores), rows))

@@ -13,7 +13,7 @@ from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Split, Track
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
-from afactl.evaluation.scores import Score, keep_scores, to_uint8
+from afactl.evaluation.scores import Counting, Score, keep_scores, to_uint8
 from afactl.inference.cams import CamRecord, open_cam_cache, record_of
 from afactl.inference.refiners import build_refiner, preset_refiner
 from afactl.inference.trained_run import TrainedRun, to_tensor
@@ -126,14 +126,14 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
     """
     preset, classes, masks = run.preset, len(split.classes) + 1, split.require_masks()
     rows = table3_rows(preset)
-    names = [(row, par) for row in range(len(rows)) for par in range(2)]
-    counts = {name: np.zeros((classes, classes), np.int64) for name in names}
+    names = [(row, par, f"{name}{with_par}") for row, name in enumerate(rows) for par, with_par in enumerate(("", PAR))]
+    counting = Counting([name for *_, name in names], len(split.samples), classes)
     passes = labelled = 0
     settings = {name: getattr(preset, name).model_dump(mode="json") for name in ("cam", "par", "affinity")}
     header = CacheHeader(PSEUDO_STAGE, settings, run.weights_hash, data_fingerprint(split))
     path = cache_path(run.folder, PSEUDO_STAGE, split.name)
     with open_cam_cache(run, split, overwrite) as cams, Cache.open(path, header, overwrite) as labels:
-        for sample in track(split.samples):
+        for place, sample in enumerate(track(split.samples)):
             if sample.image_id not in labels:
                 image = read_image(sample.image_path)
                 record, passed = record_of(run, cams, sample, image)
@@ -142,13 +142,9 @@ def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, 
                 passes, labelled = passes + passed, labelled + 1
             kept, truth = labels.read(sample.image_id), masks.read(sample)
             size = tuple(kept["size"].tolist())
-            for row, par in names:
-                counts[row, par] += confusion_matrix(truth, enlarge_mask(kept["labels"][row, par], size), classes)
-    scores = {name: (Score(name, counts[row, 0]), Score(name, counts[row, 1])) for row, name in enumerate(rows)}
-    confusions = {
-        f"{name}{with_par}": score.confusion
-        for name, pair in scores.items()
-        for with_par, score in zip(("", PAR), pair, strict=True)
-    }
-    keep_scores(run, f"pseudo-{split.name}", split, confusions)
-    return Table3(scores, len(split.samples), passes, labelled)
+            for row, par, name in names:
+                counting.add(name, place, truth, enlarge_mask(kept["labels"][row, par], size))
+    scores = counting.scores()
+    keep_scores(run, f"pseudo-{split.name}", split, scores)
+    pairs = dict(zip(rows, zip(scores[::2], scores[1::2], strict=True), strict=True))
+    return Table3(pairs, len(split.samples), passes, labelled)

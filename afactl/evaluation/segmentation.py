@@ -16,7 +16,7 @@ from afactl.datasets.samples import Split, Track
 from afactl.datasets.transforms import normalize
 from afactl.errors import DataError
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
-from afactl.evaluation.scores import Score, keep_scores, to_uint8
+from afactl.evaluation.scores import Counting, Score, keep_scores, to_uint8
 from afactl.inference.segmentation import Passes, input_of_crf, multi_scale, segment, single_scale
 from afactl.inference.trained_run import TrainedRun, multi_hot, to_tensor
 from afactl.machine import distributed
@@ -94,18 +94,6 @@ def validate(model: AFA, split: Split, preset: Preset, device: torch.device, tra
     return Validation(scores, left_out, non_finite)
 
 
-class Segmented(NamedTuple):
-    """What `evaluate_segmentation` found.
-
-    Attributes:
-        scores: the rows of `eval`. images: mIoU in per cent of each image by multi-scale + flip, in
-            the order of the split; NaN where an image has nothing but ignored pixels.
-    """
-
-    scores: list[Score]
-    images: np.ndarray
-
-
 def with_protocol(run: TrainedRun, protocol: str | None) -> TrainedRun:
     """The run, tested by a protocol of PROTOCOLS in place of its own; None leaves it its own."""
     if protocol is None:
@@ -115,7 +103,7 @@ def with_protocol(run: TrainedRun, protocol: str | None) -> TrainedRun:
 
 def evaluate_segmentation(
     run: TrainedRun, split: Split, crf: str | None = None, track: Track = iter, protocol: str | None = None
-) -> Segmented:
+) -> list[Score]:
     """The rows of `eval`: single scale; multi-scale + flip; and with `crf`, one of CRF_BACKENDS, also + CRF.
 
     No image-level truth is used. Several processes share the photos; each gets the scores of all. The run keeps
@@ -129,15 +117,12 @@ def evaluate_segmentation(
     """
     run = with_protocol(run, protocol)
     preset, masks = run.preset, split.require_masks()
-    classes = len(split.classes) + 1
-    counts = {name: np.zeros((classes, classes), np.int64) for name in SEGMENTATION_ROWS[: 3 if crf else 2]}
-    truths: deque[np.ndarray] = deque()
-    samples = distributed.shard(split.samples)
-    images = np.zeros(len(split.samples))
-    places = iter(distributed.shard(range(len(split.samples))))
+    counting = Counting(SEGMENTATION_ROWS[: 3 if crf else 2], len(split.samples), len(split.classes) + 1)
+    samples, places = distributed.shard(split.samples), distributed.shard(range(len(split.samples)))
+    waiting: deque[tuple[int, np.ndarray]] = deque()  # for the CRF: place and truth
 
     def scored() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for sample in track(samples):
+        for place, sample in zip(places, track(samples), strict=True):
             image, truth = read_pair(sample, masks)
             image = reduce_image(image, preset.eval.max_pixels)
             single = segment(run.model, image, run.device, single_scale(preset.eval))
@@ -148,12 +133,9 @@ def evaluate_segmentation(
                     "its weights are broken, train again"
                 )
             for name, logits in zip(SEGMENTATION_ROWS, (single, fused), strict=False):
-                mask = enlarge_mask(to_uint8(logits.max(dim=0).indices), truth.shape)
-                counted = confusion_matrix(truth, mask, classes)
-                counts[name] += counted
-            images[next(places)] = 100 * mean_iou(counted)
+                counting.add(name, place, truth, enlarge_mask(to_uint8(logits.max(dim=0).indices), truth.shape))
             if crf:
-                truths.append(truth)
+                waiting.append((place, truth))
                 image, fused = input_of_crf(image, fused, preset.crf.drop_below)
             yield to_tensor(image, run.device)[0], fused
 
@@ -162,11 +144,9 @@ def evaluate_segmentation(
     else:
         refine = partial(crf_label, backend=crf, settings=DenseCrf(**preset.crf.model_dump()))
         for label in ordered_map(refine, scored(), processes_for(len(samples), run.device)):
-            truth = truths.popleft()
-            mask = enlarge_mask(to_uint8(label), truth.shape)
-            counts[SEGMENTATION_ROWS[2]] += confusion_matrix(truth, mask, classes)
-    scores = [Score(name, distributed.all_reduce_array(confusion)) for name, confusion in counts.items()]
+            place, truth = waiting.popleft()
+            counting.add(SEGMENTATION_ROWS[2], place, truth, enlarge_mask(to_uint8(label), truth.shape))
+    scores = counting.scores()
     name = f"segmentation-{split.name}" + (f"-{protocol}" if protocol else "")
-    confusions = {score.name: score.confusion for score in scores}
-    keep_scores(run, name, split, confusions, protocol=protocol_name(preset.eval))
-    return Segmented(scores, distributed.all_reduce_array(images))
+    keep_scores(run, name, split, scores, protocol=protocol_name(preset.eval))
+    return scores

@@ -19,8 +19,9 @@ from PIL import Image
 from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask
 from afactl.errors import AfactlError
-from afactl.evaluation.metrics import class_iou, mean_iou
+from afactl.evaluation.metrics import class_iou
 from afactl.evaluation.pseudo_labels import PAR, WITH_AFFINITY, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_label_of
+from afactl.evaluation.scores import Score, kept_rows
 from afactl.files import whole_file, writing
 from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun
@@ -61,7 +62,7 @@ def write_report(
     """
     scores = read_scores(run.folder)
     looks, no_looks = _looks(run, data, photos)
-    table3 = [_table3(run, kept, without_afa) for name, kept in scores.items() if name.startswith("pseudo-")]
+    table3 = [_table3(run, name, kept, without_afa) for name, kept in scores.items() if name.startswith("pseudo-")]
     segmentation = {name: kept for name, kept in scores.items() if name.startswith("segmentation-")}
     page = _template().render(
         title=f"afactl: {run.folder.resolve().name}",
@@ -72,7 +73,7 @@ def write_report(
         table3=table3,
         looks=looks,
         no_looks=no_looks,
-        segmentation=[_segmentation(run, kept) for kept in segmentation.values()],
+        segmentation=[_segmentation(run, *kept) for kept in segmentation.items()],
         per_class=[_per_class(name, kept) for name, kept in scores.items()],
         matrices=[_matrix(kept) for kept in segmentation.values()],
         figures=_figures(run),
@@ -158,38 +159,26 @@ def _note(run: TrainedRun, scores: dict[str, Any]) -> str:
     )
 
 
-def _table3(run: TrainedRun, scores: dict[str, Any], without_afa: Path | None) -> dict[str, Any]:
-    tables = [] if without_afa is None else [_without_afa(read_scores(without_afa).get(f"pseudo-{scores['split']}"))]
+def _table3(run: TrainedRun, name: str, scores: dict[str, Any], without_afa: Path | None) -> dict[str, Any]:
     # Earlier versions scored the affinity of a run that had not learned any.
     left_out = () if run.preset.affinity.enabled else (WITH_AFFINITY, f"{WITH_AFFINITY}{PAR}")
-    tables.append({name: confusion for name, confusion in scores["rows"].items() if name not in left_out})
-    figures = [
-        {
-            "name": name,
-            **{
-                key: _percent(100 * mean_iou(np.array(rows[f"{name}{par}"])))
-                for key, par in (("without", ""), ("with_par", PAR))
-            },
-        }
-        for rows in tables
-        for name in rows
-        if not name.endswith(PAR)
-    ]
+    rows = [] if without_afa is None else _without_afa(without_afa, name)
+    rows += [score for score in kept_rows(run.folder, name, scores) if score.name not in left_out]
+    pairs = zip(rows[::2], rows[1::2], strict=True)  # without and with PAR
+    figures = [{"name": plain.name, "without": plain.text, "with_par": refined.text} for plain, refined in pairs]
     return {"split": scores["split"], "images": scores["images"], "note": _note(run, scores), "rows": figures}
 
 
-def _without_afa(scores: dict[str, Any] | None) -> dict[str, Any]:
+def _without_afa(folder: Path, name: str) -> list[Score]:
     """The paper's row of a run without AFA, out of the scores that it keeps; earlier versions took another name."""
-    rows = scores["rows"] if scores else {}
-    name = WITHOUT_AFA if WITHOUT_AFA in rows else WITHOUT_PROPAGATION
-    return {f"{WITHOUT_AFA}{par}": rows[f"{name}{par}"] for par in ("", PAR) if rows}
+    kept = read_scores(folder).get(name)
+    rows = {score.name: score for score in kept_rows(folder, name, kept)} if kept else {}
+    row = WITHOUT_AFA if WITHOUT_AFA in rows else WITHOUT_PROPAGATION
+    return [rows[f"{row}{par}"]._replace(name=f"{WITHOUT_AFA}{par}") for par in ("", PAR) if rows]
 
 
-def _segmentation(run: TrainedRun, scores: dict[str, Any]) -> dict[str, Any]:
-    rows = [
-        {"name": name, "miou": _percent(100 * mean_iou(np.array(confusion)))}
-        for name, confusion in scores["rows"].items()
-    ]
+def _segmentation(run: TrainedRun, name: str, scores: dict[str, Any]) -> dict[str, Any]:
+    rows = [{"name": score.name, "miou": score.text} for score in kept_rows(run.folder, name, scores)]
     protocol = scores.get("protocol", "not noted")  # earlier versions had one only
     return {
         "split": scores["split"],

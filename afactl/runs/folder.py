@@ -6,7 +6,7 @@ runs/<preset>-<date>-<time>/
     metrics.jsonl   one line per logged step or validation
     checkpoints/    last/ and best/
     cache/          HDF5 of the stages
-    scores/         confusion matrices of pseudo-eval and eval, for the report
+    scores/         what pseudo-eval and eval counted, whole and by image, for the report and comparisons
     figures/        pictures
     .lock           what a training holds while it runs
 """
@@ -19,10 +19,13 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from afactl.errors import BusyError, CheckpointError, UsageError, first_line
 from afactl.files import Lock, is_utf8, lock, whole_file, writing
@@ -199,10 +202,28 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return _read_json(path) if path.is_file() else {}
 
 
-def write_scores(run: Path, name: str, scores: dict[str, Any]) -> None:
-    """Keep what a scoring command found in scores/<name>.json."""
+def write_scores(run: Path, name: str, scores: dict[str, Any], tallies: Mapping[str, np.ndarray]) -> None:
+    """Keep what a scoring command found: scores/<name>.json, and by row what each image counted, in <name>.npz."""
+    with whole_file(run / "scores" / f"{name}.npz") as fresh, open(fresh, "wb") as file:
+        np.savez_compressed(file, **tallies)  # type: ignore[arg-type]  # a row may have any name
     with whole_file(run / "scores" / f"{name}.json") as fresh:
         fresh.write_text(json.dumps(scores) + "\n", encoding="utf-8")
+
+
+def read_tallies(run: Path, name: str) -> dict[str, np.ndarray]:
+    """By row what each image counted, n x 3 x K; {} where the run does not keep it.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = run / "scores" / f"{name}.npz"
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path) as kept:
+            return dict(kept)
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)}); remove it and score again") from error
 
 
 def read_scores(run: Path) -> dict[str, dict[str, Any]]:

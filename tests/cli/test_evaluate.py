@@ -14,7 +14,12 @@ def test_eval_prints_its_rows(call, run_copy, tmp_path):
     code, out, _ = call("eval", "--split", "val", "--run", run_copy, "--json", tmp_path / "e.json")
     assert code == 0 and "single scale" in out and "multi-scale + flip" in out and "CRF" not in out
     assert "no image-level truth was used" in out
-    assert set(json.loads((tmp_path / "e.json").read_text())["miou"]) == {"single scale", "multi-scale + flip"}
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert set(figures["miou"]) == set(figures["rows"]) == {"single scale", "multi-scale + flip"}
+    row = figures["rows"]["single scale"]
+    low, high = row["interval"]
+    assert row["miou"] == figures["miou"]["single scale"] and low <= row["miou"] <= high
+    assert f"{row['miou']:.1f} ± {(high - low) / 2:.1f}" in out
 
 
 @pytest.mark.parametrize("protocol", ["paper", "authors"])

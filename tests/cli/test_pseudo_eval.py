@@ -1,6 +1,7 @@
 """`afactl pseudo-eval` as a user calls it."""
 
 import json
+import re
 import shutil
 
 from tests.cli.conftest import SETS, refused
@@ -29,7 +30,12 @@ def test_pseudo_eval_prints_table_3_and_reuses_the_caches(call, run_copy, tmp_pa
     assert "no forward pass: all 4 images came from the cache" in again
     assert [line for line in again.splitlines() if line.startswith("│")] == [
         line for line in out.splitlines() if line.startswith("│")
-    ][:4]
+    ][: 4 + 2], "table and differences"
+    assert re.search(r"│ AFA +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ± [\d.]+ │", out)
+    assert re.search(r"│ AFA - AFA \(w/o prop.\) +│ +[+-][\d.]+ \[-?[\d.]+, -?[\d.]+\] +│", out)
+    row = figures["rows"]["AFA + PAR"]
+    assert row["miou"] == figures["miou"]["AFA"]["with_par"] and row["interval"][0] <= row["miou"] <= row["interval"][1]
+    assert set(row["classes"]["background"]) == {"iou", "interval"}
 
 
 def test_pseudo_eval_shows_a_run_without_the_branch(call, run_copy, tmp_path, tiny_data):

@@ -21,25 +21,25 @@ CPU = torch.device("cpu")
 
 
 def test_segmentation_rows(run, val):
-    scores, _ = evaluate_segmentation(run, val, crf="torch")
+    scores = evaluate_segmentation(run, val, crf="torch")
     assert [score.name for score in scores] == ["single scale", "multi-scale + flip", "multi-scale + flip + CRF"]
     counts = np.zeros((7, 7), np.int64)
     for sample in val.samples:
         prediction = segment(run.model, read_image(sample.image_path), CPU).argmax(0).numpy()
         counts += confusion_matrix(val.masks.read(sample), prediction, 7)
     assert np.array_equal(scores[0].confusion, counts)
-    assert len(evaluate_segmentation(run, val).scores) == 2
+    assert len(evaluate_segmentation(run, val)) == 2
 
 
 def test_the_crf_scores_the_same_over_processes(run, val, monkeypatch):
-    alone = evaluate_segmentation(run, val, crf="torch").scores[2].confusion
+    alone = evaluate_segmentation(run, val, crf="torch")[2].confusion
     monkeypatch.setattr("afactl.machine.parallel.WORTHWHILE", 2)
-    assert np.array_equal(evaluate_segmentation(run, val, crf="torch").scores[2].confusion, alone)
+    assert np.array_equal(evaluate_segmentation(run, val, crf="torch")[2].confusion, alone)
 
 
 def test_validation_agrees_with_the_commands(run, val):
     found = validate(run.model, val, load_preset("demo", TINY), CPU)
-    assert found.scores["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val).scores[0].miou, abs=1e-6)
+    assert found.scores["val_seg_miou"] == pytest.approx(evaluate_segmentation(run, val)[0].miou, abs=1e-6)
     assert found.left_out == found.non_finite == []
     assert found.scores["val_cam_miou"] == pytest.approx(
         score_pseudo_labels(run, val).scores["AFA (w/o prop.)"][0].miou, abs=1e-6
@@ -102,10 +102,10 @@ def test_large_photos_are_segmented_reduced_and_scored_at_their_own_size(run, va
         assert mask.shape == (44, 44)
         counts += confusion_matrix(val.masks.read(sample), enlarge_mask(mask, (64, 64)), 7)
         assert np.array_equal(photo_mask(bounded, read_image(sample.image_path)), enlarge_mask(mask, (64, 64)))
-    assert np.array_equal(found.scores[1].confusion, counts)
-    assert all(score.confusion.sum() == counts.sum() for score in found.scores)
+    assert np.array_equal(found[1].confusion, counts)
+    assert all(score.confusion.sum() == counts.sum() for score in found)
     scores = validate(run.model, val, bounded.preset, CPU).scores
-    assert scores["val_seg_miou"] == pytest.approx(found.scores[0].miou, abs=1e-6)
+    assert scores["val_seg_miou"] == pytest.approx(found[0].miou, abs=1e-6)
     raw = score_pseudo_labels(bounded, val).scores["AFA (w/o prop.)"][0].miou
     assert scores["val_cam_miou"] == pytest.approx(raw, abs=1e-6)
 
@@ -122,7 +122,7 @@ def confusion_of(run, val, passes):
 def test_a_protocol_by_name_takes_the_place_of_the_runs_own(run, val, protocol):
     found = evaluate_segmentation(run, val, protocol=protocol)
     settings = PROTOCOLS[protocol] if protocol else run.preset.eval
-    assert np.array_equal(found.scores[1].confusion, confusion_of(run, val, multi_scale(settings)))
+    assert np.array_equal(found[1].confusion, confusion_of(run, val, multi_scale(settings)))
     kept = read_scores(run.folder)[f"segmentation-val-{protocol}" if protocol else "segmentation-val"]
     assert kept["protocol"] == (protocol or "own"), "the demo's protocol has no name"
     assert with_protocol(run, protocol).preset.eval == settings

@@ -65,10 +65,10 @@ def test_the_page_holds_what_the_commands_found(judged):
     page = made.file.read_text()
     assert made.missing == [] and made.size == len(page.encode()) and made.file == run.folder / "report.html"
     for name, pair in table3.scores.items():
-        cells = "".join(f"<td>{score.miou:.1f}</td>" for score in pair)
+        cells = "".join(f"<td>{score.text}</td>" for score in pair)
         assert f"<tr><td>{html.escape(name)}</td>{cells}</tr>" in page
-    for score in segmentation.scores:
-        assert f"<td>{score.name}</td><td>{score.miou:.1f}</td>" in page
+    for score in segmentation:
+        assert f"<td>{score.name}</td><td>{score.text}</td>" in page
     for text in (
         "losses",
         "learning rate",
@@ -143,7 +143,7 @@ def test_a_row_without_afa_comes_from_the_other_run(judged, tmp_path):
     write_report(judged[0], out=tmp_path / "page.html", without_afa=judged[0].folder, photos=0)
     first = judged[1].scores["AFA (w/o prop.)"]
     assert (
-        f"<tr><td>w/o AFA</td><td>{first[0].miou:.1f}</td><td>{first[1].miou:.1f}</td></tr>"
+        f"<tr><td>w/o AFA</td><td>{first[0].text}</td><td>{first[1].text}</td></tr>"
         in (tmp_path / "page.html").read_text()
     )
 
