@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,14 +23,17 @@ from afactl.cli.options import (
 from afactl.cli.tables import numbers, print_per_class, score_figures, signed
 from afactl.errors import UsageError
 from afactl.files import require_free
-from afactl.machine.terminal import out, table, tracker, write_json
+from afactl.machine.terminal import out, percent, table, tracker, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from afactl.evaluation.scores import Score
+    from afactl.evaluation.sweep import Choice, Sweep
 
 app = typer.Typer(rich_markup_mode=None)
+# Of --sweep.
+THRESHOLDS = "0.2:0.7:0.05"
 
 
 @app.command("pseudo-eval", epilog="Example: afactl pseudo-eval --split train --per-class --json table3.json")
@@ -47,6 +50,19 @@ def pseudo_eval(
             "--labels", help="predicted: also rows with the classifier's labels, beside those with the true ones"
         ),
     ] = Labels.truth,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="also each row over thresholds, and at its best one; draws the curves")
+    ] = False,
+    sweep_from: Annotated[
+        str | None,
+        typer.Option(
+            "--sweep-from", metavar="SPLIT", help="with --sweep: take the best thresholds of this split, not of --split"
+        ),
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option("--thresholds", metavar="FROM:TO:STEP", help=f"with --sweep: which ones; default: {THRESHOLDS}"),
+    ] = None,
     data: DataOption = None,
     per_class: PerClassOption = False,
     json_file: JsonOption = None,
@@ -57,10 +73,18 @@ def pseudo_eval(
     """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
     from afactl.evaluation.metrics import label_f1
     from afactl.evaluation.pseudo_labels import PAR, WITHOUT_AFA, score_pseudo_labels
+    from afactl.evaluation.sweep import choices, parse_thresholds, sweep_pseudo_labels
     from afactl.inference.cams import with_predicted_labels
     from afactl.inference.trained_run import open_split
 
     require_free([("--json", json_file)], overwrite)
+    if not sweep:
+        for option, given in (("--sweep-from", sweep_from), ("--thresholds", thresholds)):
+            if given is not None:
+                raise UsageError(f"{option} {given}: belongs to --sweep; add it, or leave this out")
+    if sweep_from == split:
+        raise UsageError(f"--sweep-from {split}: is the split that is scored; name another one, or leave it out")
+    values = parse_thresholds(thresholds or THRESHOLDS)
     trained = open_chosen_run(run, device, checkpoint)
     dataset = open_split(trained, split, data, masks=True)
     result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"))
@@ -113,6 +137,13 @@ def pseudo_eval(
             {f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", PAR), pair, strict=True)},
             dataset.classes,
         )
+    swept = source = None
+    if sweep:
+        swept = sweep_pseudo_labels(trained, dataset, values, tracker("thresholds"))
+        if sweep_from is not None:
+            chosen_on = open_split(trained, sweep_from, data, masks=True)
+            source = sweep_pseudo_labels(trained, chosen_on, values, tracker(f"thresholds on {sweep_from}"))
+        print_sweep(swept, choices(swept, trained.preset, source), source)
     if json_file is not None:
         write_json(
             json_file,
@@ -127,8 +158,13 @@ def pseudo_eval(
                     for name, pair in scores.items()
                     for end, score in zip(("", PAR), pair, strict=True)
                 },
+                **({"sweep": sweep_figures(swept, choices(swept, trained.preset, source), source)} if swept else {}),
             },
         )
+    if swept is not None and not out.quiet:
+        from afactl.pictures.figures import draw_sweep
+
+        out.print(f"picture: {draw_sweep(trained, swept)}")
 
 
 def print_differences(scores: Mapping[str, tuple[Score, Score]]) -> None:
@@ -145,3 +181,30 @@ def print_differences(scores: Mapping[str, tuple[Score, Score]]) -> None:
             differences = (difference(first.tallies, second.tallies) for first, second in both)
             rows.append((f"{WITH_AFFINITY} - {name}", *map(signed, differences)))
     out.print(table("differences, paired over the images [95 %]", ("rows", "without PAR", "with PAR"), rows))
+
+
+def print_sweep(sweep: Sweep, rows: Sequence[Choice], source: Sweep | None) -> None:
+    """Each row at the preset's threshold and at the best one."""
+    lines = [
+        (row.row, f"{row.preset[0]:g}", percent(row.preset[1]), f"{row.chosen[0]:g}", percent(row.chosen[1]))
+        for row in rows
+    ]
+    columns = ("row", "preset's threshold", "mIoU", f"best on {(source or sweep).split}", "mIoU")
+    out.print(table(f"pseudo labels of {sweep.split} over thresholds, mIoU %", columns, lines))
+    if source is None:
+        out.print(
+            f"the best thresholds were chosen with the truth of {sweep.split}, on which they are scored; "
+            "--sweep-from SPLIT takes those of another split"
+        )
+    else:
+        out.print(f"the best thresholds were chosen with the truth of {source.split}, not with that of {sweep.split}")
+
+
+def sweep_figures(sweep: Sweep, rows: Sequence[Choice], source: Sweep | None) -> dict[str, Any]:
+    """A sweep for --json, in per cent."""
+    return {
+        "thresholds": sweep.thresholds,
+        "miou": {row: curve.tolist() for row, curve in sweep.miou.items()},
+        "chosen_on": (source or sweep).split,
+        "rows": {row.row: {"preset": row.preset, "chosen": row.chosen} for row in rows},
+    }

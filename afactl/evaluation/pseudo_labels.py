@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,17 +67,42 @@ def score_refined_cams(
     return 100 * mean_iou(counts)
 
 
-def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device) -> np.ndarray:
-    """The pseudo labels of Table 3 for one photo: each row without and with PAR.
+def preset_threshold(preset: Preset, row: str) -> float:
+    """Where a row of Table 3 is cut: `cam.background` without propagation, `affinity.background` with it."""
+    return preset.cam.background if row in (WITHOUT_PROPAGATION, WITHOUT_AFA) else preset.affinity.background
 
-    Without propagation the CAM is cut at `cam.background` (with PAR: background plane of that
-    value, softmax, PAR, argmax). With propagation the background plane is `affinity.background`.
+
+def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device) -> np.ndarray:
+    """The pseudo labels of Table 3 for one photo: each row without and with PAR, at the preset's thresholds.
 
     Args:
         image: h x w x 3 uint8; reduced to the size of the record's CAM where that is smaller.
 
     Returns:
         R x 2 x h x w uint8 at the size of the record's CAM, rows as `table3_rows`, then (without PAR, with PAR).
+    """
+    thresholds = [(preset_threshold(preset, row),) for row in table3_rows(preset)]
+    labels: np.ndarray = labels_over(image, record, preset, device, thresholds)[:, :, 0]
+    return labels
+
+
+def labels_over(
+    image: np.ndarray,
+    record: CamRecord,
+    preset: Preset,
+    device: torch.device,
+    thresholds: Sequence[Sequence[float]],
+) -> np.ndarray:
+    """The pseudo labels of Table 3 for one photo at several thresholds.
+
+    Without propagation the CAM is cut at the threshold (with PAR: background plane of that value, softmax, PAR,
+    argmax). With propagation the background plane has that value.
+
+    Args:
+        image: as in `pseudo_labels_of`. thresholds: R rows of T values.
+
+    Returns:
+        R x 2 x T x h x w uint8, rows and size as in `pseudo_labels_of`.
     """
     refine = preset_refiner(preset, "par")
     image = reduce_image(image, preset.cam.max_pixels)
@@ -85,15 +111,16 @@ def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, devic
     classes = torch.from_numpy(record.classes).to(device)
     size = image.shape[:2]
     if len(classes) == 0:  # nothing is said to be there: all is background
-        return np.zeros((len(table3_rows(preset)), 2, *size), np.uint8)
-    threshold = preset.cam.background
-    rows = [torch.stack([cut_cam(cam, classes, threshold), refine_cam(pixels, cam, classes, (threshold,), refine)[0]])]
+        return np.zeros((len(thresholds), 2, len(thresholds[0]), *size), np.uint8)
+    own, *spread_over = thresholds
+    cuts = torch.stack([cut_cam(cam, classes, threshold) for threshold in own])
+    rows = [torch.stack([cuts, refine_cam(pixels, cam, classes, own, refine)])]
     walk = Walk(**preset.walk_settings())
     spread = [record.log_attention(device), *([record.log_affinity(device)] if preset.affinity.enabled else [])]
-    for logarithm in spread:
-        planes = propagate(cam, logarithm, (preset.affinity.background,), walk)
+    for logarithm, values in zip(spread, spread_over, strict=True):
+        planes = propagate(cam, logarithm, values, walk)
         planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
-        rows.append(torch.cat([best_class(planes, classes, size), refine_planes(pixels, planes, classes, refine)]))
+        rows.append(torch.stack([best_class(planes, classes, size), refine_planes(pixels, planes, classes, refine)]))
     return to_uint8(torch.stack(rows))
 
 

@@ -276,6 +276,30 @@ def curve_chart(title: str, series: Mapping[str, Sequence[tuple[int, float]]], b
     return figure
 
 
+def threshold_chart(
+    thresholds: Sequence[float], panels: Mapping[str, Mapping[str, Sequence[float]]], marks: Mapping[str, float]
+) -> Figure:
+    """mIoU over thresholds, a panel per column of Table 3.
+
+    Args:
+        panels: by title, T values in per cent by row. marks: the preset's threshold of each row, where it has a dot.
+    """
+    figure, axes = _figure((4.6 * len(panels), 3.6), 1, len(panels), [1])
+    every = [value for rows in panels.values() for values in rows.values() for value in values]
+    for axis, (title, rows) in zip(axes[0], panels.items(), strict=True):
+        for number, (name, values) in enumerate(rows.items()):
+            color, style = safe_palette()[[5, 6, 3, 7][number % 4]] / 255, ["-", "--", "-.", ":"][number % 4]
+            axis.plot(thresholds, values, style, color=color, label=name)
+            axis.plot([marks[name]], [values[list(thresholds).index(marks[name])]], "o", color=color, markersize=5)
+        axis.set_ylim(min(every) - 2, max(every) + 2)
+        axis.set_xlabel("threshold, or background plane (dot: the preset's)")
+        axis.set_title(title, fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("mIoU %")
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    return figure
+
+
 def confusion_chart(confusion: np.ndarray, names: Sequence[str]) -> Figure:
     """A confusion matrix, each row in per cent of its true pixels.
 

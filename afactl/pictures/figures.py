@@ -15,12 +15,15 @@ from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation.pseudo_labels import (
+    PAR,
     WITH_AFFINITY,
     WITHOUT_AFA,
     WITHOUT_PROPAGATION,
+    preset_threshold,
     pseudo_labels_of,
     table3_rows,
 )
+from afactl.evaluation.sweep import Sweep
 from afactl.files import whole_file, writing
 from afactl.inference.cams import (
     CamRecord,
@@ -36,7 +39,7 @@ from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun, open_split, to_tensor
 from afactl.method.affinity import Walk
 from afactl.method.pseudo_labels import cut_cam, propagate, refine_cam
-from afactl.pictures.drawing import Content, head_chart, overlay, panel, picture_grid, resize_map
+from afactl.pictures.drawing import Content, head_chart, overlay, panel, picture_grid, resize_map, threshold_chart
 from afactl.pictures.palettes import PALETTES
 
 if TYPE_CHECKING:
@@ -268,6 +271,17 @@ def draw_heads(run: TrainedRun, out: Path | None = None) -> Drawn:
     weights = head.weight.detach().cpu().numpy().reshape(run.model.backbone.attention_layers, -1)
     figure = head_chart(weights, head.bias.item())
     return Drawn(_save(figure, out or run.folder / "figures" / "heads.png"), f"step {run.iteration}")
+
+
+def draw_sweep(run: TrainedRun, sweep: Sweep) -> Path:
+    """Draw the curves of a sweep into the run's figures folder, without and with PAR."""
+    marks = {row: preset_threshold(run.preset, row) for row in table3_rows(run.preset)}
+    panels = {
+        title: {row: sweep.miou[f"{row}{par}"].tolist() for row in marks}
+        for title, par in ((f"{sweep.split}, without PAR", ""), (f"{sweep.split}, with PAR", PAR))
+    }
+    figure = threshold_chart(sweep.thresholds, panels, marks)
+    return _save(figure, run.folder / "figures" / f"sweep-{sweep.split}.png")
 
 
 def draw_cams(

@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 
+import pytest
+
 from tests.cli.conftest import SETS, refused
 
 
@@ -66,3 +68,30 @@ def test_a_cache_of_other_weights_is_told_and_made_anew_on_request(call, run_cop
     shutil.copytree(tmp_path / "other/checkpoints/last", run_copy / "checkpoints/last", dirs_exist_ok=True)
     refused(call("pseudo-eval", "--split", "val", "--run", run_copy), 1, "weights (", "--overwrite")
     assert call("pseudo-eval", "--split", "val", "--run", run_copy, "--overwrite")[0] == 0
+
+
+def test_a_sweep_says_with_whose_truth_the_best_thresholds_were_chosen(call, run_copy, tmp_path):
+    where = ("--split", "val", "--run", run_copy, "--sweep", "--thresholds", "0.3:0.6:0.1")
+    code, out, _ = call("pseudo-eval", *where, "--json", tmp_path / "t.json")
+    assert code == 0 and "chosen with the truth of val, on which they are scored" in out and "best on val" in out
+    assert f"picture: {run_copy / 'figures' / 'sweep-val.png'}" in out
+    figures = json.loads((tmp_path / "t.json").read_text())
+    kept = figures["sweep"]
+    assert kept["thresholds"] == [0.3, 0.35, 0.4, 0.45, 0.5, 0.6] and kept["chosen_on"] == "val"
+    preset, chosen = kept["rows"]["AFA"]["preset"], kept["rows"]["AFA"]["chosen"]
+    assert preset == [0.35, pytest.approx(figures["miou"]["AFA"]["without_par"])]
+    assert chosen[1] == max(kept["miou"]["AFA"]) >= preset[1]
+    code, out, _ = call("pseudo-eval", *where, "--sweep-from", "train")
+    assert code == 0 and "chosen with the truth of train, not with that of val" in out and "best on train" in out
+
+
+def test_options_of_a_sweep_without_one_are_refused(call, run_copy):
+    for option in (("--sweep-from", "train"), ("--thresholds", "0.2:0.7:0.1")):
+        refused(call("pseudo-eval", "--split", "val", "--run", run_copy, *option), 2, "belongs to --sweep")
+    same = call("pseudo-eval", "--split", "val", "--run", run_copy, "--sweep", "--sweep-from", "val")
+    refused(same, 2, "is the split that is scored")
+    refused(
+        call("pseudo-eval", "--split", "val", "--run", run_copy, "--sweep", "--thresholds", "0.2:1.7:0.1"),
+        2,
+        'between 0 and 1, such as 0.2:0.7:0.05, got "0.2:1.7:0.1"',
+    )
