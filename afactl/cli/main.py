@@ -16,6 +16,7 @@ import typer
 from afactl import __version__
 from afactl.cli import (
     ablate,
+    compare,
     data,
     doctor,
     dump_cams,
@@ -63,7 +64,21 @@ def _whole(
 
 
 # In the order of the help.
-for command in (train, pseudo_eval, evaluate, dump_cams, ablate, predict, viz, report, runs, presets, export, doctor):
+for command in (
+    train,
+    pseudo_eval,
+    evaluate,
+    compare,
+    dump_cams,
+    ablate,
+    predict,
+    viz,
+    report,
+    runs,
+    presets,
+    export,
+    doctor,
+):
     app.add_typer(command.app)
 app.add_typer(data.app, name="data")
 

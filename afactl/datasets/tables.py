@@ -112,16 +112,22 @@ class ClassList(NamedTuple):
 
 
 def read_classes(root: Path) -> ClassList | None:
-    """The names in classes.txt, or None where there is no such file.
+    """As `read_class_file` of classes.txt, or None where there is no such file."""
+    listed = root / "classes.txt"
+    return read_class_file(listed) if listed.is_file() else None
+
+
+def read_class_file(listed: Path) -> ClassList:
+    """The class names in a file, one per line.
 
     Other tools begin it with `background`, perhaps with `__ignore__` before that; these are left out.
 
     Raises:
-        DataError: no names, one twice, or one of those two elsewhere, where it would shift the values of the masks.
+        DataError: no file or names, one twice, or one of those two elsewhere, where it would shift the values of the
+            masks.
     """
-    listed = root / "classes.txt"
     if not listed.is_file():
-        return None
+        raise DataError(f"{listed}: expected a file with one class name per line, found none")
     names = [line.strip() for line in _text(listed).splitlines() if line.strip()]
     first = 1 if names[:1] and names[0].casefold() == IGNORED else 0
     if first or (names and is_background(names[0])):

@@ -135,3 +135,14 @@ def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     whole = [mean_of_classes(tallied_iou(tallies.sum(axis=0))) for tallies in (first, second)]
     drawn = [mean_of_classes(resampled_iou(tallies)) for tallies in (first, second)]
     return Difference(100 * float(whole[0] - whole[1]), interval(100 * (drawn[0] - drawn[1])))
+
+
+def class_differences(first: np.ndarray, second: np.ndarray) -> list[Difference]:
+    """As `difference`, of the IoU of each class; NaN where a class does not occur in the truth."""
+    if first.shape != second.shape:
+        raise ShapeError(f"tallies: expected those of the same images and classes, got {first.shape}, {second.shape}")
+    whole = tallied_iou(first.sum(axis=0)) - tallied_iou(second.sum(axis=0))
+    drawn = resampled_iou(first) - resampled_iou(second)
+    return [
+        Difference(float(value), interval(column)) for value, column in zip(100 * whole, 100 * drawn.T, strict=True)
+    ]

@@ -230,7 +230,7 @@ def draw_attention(
         ]
         rows.append((look.image, query, columns))
     figure = panel(rows, run.architecture.classes, PALETTES[palette]())
-    return Drawn(_save(figure, out or run.folder / "figures" / f"attention-{look.name}.png"), look.source)
+    return Drawn(save_figure(figure, out or run.folder / "figures" / f"attention-{look.name}.png"), look.source)
 
 
 def choose_heads(run: TrainedRun, heads: tuple[int, int | None] | None) -> tuple[str, slice | None]:
@@ -270,7 +270,7 @@ def draw_heads(run: TrainedRun, out: Path | None = None) -> Drawn:
     head = run.model.affinity_head
     weights = head.weight.detach().cpu().numpy().reshape(run.model.backbone.attention_layers, -1)
     figure = head_chart(weights, head.bias.item())
-    return Drawn(_save(figure, out or run.folder / "figures" / "heads.png"), f"step {run.iteration}")
+    return Drawn(save_figure(figure, out or run.folder / "figures" / "heads.png"), f"step {run.iteration}")
 
 
 def draw_sweep(run: TrainedRun, sweep: Sweep) -> Path:
@@ -281,7 +281,7 @@ def draw_sweep(run: TrainedRun, sweep: Sweep) -> Path:
         for title, par in ((f"{sweep.split}, without PAR", ""), (f"{sweep.split}, with PAR", PAR))
     }
     figure = threshold_chart(sweep.thresholds, panels, marks)
-    return _save(figure, run.folder / "figures" / f"sweep-{sweep.split}.png")
+    return save_figure(figure, run.folder / "figures" / f"sweep-{sweep.split}.png")
 
 
 def draw_cams(
@@ -317,7 +317,7 @@ def draw_cams(
     if len(complete) < len(rows):  # photos with a true mask beside others without: none shows it
         rows = [(image, query, [cell for cell in cells if cell[0] != TRUTH]) for image, query, cells in rows]
     figure = panel(rows, run.architecture.classes, PALETTES[palette]())
-    return Drawn(_save(figure, out or run.folder / "figures" / "cams.png"), f"{len(rows)} photos")
+    return Drawn(save_figure(figure, out or run.folder / "figures" / "cams.png"), f"{len(rows)} photos")
 
 
 def _spread(run: TrainedRun, look: Look, logarithm: torch.Tensor) -> np.ndarray:
@@ -370,7 +370,7 @@ def draw_refiners(
     figure = panel(
         [(look.image, None, compared), (look.image, None, moves)], run.architecture.classes, PALETTES[palette]()
     )
-    target = _save(figure, out or run.folder / "figures" / f"par-{look.name}.png")
+    target = save_figure(figure, out or run.folder / "figures" / f"par-{look.name}.png")
     if animation is not None:
         labels = [
             steps[count] if count in steps else refined("par", iterations=count) for count in range(max(ITERATIONS) + 1)
@@ -407,7 +407,7 @@ def draw_examples(
             for mask in (masks.read(sample), photo_mask(run, image))
         ]
         cells += [(sample.image_id, small), (TRUTH, shown[0]), (f"mIoU {score:.1f} %", shown[1])]
-    return _save(picture_grid(cells, columns=6 if len(samples) > 1 else 3), out)
+    return save_figure(picture_grid(cells, columns=6 if len(samples) > 1 else 3), out)
 
 
 def draw_ranked(
@@ -453,11 +453,16 @@ def draw_contact_sheet(split: Split, out: Path, count: int = 24, seed: int = 0, 
             image = overlay(image, enlarge_mask(split.masks.read(sample), image.shape[:2]), PALETTES[palette]())
         names = ", ".join(split.classes[label] for label in sample.labels) or "none"
         cells.append((f"{sample.image_id}\n{names}", image))
-    _save(picture_grid(cells), out)
+    save_figure(picture_grid(cells), out)
     return len(cells)
 
 
-def _save(figure: Figure, target: Path) -> Path:
+def save_figure(figure: Figure, target: Path) -> Path:
+    """Write a figure whole or not at all.
+
+    Raises:
+        UsageError: `target` cannot be written; names it as --out.
+    """
     # matplotlib raises a ValueError for a suffix that it does not know.
     advice = "give another .png, .svg or .pdf file"
     with writing(f"--out {target}", advice, also=(ValueError,)), whole_file(target) as fresh:

@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -190,6 +190,45 @@ def write_manifest(run: Path, **facts: Any) -> None:
         **facts,
     }
     (run / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def note_job(run: Path, steps: tuple[int, int], seconds: float, peak_memory: int | None) -> None:
+    """Add to the manifest what a job took that went from one step to another; validations are in it."""
+    manifest = read_manifest(run)
+    job = {"steps": list(steps), "seconds": round(seconds, 1), "peak_memory": peak_memory}
+    manifest.setdefault("jobs", []).append(job)
+    with whole_file(run / "manifest.json") as fresh:
+        fresh.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+class Cost(NamedTuple):
+    """What the training of a run took.
+
+    Attributes:
+        seconds: of all its jobs, validations included.
+        peak_memory: bytes of the largest one; None where the system does not count them.
+        photos_per_second: of whole jobs, reading and validations included.
+    """
+
+    seconds: float
+    peak_memory: int | None
+    photos_per_second: float
+
+
+def run_cost(run: Path) -> Cost | None:
+    """What the training took by its manifest; None where an earlier version noted nothing.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    manifest = read_manifest(run)
+    jobs = manifest.get("jobs", [])
+    seconds = sum(job["seconds"] for job in jobs)
+    if not seconds:
+        return None
+    steps = sum(last - first for first, last in (job["steps"] for job in jobs))
+    largest = max((job["peak_memory"] for job in jobs if job["peak_memory"]), default=None)
+    return Cost(seconds, largest, steps * manifest.get("effective_batch", 0) / seconds)
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory
 from afactl.presets import Preset, as_override, differences
 from afactl.runs.checkpoints import find_checkpoint, restore_training
-from afactl.runs.folder import change_preset, find_run, lock_run, new_run, run_preset, write_manifest
+from afactl.runs.folder import change_preset, find_run, lock_run, new_run, note_job, run_preset, write_manifest
 from afactl.runs.metrics import forget_metrics_after, progress_at
 from afactl.runs.starting_weights import initialize
 from afactl.training.events import Noted, Observer
@@ -175,6 +175,10 @@ def _note(observers: Sequence[Observer], step: int, text: str) -> None:
 
 
 def _trained(job: Job, began: float) -> Trained:
-    validation = job.run_steps()
-    seconds, steps = time.perf_counter() - began, job.preset.train.max_iters
-    return Trained(job.run, steps, seconds, peak_memory(job.device), validation)
+    try:
+        validation = job.run_steps()
+    finally:
+        seconds, memory = time.perf_counter() - began, peak_memory(job.device)
+        if distributed.rank() == 0 and job.done > job.start:
+            note_job(job.run, (job.start, job.done), seconds, memory)
+    return Trained(job.run, job.preset.train.max_iters, seconds, memory, validation)

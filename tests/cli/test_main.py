@@ -18,6 +18,7 @@ COMMANDS = [
     "train",
     "pseudo-eval",
     "eval",
+    "compare",
     "dump-cams",
     "ablate",
     "viz-attn",

@@ -8,12 +8,14 @@ import typer
 
 from afactl.cli.main import app
 from tests.cli.conftest import refused
-from tests.conftest import make_voc
+from tests.conftest import make_voc, train_tiny
 
 # Every option that names a file to write, and a call that does.
 CALLS = {
     ("eval", "--json"): ["--run", "RUN"],
     ("pseudo-eval", "--json"): ["--run", "RUN", "--split", "val"],
+    ("compare", "--json"): ["RUN", "RUN"],
+    ("compare", "--out"): ["RUN", "OTHER"],
     ("ablate", "--json"): ["table4", "--run", "RUN", "--split", "val"],
     ("viz-attn", "--out"): ["PHOTO", "--run", "RUN"],
     ("viz-heads", "--out"): ["--run", "RUN"],
@@ -47,13 +49,20 @@ def test_no_option_is_forgotten():
     assert found == CALLS.keys() | FOLDERS
 
 
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory, tiny_data):
+    """A run that says something else."""
+    return train_tiny(tiny_data, tmp_path_factory.mktemp("other") / "run", "train.seed=1").run
+
+
 @pytest.fixture
-def places(tmp_path, run_copy, tiny_data):
+def places(tmp_path, run_copy, other_run, tiny_data):
     """What stands for a capital word in CALLS."""
     shutil.copytree(tiny_data, tmp_path / "data")
     voc = make_voc(tmp_path / "voc", {"train": ["t1"], "val": ["v1"]}, {"t1": [0, 12], "v1": [0, 12]})
     photo = tmp_path / "data" / "images" / "val" / "0001.png"
-    return {"RUN": run_copy, "RUNS": run_copy.parent, "PHOTO": photo, "DATA": tmp_path / "data", "VOC": voc}
+    runs = {"RUN": run_copy, "OTHER": other_run, "RUNS": run_copy.parent}
+    return {**runs, "PHOTO": photo, "DATA": tmp_path / "data", "VOC": voc}
 
 
 def snapshot(folder):

@@ -11,7 +11,9 @@ from afactl.runs.folder import (
     find_run,
     lock_run,
     new_run,
+    note_job,
     read_manifest,
+    run_cost,
     run_preset,
     write_manifest,
 )
@@ -97,6 +99,19 @@ def test_the_newest_run_is_found_and_the_environment_wins(tmp_path, monkeypatch)
     assert find_run(newer, tmp_path) == (newer, "given")
     with pytest.raises(UsageError, match="expected a run folder"):
         find_run(tmp_path / "nothing", tmp_path)
+
+
+def test_the_manifest_adds_up_what_the_jobs_took(tmp_path):
+    run, lock = new_run(Preset(), "voc", tmp_path / "run")
+    lock.release()
+    assert run_cost(run) is None
+    write_manifest(run, effective_batch=8)
+    assert run_cost(run) is None, "of a version that noted nothing"
+    note_job(run, (0, 10), 20.04, None)
+    assert run_cost(run) == (20.0, None, 4.0)
+    note_job(run, (10, 40), 40, 3 * 2**30)
+    assert run_cost(run) == (60, 3 * 2**30, pytest.approx(40 * 8 / 60))
+    assert [job["steps"] for job in read_manifest(run)["jobs"]] == [[0, 10], [10, 40]]
 
 
 def test_the_manifest_tells_how_a_run_came_about(tmp_path):

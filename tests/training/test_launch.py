@@ -38,6 +38,8 @@ def test_a_run_holds_what_the_documentation_says(tiny_run):
         }
     manifest = read_manifest(tiny_run)
     assert manifest["effective_batch"] == 2 and manifest["seed"] == 0 and manifest["device"] == "cpu"
+    (job,) = manifest["jobs"]
+    assert job["steps"] == [0, 4] and job["seconds"] > 0
     assert manifest["versions"]["torch"] == torch.__version__ and manifest["images"] == 8
 
 
@@ -207,6 +209,7 @@ def test_a_resumed_run_takes_changes_only_when_told(run_copy):
     done = go_on(run_copy, "train.max_iters=6", allow_changes=True)
     assert done.steps == 6 and run_preset(run_copy).train.max_iters == 6
     assert read_manifest(run_copy)["changes"] == [{"step": 4, "values": ["train.max_iters: 4 -> 6"]}]
+    assert [job["steps"] for job in read_manifest(run_copy)["jobs"]] == [[0, 4], [4, 6]]
     with pytest.raises(CheckpointError, match="another architecture"):
         go_on(run_copy, "train.max_iters=8", "model.decoder_width=8", allow_changes=True)
     assert run_preset(run_copy).model.decoder_width == 16, "what does not fit changes nothing"
