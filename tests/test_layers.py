@@ -14,6 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 WALLS = {
     "__main__": "cli",
     "cli": "*",
+    "api": "*",
     "ablation": "*",
     "training": "*",
     "prediction": "*",

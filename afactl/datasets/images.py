@@ -47,6 +47,15 @@ def read_image(path: Path) -> np.ndarray:
     return np.array(_photo(path, _content(path)))
 
 
+def rgb_array(image: Image.Image) -> np.ndarray:
+    """An image that is open already, as `read_image` gives a photo.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    return np.array(_turn(_rgb(Path("photo"), image), _orientation(image)))
+
+
 def decoded_photo(path: Path) -> tuple[tuple[int, int], bytes]:
     """(height, width) as `read_image` gives them, and the SHA-256 of the file; the whole photo is decoded.
 
