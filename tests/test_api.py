@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import afactl
+from afactl.cli.main import main
 from afactl.datasets.images import read_image
 from afactl.errors import CheckpointError, DataError, ShapeError, UsageError
 from afactl.evaluation.pseudo_labels import pseudo_label_of, score_pseudo_labels
 from afactl.evaluation.segmentation import evaluate_segmentation
 from afactl.inference.cams import cam_record, query_maps
+from afactl.inference.segmentation import segment
 from afactl.inference.trained_run import open_run, open_split
 from tests.conftest import TINY
 from tests.test_accelerator import afactl as command
@@ -167,8 +170,16 @@ def test_the_page_runs_as_it_stands(tiny_run, tiny_data, tmp_path, monkeypatch, 
     shutil.copy(tiny_data / "images" / "val" / "0001.png", tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 4
+    assert len(blocks) >= 5
+    pytest.importorskip("onnxruntime", reason="the last block needs the extra [onnx]")
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", "--format", "onnx", "--out", "network.onnx", "--run", str(tiny_run)])
+    assert not stopped.value.code
     names = {"SETTINGS": TINY}
     for block in blocks:
         exec(block.replace('settings=["train.max_iters=870"]', f'data="{tiny_data}", settings=SETTINGS'), names)
     assert (tmp_path / "mask.png").is_file() and "mIoU" in capsys.readouterr().out
+    run = open_run(tiny_run, torch.device("cpu"))
+    single = segment(run.model, read_image(Path("photo.jpg")), run.device).argmax(0).numpy()
+    with Image.open("mask-onnx.png") as written:
+        assert np.array_equal(np.array(written), single)

@@ -67,6 +67,12 @@ class WeightsFormat(str, Enum):
 
     safetensors = "safetensors"
     authors = "authors"
+    onnx = "onnx"
+
+    @property
+    def suffix(self) -> str:
+        """That of its files."""
+        return {"safetensors": ".safetensors", "authors": ".pth", "onnx": ".onnx"}[self.value]
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -211,6 +211,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file; give --init FILE, or --init none for random weights")
+    if path.suffix == ".onnx":
+        raise CheckpointError(
+            f"{path}: a network as ONNX, which is only run; give weights: .safetensors or .pth (afactl export --format "
+            "safetensors)"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

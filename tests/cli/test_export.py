@@ -30,3 +30,15 @@ def test_export_writes_weights_that_start_another_training(call, run_copy, tmp_p
     assert "w.pth, whose licence holds for these too" in call("export", "--run", tmp_path / "w")[1]
     refused(call("export", "--run", tmp_path), 2, "expected a run folder")
     refused(call("export", "--run", run_copy, "--out", tmp_path / "deep" / "w.pth" / "x"), 2, "cannot be written")
+
+
+def test_a_name_of_another_format_is_refused(call, run_copy, tmp_path):
+    refused(call("export", "--run", run_copy, "--out", tmp_path / "w.onnx"), 2, ".safetensors, or --format onnx")
+    refused(call("export", "--run", run_copy, "--format", "onnx", "--out", tmp_path / "w.pth"), 2, "--format authors")
+    assert list(tmp_path.glob("w.*")) == []
+
+
+def test_a_network_as_onnx_is_no_weights(call, tiny_data, tmp_path):
+    (tmp_path / "w.onnx").write_bytes(b"any")
+    call_of = ("train", "demo", "--data", tiny_data, "--out", tmp_path / "run", "--init", tmp_path / "w.onnx")
+    refused(call(*call_of), 1, "w.onnx: a network as ONNX", ".safetensors or .pth")
