@@ -3,6 +3,8 @@
 Formats are told apart by their keys:
 - the ImageNet weights of MiT (`mit_b1.pth`): names of our backbone, plus a classification head;
 - Hugging Face (`nvidia/mit-b1`): `segformer.encoder.*`, with q, k and v apart;
+- mmsegmentation since 0.20 (`layers.0.0.projection.*`), with query, key and value in one matrix and the linear layers
+  of the MLP as convolutions;
 - whole checkpoints of SegFormer and mmsegmentation: `backbone.patch_embed1.*` beside `decode_head.*`, which is left;
 - the AFA authors' trained checkpoints (`wetr_iter_*.pth`): `encoder.*`, `decoder.*`, `classifier`,
   `attn_proj`, perhaps behind `module.`.
@@ -44,6 +46,17 @@ _HUGGING_FACE = (
     (r"mlp\.dwconv\.", "mlp.dwconv."),
 )
 
+# mmsegmentation's parts of a block, behind `layers.STAGE.1.BLOCK.`.
+_MMSEG = (
+    ("attn.attn.out_proj.", "attn.proj."),
+    ("attn.sr.", "attn.sr."),
+    ("attn.norm.", "attn.norm."),
+    ("norm1.", "norm1."),
+    ("norm2.", "norm2."),
+    ("ffn.layers.0.", "mlp.fc1."),
+    ("ffn.layers.1.", "mlp.dwconv.dwconv."),
+    ("ffn.layers.4.", "mlp.fc2."),
+)
 
 # What may stand before every name, and the keys under which trainers keep the weights.
 _WRAPPINGS = ("module.", "_orig_mod.", "model.", "net.", "network.")
@@ -118,13 +131,52 @@ def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return mapped
 
 
+def from_mmsegmentation(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A MiT of mmsegmentation, alone or in a whole checkpoint, as `backbone.*`; its other parts dropped.
+
+    Each stage is a list: `layers.S.0` its patch embedding, `layers.S.1.*` its blocks, `layers.S.2` its last norm.
+
+    Raises:
+        CheckpointError: a name of the backbone that has no place in ours.
+    """
+    mapped: dict[str, Tensor] = {}
+    for full, value in state.items():
+        match = re.fullmatch(r"(?:backbone\.)?layers\.(\d)\.(\d)\.(.+)", full)
+        if match is None:
+            continue
+        stage, part, name = int(match[1]) + 1, match[2], match[3]
+        if part == "0":
+            mapped[f"backbone.patch_embed{stage}.{name.replace('projection.', 'proj.')}"] = value
+        elif part == "2":
+            mapped[f"backbone.norm{stage}.{name}"] = value
+        else:
+            mapped |= _from_mmseg_block(full, f"backbone.block{stage}.", name, value)
+    return mapped
+
+
+def _from_mmseg_block(full: str, ours: str, name: str, value: Tensor) -> dict[str, Tensor]:
+    number, _, rest = name.partition(".")
+    packed = re.fullmatch(r"attn\.attn\.in_proj_(weight|bias)", rest)
+    if packed:
+        query, key_value = value[: len(value) // 3], value[len(value) // 3 :]
+        return {
+            f"{ours}{number}.attn.q.{packed[1]}": query,
+            f"{ours}{number}.attn.kv.{packed[1]}": key_value,
+        }
+    for theirs, place in _MMSEG:
+        if rest.startswith(theirs):
+            linear = place in ("mlp.fc1.", "mlp.fc2.") and value.ndim == 4
+            return {f"{ours}{number}.{place}{rest.removeprefix(theirs)}": value[:, :, 0, 0] if linear else value}
+    raise CheckpointError(f"weights: {full} belongs to no part of a MiT")
+
+
 def from_imagenet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The published ImageNet weights of a MiT as `backbone.*`; the classification head dropped."""
     return {f"backbone.{name}": value for name, value in state.items() if not name.startswith("head.")}
 
 
 def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Any of the three formats, or a state dict of our own, under our names.
+    """Any of the formats, or a state dict of our own, under our names.
 
     Args:
         source: where it came from, for the message.
@@ -141,6 +193,8 @@ def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         return from_hugging_face(state)
     if any(name.startswith("encoder.patch_embed1.") for name in names):
         return from_authors(state)
+    if any(re.match(r"(backbone\.)?layers\.0\.0\.projection\.", name) for name in names):
+        return from_mmsegmentation(state)
     if any(name.startswith("backbone.") for name in names):
         # SegFormer's and mmsegmentation's checkpoints have our names up to here, and heads of their own.
         ours = any(name.startswith(("decoder.", "classifier", "affinity_head.")) for name in names)

@@ -92,6 +92,47 @@ def test_hugging_face_weights_give_the_same_features(network):
         assert torch.equal(network.eval().backbone(image).features[3], other.eval().backbone(image).features[3])
 
 
+def mmseg_state(backbone):
+    """The backbone's weights as mmsegmentation has them, beside a head."""
+    state = {"decode_head.conv_seg.weight": torch.zeros(3)}
+    ours = backbone.state_dict()
+    parts = {"attn.proj": "attn.attn.out_proj", "mlp.fc1": "ffn.layers.0", "mlp.dwconv.dwconv": "ffn.layers.1"}
+    parts |= {"mlp.fc2": "ffn.layers.4"}
+    for name, value in ours.items():
+        stage, rest = int(re.search(r"\d", name)[0]) - 1, name.split(".", 1)[1]
+        if name.startswith("patch_embed"):
+            state[f"backbone.layers.{stage}.0.{rest.replace('proj.', 'projection.')}"] = value
+        elif name.startswith("norm"):
+            state[f"backbone.layers.{stage}.2.{rest}"] = value
+        elif ".attn.q." in name:
+            both = torch.cat([value, ours[name.replace(".q.", ".kv.")]])
+            state[f"backbone.layers.{stage}.1.{rest.replace('attn.q.', 'attn.attn.in_proj_')}"] = both
+        elif ".attn.kv." not in name:
+            block, _, part = rest.partition(".")
+            part, _, kind = part.rpartition(".")
+            value = value[:, :, None, None] if part in ("mlp.fc1", "mlp.fc2") and kind == "weight" else value
+            state[f"backbone.layers.{stage}.1.{block}.{parts.get(part, part)}.{kind}"] = value
+    return state
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_weights_of_mmsegmentation_are_taken_whole(network, alone):
+    state = mmseg_state(network.backbone)
+    if alone:
+        state = {name.removeprefix("backbone."): value for name, value in state.items() if "head" not in name}
+    mapped = translate(state, "x")
+    ours = network.backbone.state_dict()
+    assert mapped.keys() == {f"backbone.{name}" for name in ours}
+    assert all(torch.equal(mapped[f"backbone.{name}"], value) for name, value in ours.items())
+    other = AFA("mit_demo", 3, decoder_width=8)
+    other.backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in mapped.items()})
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(other.eval()(image).features[-1], network.eval()(image).features[-1])
+    state["layers.0.1.0.attn.gate.weight" if alone else "backbone.layers.0.1.0.attn.gate.weight"] = torch.zeros(1)
+    with pytest.raises(CheckpointError, match="attn.gate.weight belongs to no part of a MiT"):
+        translate(state, "x")
+
+
 def test_half_of_a_pair_is_named(network):
     state = hugging_face_state(network.backbone)
     del state["segformer.encoder.block.0.0.attention.self.key.weight"]
@@ -176,6 +217,7 @@ def test_every_format_is_read_behind_any_wrapping(tmp_path, network, wrapping):
     forms = {
         "imagenet": {**plain, "head.weight": torch.zeros(1)},
         "hugging face": hugging_face_state(network.backbone),
+        "mmsegmentation": mmseg_state(network.backbone),
         "hugging face, encoder alone": {
             name.removeprefix("segformer."): value
             for name, value in hugging_face_state(network.backbone).items()
