@@ -381,9 +381,9 @@ def shipped_folder() -> Path:
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped presets: the main ones, then those of the paper's comparisons."""
-    main, others = shipped_folder().glob("*.yaml"), shipped_folder().glob("ablations/*.yaml")
-    return [*sorted(path.stem for path in main), *sorted(path.stem for path in others)]
+    """Names of the shipped presets: the main ones, those with other backbones, and the paper's comparisons."""
+    folders = [shipped_folder().glob(pattern) for pattern in ("*.yaml", "backbones/*.yaml", "ablations/*.yaml")]
+    return [name for files in folders for name in sorted(path.stem for path in files)]
 
 
 def find_preset(name_or_file: str) -> Path:
@@ -405,10 +405,18 @@ def find_preset(name_or_file: str) -> Path:
 
 def preset_summary(name: str) -> str:
     """The first comment line after the command in a shipped preset's header."""
-    lines = [
-        line[1:].strip() for line in find_preset(name).read_text(encoding="utf-8").splitlines() if line.startswith("#")
-    ]
+    lines = _header(name)
     return lines[1] if len(lines) > 1 else ""
+
+
+def weights_licence(name: str) -> str:
+    """The licence of the weights that a shipped preset starts from, as its header says."""
+    return next((line.partition(": ")[2] for line in _header(name) if line.startswith("Weights: ")), "")
+
+
+def _header(name: str) -> list[str]:
+    text = find_preset(name).read_text(encoding="utf-8")
+    return [line[1:].strip() for line in text.splitlines() if line.startswith("#")]
 
 
 def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:

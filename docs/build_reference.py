@@ -16,7 +16,7 @@ from typer.cli import get_docs_for_click
 
 from afactl import errors
 from afactl.cli.main import app
-from afactl.presets import Preset, preset_names, preset_summary
+from afactl.presets import Preset, preset_names, preset_summary, weights_licence
 
 HERE = Path(__file__).resolve().parent
 TREE_START, TREE_END = "<!-- tree: written by docs/build_reference.py -->\n```\n", "\n```\n"
@@ -39,9 +39,9 @@ def presets_page() -> str:
         "A preset is one complete YAML file. `afactl presets NAME --copy FILE` gives one to change;",
         "`--set section.key=value` changes a value for one run. What a file leaves out takes the default.",
         "",
-        "| preset | what |",
-        "|---|---|",
-        *(f"| `{name}` | {preset_summary(name)} |" for name in preset_names()),
+        "| preset | what | licence of its weights |",
+        "|---|---|---|",
+        *(f"| `{name}` | {preset_summary(name)} | {weights_licence(name)} |" for name in preset_names()),
     ]
     for section, field in Preset.model_fields.items():
         lines += ["", f"## {section}", "", field.annotation.__doc__, "", "| key | default | what |", "|---|---|---|"]

@@ -3,11 +3,14 @@ from pathlib import Path
 
 import pydantic
 import pytest
+import timm
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afactl.errors import PresetError
+from afactl.network.backbones import build_backbone, require_whole_tokens
 from afactl.presets import (
     Preset,
     as_override,
@@ -18,6 +21,7 @@ from afactl.presets import (
     preset_names,
     preset_summary,
     save_preset,
+    weights_licence,
 )
 from afactl.runs.checkpoints import Architecture
 
@@ -32,7 +36,31 @@ def test_the_main_presets_come_first_then_those_of_the_comparisons():
         "voc-without-afa",
         "voc-without-reg",
     ]
-    assert preset_names() == ["coco", "demo", "photos", "voc", *others]
+    backbones = ["voc-clip-b16", "voc-deit-s16", "voc-dinov2-b14", "voc-dinov3-b16", "voc-pvtv2-b1"]
+    assert preset_names() == ["coco", "demo", "photos", "voc", *backbones, *others]
+
+
+def test_each_preset_names_the_licence_of_its_weights():
+    """Those of timm as timm has it."""
+    assert weights_licence("demo").startswith("none needed") and load_preset("demo").model.init == "none"
+    for name in preset_names():
+        model = load_preset(name).model
+        if model.init == "timm":
+            published = timm.get_pretrained_cfg(model.backbone.removeprefix("hybrid:"))
+            assert weights_licence(name).split(" ")[0] == published.license, name
+        elif model.init.startswith("hf:nvidia"):
+            assert "non-commercial" in weights_licence(name), name
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if "-b1" in name or "-s16" in name])
+def test_a_preset_with_another_backbone_is_voc_in_all_that_it_does_not_name(name):
+    preset = load_preset(name)
+    changed = {line.split(":")[0] for line in differences(load_preset("voc"), preset)}
+    assert {"model.backbone", "model.init"} <= changed
+    assert changed <= {"model.backbone", "model.init", "train.crop_size", "optim.lr", "optim.freeze"}
+    with torch.device("meta"):
+        backbone = build_backbone(preset.model.backbone, 0.1)
+    require_whole_tokens(backbone, preset.train.crop_size)
 
 
 # What the authors' code does otherwise than the paper says, or where the paper is silent.
@@ -67,7 +95,7 @@ def test_the_comparisons_differ_from_voc_in_what_they_are_named_for():
     changed = {
         name: {line.split(":")[0] for line in differences(voc, load_preset(name))}
         for name in preset_names()
-        if "voc-" in name
+        if "voc-" in name and "backbones" not in find_preset(name).parts
     }
     assert changed == {
         "voc-authors": {*AUTHORS, "data.labels", "train.batch_size", "train.effective_batch"},

@@ -22,15 +22,14 @@ def presets(
     overwrite: OverwriteOption = False,
 ) -> None:
     """List the shipped presets, print one, or copy one."""
-    from afactl.presets import find_preset, preset_names, preset_summary
+    from afactl.presets import find_preset, preset_names, preset_summary, weights_licence
 
     require_free([("--copy", copy)], overwrite)
     if name is None:
         if copy is not None:
             raise UsageError("--copy: which preset? give its name: afactl presets voc --copy mine.yaml")
-        out.print(
-            table("presets", ("name", "what"), [(preset, preset_summary(preset)) for preset in preset_names()], texts=2)
-        )
+        rows = [(preset, preset_summary(preset), weights_licence(preset)) for preset in preset_names()]
+        out.print(table("presets", ("name", "what", "licence of its weights"), rows, texts=3))
         return
     text = find_preset(name).read_text(encoding="utf-8")
     if copy is None:
