@@ -162,11 +162,14 @@ def check(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Read every photo and mask, show what is there, and list what is wrong; exit code 1 if anything is."""
+    from afactl.datasets.advice import size_advice, tag_advice
     from afactl.datasets.checking import check_splits
     from afactl.datasets.registry import load_all
+    from afactl.presets import load_preset
 
     require_free([("--json", json_file)], overwrite)
     name, root, train, source = _locate(dataset, data)
+    settings = load_preset(dataset) if train else None  # a folder alone says nothing of the training
     splits = load_all(name, root, source)
     names = [split.name for split in splits]
     # Without a preset: as the format's own presets name it.
@@ -177,6 +180,11 @@ def check(
             f"no split {' or '.join(dict.fromkeys(wanted))} for training; which classes are trained is not checked"
         )
     notes = list(dict.fromkeys(note for split in splits for note in split.notes))
+    for split in splits:
+        if split.name == train:
+            notes += tag_advice(split)
+            if settings:
+                notes += size_advice(split, settings.train.crop_size, settings.data.long_side)
     for note in notes:
         out.print(note)
     report = check_splits(splits, train or "", tracker("reading"))

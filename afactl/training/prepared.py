@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import torch
 
-from afactl.datasets.checking import median_long_side, unequal_sizes
+from afactl.datasets.advice import size_advice, tag_advice
+from afactl.datasets.checking import unequal_sizes
 from afactl.datasets.registry import check_files, is_missing, load_split
 from afactl.datasets.samples import Split
 from afactl.errors import DataError
@@ -18,9 +19,6 @@ from afactl.network.model import AFA, widen_heads
 from afactl.presets import Preset
 from afactl.runs.checkpoints import Architecture
 from afactl.training.optimizer import build_optimizer
-
-# A view of less than a third of a photo's side shows its object seldom.
-LARGE = 3
 
 
 class Prepared(NamedTuple):
@@ -73,7 +71,10 @@ def prepare(preset: Preset, device: torch.device) -> Prepared:
     processes = distributed.world_size()
     shares = distributed.step_shares(preset.train.batch_size, preset.train.effective_batch, processes)
     optimizer = build_optimizer(model, preset)
-    notes = dict.fromkeys((*data.notes, *_large(data, preset), *(val.notes + _unscored(val) if val else ())))
+    advice = [*size_advice(data, preset.train.crop_size, preset.data.long_side)]
+    if preset.train.supervision == "labels":
+        advice += tag_advice(data)
+    notes = dict.fromkeys((*data.notes, *advice, *(val.notes + _unscored(val) if val else ())))
     return Prepared(preset, device, data, val, architecture, model, optimizer, shares, tuple(notes))
 
 
@@ -103,20 +104,6 @@ def load_data(preset: Preset) -> tuple[Split, Split | None]:
         return data, None
     check_files(val, masks=True)
     return data, val
-
-
-def _large(data: Split, preset: Preset) -> tuple[str, ...]:
-    """What can be told before the first step: views that show a small part of most photos."""
-    crop = preset.train.crop_size
-    if preset.data.long_side is not None:
-        return ()
-    median = median_long_side(data)
-    if median <= LARGE * crop:
-        return ()
-    return (
-        f"half of the photos are {median} pixels long or more, over {LARGE} times train.crop_size={crop}: a view shows "
-        f"a small part of them; --set data.long_side={LARGE * crop} reduces them first",
-    )
 
 
 def _unscored(val: Split) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ def test_data_check_finds_nothing_or_names_every_defect(call, tiny_data, tmp_pat
     data = demo.generate(tmp_path / "data", train=24, val=4, size=64)
     code, out, _ = call("data", "check", data)
     assert code == 0 and "no defects" in out and "triangle" in out and "photos by number of labels" in out
+    assert "classes with fewer than 20 photos in train: disc" in out
     (tmp_path / "data/images/val/0001.png").write_bytes(b"\x89PNG cut")
     code, out, _ = call("data", "check", "demo", "--data", tmp_path / "data", "--json", tmp_path / "c.json")
     assert code == 1 and "photo cannot be read: 1" in out and "1 defects" in out

@@ -33,6 +33,13 @@ def test_photos_of_which_a_view_shows_little_are_told_of(tmp_path):
     assert notes("train.crop_size=32", "data.long_side=96") == []
 
 
+def test_tags_that_teach_little_are_told_of_where_tags_are_used(tiny_data):
+    def told(*changes):
+        return [note for note in prepare(tiny_preset(tiny_data, *changes), CPU).notes if "fewer than 20" in note]
+
+    assert len(told()) == 1 and told("train.supervision=masks") == []
+
+
 def test_the_seed_decides_the_weights(tiny_data):
     first, again, other = (
         prepare(tiny_preset(tiny_data, f"train.seed={seed}"), CPU).model.classifier for seed in (0, 0, 1)
