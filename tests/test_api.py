@@ -27,8 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
-def model(tiny_run):
-    return afactl.load(tiny_run, device="cpu")
+def model(tiny_run, tmp_path_factory):
+    """Of a copy, since scoring writes into the run."""
+    folder = tmp_path_factory.mktemp("api") / "run"
+    shutil.copytree(tiny_run, folder)
+    return afactl.load(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -125,8 +128,8 @@ def score_rows(model):
     return score_pseudo_labels(model.run, open_split(model.run, "val", None, masks=True)).scores
 
 
-def test_scores_are_those_of_the_commands(model, tiny_run):
-    run = open_run(tiny_run, model.run.device)
+def test_scores_are_those_of_the_commands(model):
+    run = open_run(model.run.folder, model.run.device)
     split = open_split(run, "val", None, masks=True)
     found = afactl.evaluate(model, "val", crf=True)
     expected = evaluate_segmentation(run, split, "torch")

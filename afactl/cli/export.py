@@ -54,7 +54,7 @@ def export(
         from afactl.inference.onnx_export import OUTPUTS, export_onnx
         from afactl.inference.trained_run import open_run
 
-        log.print("onnx: translating the network, a minute or so")
+        log.print("onnx: translating the network, which takes minutes")
         difference = export_onnx(open_run(folder, device("cpu"), checkpoint.value), target)
         out.print(f"outputs {', '.join(OUTPUTS)}: at most {difference:.1g} from torch's at three sizes")
         what = "network"
