@@ -21,7 +21,16 @@ from afactl.datasets.mask_encodings import values_of
 from afactl.datasets.mask_labels import labels_from_masks, white_of
 from afactl.datasets.masks import read_mask, write_mask
 from afactl.datasets.samples import Track
-from afactl.datasets.tables import JOINERS, Row, photos_without_labels, read_classes, read_rows, read_xml, write_csv
+from afactl.datasets.tables import (
+    CATEGORIES,
+    JOINERS,
+    Row,
+    photos_without_labels,
+    read_classes,
+    read_tags,
+    read_xml,
+    write_csv,
+)
 from afactl.errors import DataError, DependencyError, UsageError
 from afactl.files import whole_file, writing
 
@@ -221,7 +230,8 @@ def prepare_folder(
     table = root / "labels.csv"
     if table.exists() and not overwrite:
         raise UsageError(f"{table}: is there already; --overwrite writes it anew")
-    rows, left_out = _rows_of_masks(root, track) if from_masks else (read_rows(root), 0)
+    tags = None if from_masks else read_tags(root)
+    rows, left_out = (tags.rows, 0) if tags else _rows_of_masks(root, track)
     if val:
         held = sum(row.split == "val" for row in rows)
         if held:
@@ -231,6 +241,10 @@ def prepare_folder(
             rows[training[chosen]] = rows[training[chosen]]._replace(split="val")
     with _writing(table):
         write_csv(table, rows)
+    if tags and tags.numbers and not (root / CATEGORIES).exists():
+        # From now on the table is read, which has no place for them.
+        entries = [{"id": number, "name": name} for name, number in tags.numbers.items()]
+        _write_text(root / CATEGORIES, json.dumps(entries, ensure_ascii=False, indent=1) + "\n")
     names = sorted({name for row in rows for name in row.names})
     if read_classes(root) is None and any(sign in name for name in names for sign in JOINERS):
         # In the table alone such a name could be several.

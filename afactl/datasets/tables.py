@@ -6,6 +6,8 @@ annotations.json    COCO style: images, annotations, categories
 Annotations/*.xml   VOC style: a filename and objects with names
 dog/a.jpg           one folder per class; `background` (or `Background`, `_background_`) holds photos without any
 
+categories.json     beside any of them, the numbers of the classes as COCO lists them: [{"id": 17, "name": "cat"}, ...]
+
 Where nothing names a split, photos below train/, val/ or test/ (also images/train/ ...) belong to it, and
 all others to train.
 """
@@ -30,6 +32,8 @@ SPLITS = ("train", "val", "test")
 # Folders that are no class.
 PHOTOS = ("images", "JPEGImages")
 RESERVED = (*PHOTOS, "masks", "Annotations", "annotations")
+# The numbers of the classes, which a list of labels alone does not hold.
+CATEGORIES = "categories.json"
 # How tools name value 0 and what is ignored; none of them is a class. Compared without case.
 BACKGROUND = ("background", "_background_")
 IGNORED = "__ignore__"
@@ -79,6 +83,8 @@ def read_tags(root: Path) -> Tags:
             break
     else:
         rows, notes, numbers = _class_folders(root)
+    if (listed := root / CATEGORIES).is_file():
+        numbers = _category_numbers(listed, _parse(listed))
     if not rows:
         raise DataError(
             f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none; "
@@ -277,6 +283,7 @@ def _coco(table: Path) -> Tags:
     entries = _parse(table)
     try:
         names = {category["id"]: category["name"] for category in entries["categories"]}
+        numbers = _category_numbers(table, entries["categories"])
         tags: dict[Any, list[str]] = {}
         for annotation in entries["annotations"]:
             tags.setdefault(annotation["image_id"], []).append(names[annotation["category_id"]])
@@ -290,8 +297,20 @@ def _coco(table: Path) -> Tags:
     rows = [
         Row(f'{table}, "{image}"', image, _place(image)[0], tuple(dict.fromkeys(labels))) for image, labels in below
     ]
-    whole = all(isinstance(number, int) for number in names) and len(set(names.values())) == len(names)
-    return Tags(rows, numbers={name: number for number, name in names.items()} if whole else {})
+    return Tags(rows, numbers=numbers)
+
+
+def _category_numbers(table: Path, categories: Any) -> dict[str, int]:
+    """The number of each class; none where numbers or names are not fit to tell classes apart."""
+    try:
+        pairs = [(category["name"], category["id"]) for category in categories]
+        numbers = dict(pairs)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f'{table}: expected COCO\'s categories, [{{"id": 17, "name": "cat"}}, ...]; missing or unknown: {error}'
+        ) from error
+    whole = all(type(number) is int for number in numbers.values())
+    return numbers if whole and len(set(numbers.values())) == len(numbers) == len(pairs) else {}
 
 
 def _xml(folder: Path) -> Tags:

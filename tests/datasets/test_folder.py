@@ -69,6 +69,19 @@ def test_numbers_of_ones_own_annotations_stay_with_the_classes(tmp_path):
     assert load(tmp_path, "train").category_ids == ()
 
 
+def test_numbers_of_the_classes_may_stand_beside_any_table(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,labels\na.jpg,cat|dog\n")
+    listed = tmp_path / "categories.json"
+    listed.write_text('[{"id": 31, "name": "cat"}, {"id": 5, "name": "dog", "supercategory": "animal"}]')
+    assert load(tmp_path, "train").category_ids == (31, 5)
+    listed.write_text('[{"id": 31, "name": "cat"}, {"id": 31, "name": "dog"}]')  # nothing that tells them apart
+    assert load(tmp_path, "train").category_ids == ()
+    for wrong in ('[{"id": 31}]', "7", '[{"id": 1, "name": ["cat"]}]'):
+        listed.write_text(wrong)
+        with pytest.raises(DataError, match=r"categories.json: expected COCO's categories, \[\{"):
+            load(tmp_path, "train")
+
+
 def test_without_a_class_list_the_names_are_sorted(tmp_path):
     assert load(make(tmp_path, ["images/a.png,train,zebra|ant"]), "train").classes == ("ant", "zebra")
 

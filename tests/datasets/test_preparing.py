@@ -247,6 +247,21 @@ def test_a_table_of_class_folders_holds_what_the_folders_say(tagged):
         prepare_folder(tagged)
 
 
+def test_numbers_of_the_classes_outlive_the_annotations_they_came_from(tagged):
+    table = {
+        "images": [{"id": 7, "file_name": "cat/0.png"}],
+        "annotations": [{"image_id": 7, "category_id": 31}],
+        "categories": [{"id": 31, "name": "cat"}],
+    }
+    (tagged / "annotations.json").write_text(json.dumps(table))
+    prepare_folder(tagged)
+    assert load_split("folder", tagged, "train").category_ids == (31,)
+    own = '[{"id": 4, "name": "cat"}]'
+    (tagged / "categories.json").write_text(own)
+    prepare_folder(tagged, overwrite=True)
+    assert (tagged / "categories.json").read_text() == own
+
+
 def test_photos_are_set_aside_once(tagged):
     done = prepare_folder(tagged, val=0.25, seed=1)
     assert done.photos == {"train": 15, "val": 5} and sum(done.splits["val"].values()) == 5
