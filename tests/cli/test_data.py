@@ -3,8 +3,12 @@
 import json
 import shutil
 
+import numpy as np
+from PIL import Image
+
 from afactl.datasets import demo
 from afactl.datasets.images import read_image
+from afactl.datasets.masks import write_mask
 from tests.cli.conftest import refused
 from tests.conftest import make_voc
 
@@ -90,3 +94,14 @@ def test_data_check_takes_the_training_split_by_its_name(call, tiny_data, tmp_pa
     (data / "labels.csv").write_text("\n".join(row.replace(",train,", ",test,") for row in rows) + "\n")
     code, out, _ = call("data", "check", data)
     assert "no split train for training; which classes are trained is not checked" in out and "never in" not in out
+
+
+def test_data_check_takes_the_training_split_of_the_formats_presets(call, tmp_path):
+    """The augmented list of VOC, whose masks hold a class that the plain list lacks."""
+    masks = {"t1": [0, 1], "v1": [20, 255]}
+    root = make_voc(tmp_path / "VOC2012", {"train": ["t1"], "val": ["v1"]}, masks)
+    for image_id, row in {**masks, "s1": [20, 3]}.items():
+        Image.fromarray(np.zeros((4, 2, 3), np.uint8)).save(root / "JPEGImages" / f"{image_id}.jpg")
+        write_mask(root / "SegmentationClassAug" / f"{image_id}.png", np.array([row] * 4, np.uint8))
+    _, out, _ = call("data", "check", root)
+    assert "together in train_aug: bird and tvmonitor" in out and "tvmonitor: occurs in val but never" not in out
