@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from afactl.datasets.images import read_image
 from afactl.datasets.samples import Sample
@@ -22,7 +21,7 @@ from afactl.inference.refiners import preset_refiner
 from afactl.inference.segmentation import multi_scale, segment
 from afactl.inference.trained_run import TrainedRun, multi_hot, open_run, open_split, to_tensor
 from afactl.machine.devices import choose_device
-from afactl.method.affinity import Walk
+from afactl.method.affinity import Walk, log_sigmoid
 from afactl.method.cam import Thresholds
 from afactl.method.pseudo_labels import Photos, best_class, propagate, propagated_label, refine_cam, refined_label
 from afactl.method.refinement.crf import DenseCrf, crf_label
@@ -85,9 +84,7 @@ def labels_of(
             ),
             "CRF, same CAM": crf_label((pixels[0], 5 * scores), "torch", crf),
             "refined label of training": refined_label(photos, passed.cam, par, both),
-            "propagated label of training": propagated_label(
-                photos, passed.cam, F.logsigmoid(learned), walk, par, both
-            ),
+            "propagated label of training": propagated_label(photos, passed.cam, log_sigmoid(learned), walk, par, both),
             "pseudo label (Table 3, AFA + PAR)": torch.from_numpy(pseudo_labels_of(image, own, preset, device)[-1, 1]),
             "segmentation (predict)": logits.max(dim=0).indices,
             "segmentation + CRF": crf_label((pixels[0], logits), "torch", crf),

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from ratio import compare, machine
 from step import backward, inputs
 
@@ -17,7 +16,7 @@ from afactl.datasets.transforms import normalize
 from afactl.inference.refiners import preset_refiner
 from afactl.inference.trained_run import multi_hot, open_run, open_split, to_tensor
 from afactl.machine.allocator import keep_freed_memory
-from afactl.method.affinity import Walk
+from afactl.method.affinity import Walk, log_sigmoid
 from afactl.method.cam import Thresholds
 from afactl.method.pseudo_labels import Photos, propagated_label, refined_label
 from afactl.method.schedule import Phase
@@ -38,7 +37,7 @@ def labels(run, samples, precision: torch.dtype) -> list[torch.Tensor]:
         photos, thresholds = Photos(image, label), Thresholds(cam.beta_low, cam.beta_high)
         found.append(refined_label(photos, passed.cam, refine, thresholds))
         logits = run.model.affinity_head.windows(passed.queries, passed.keys, passed.grid, walk.radius)
-        found.append(propagated_label(photos, passed.cam, F.logsigmoid(logits), walk, refine, thresholds))
+        found.append(propagated_label(photos, passed.cam, log_sigmoid(logits), walk, refine, thresholds))
     return found
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-import torch.nn.functional as F
 from ratio import machine, picture, resident
 
 from afactl.datasets.demo import generate
@@ -24,7 +23,7 @@ from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.inference.refiners import build_refiner
 from afactl.inference.trained_run import open_run, open_split
 from afactl.machine.allocator import keep_freed_memory
-from afactl.method.affinity import Walk
+from afactl.method.affinity import Walk, log_sigmoid
 from afactl.method.pseudo_labels import background_planes, propagate, refine_planes
 from afactl.method.refinement.crf import dense_crf
 from afactl.network.model import AFA
@@ -58,7 +57,7 @@ def photo(side: int, classes: int) -> dict[str, float]:
 
         def affinity_and_walk() -> torch.Tensor:
             logits = model.affinity_head.windows(passed.queries, passed.keys, passed.grid, 8)
-            return propagate(cam, F.logsigmoid(logits)[0], (0.55, 0.35), Walk(8))
+            return propagate(cam, log_sigmoid(logits)[0], (0.55, 0.35), Walk(8))
 
         walked = clock("affinity and walk", affinity_and_walk)
         clock("PAR", lambda: refine_planes(image, walked, present, refine))

@@ -5,11 +5,10 @@ from functools import partial
 import numpy as np
 import textbook
 import torch
-import torch.nn.functional as F
 from ratio import compare, machine
 
 from afactl.evaluation.metrics import confusion_matrix
-from afactl.method.affinity import Walk, neighborhood_mask, random_walk
+from afactl.method.affinity import Walk, log_sigmoid, neighborhood_mask, random_walk
 from afactl.network.model import AffinityHead
 
 
@@ -20,7 +19,7 @@ def in_halves(planes: torch.Tensor, affinity: torch.Tensor, mask: torch.Tensor) 
 
 def from_logits(planes: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """The walk from the logits of neighbours."""
-    return random_walk(planes, F.logsigmoid(logits), Walk(8))
+    return random_walk(planes, log_sigmoid(logits), Walk(8))
 
 
 def from_maps(head: AffinityHead, maps: tuple[torch.Tensor, torch.Tensor], planes: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,11 @@ import time
 import warnings
 
 import torch
-import torch.nn.functional as F
 from ratio import machine, picture
 
 from afactl.machine.allocator import keep_freed_memory
 from afactl.method import losses
-from afactl.method.affinity import Walk, random_walk
+from afactl.method.affinity import Walk, log_sigmoid, random_walk
 from afactl.method.refinement import stacks
 from afactl.method.refinement.lattice import bilateral_features, build_lattice, lattice_filter
 from afactl.method.refinement.par import pixel_adaptive_refinement
@@ -61,7 +60,7 @@ def waits(device: torch.device) -> None:
     lattice = build_lattice(features)
     jobs = {
         "PAR": lambda: pixel_adaptive_refinement(image, planes),
-        "propagation": lambda: random_walk(tokens, F.logsigmoid(logits), Walk(8)),
+        "propagation": lambda: random_walk(tokens, log_sigmoid(logits), Walk(8)),
         "lattice filter": lambda: lattice_filter(values, lattice),
         "building the lattice": lambda: build_lattice(features),
     }

@@ -26,7 +26,7 @@ from afactl.errors import CacheError, StaleCacheError, UsageError
 from afactl.files import whole_file
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
-from afactl.method.affinity import attention_windows, half_windows, mean_attention, whole_windows
+from afactl.method.affinity import attention_windows, half_windows, log_sigmoid, mean_attention, whole_windows
 from afactl.method.cam import fuse_cams
 from afactl.runs.cache import Cache, CacheHeader, cache_path
 
@@ -62,7 +62,7 @@ class CamRecord(NamedTuple):
 
     def log_affinity(self, device: torch.device) -> Tensor:
         """hs x ws x W float32: the logarithm of the learned affinity, as `propagate` takes it."""
-        return F.logsigmoid(whole_windows(torch.from_numpy(self.affinity)[None].to(device).float()))[0]
+        return log_sigmoid(whole_windows(torch.from_numpy(self.affinity)[None].to(device).float()))[0]
 
     def log_attention(self, device: torch.device) -> Tensor:
         """hs x ws x W float32: the logarithm of the mean attention, as `propagate` takes it."""

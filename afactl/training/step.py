@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from afactl.datasets.transforms import denormalize, normalize
 from afactl.inference.refiners import preset_refiner
 from afactl.machine import distributed
-from afactl.method.affinity import Walk, affinity_label
+from afactl.method.affinity import Walk, affinity_label, log_sigmoid
 from afactl.method.cam import Thresholds, ignore_outside
 from afactl.method.losses import (
     affinity_loss,
@@ -68,7 +68,7 @@ def make_targets(model: AFA, image: Tensor, label: Tensor, box: Tensor, phase: P
         with torch.no_grad():
             logits = model.affinity_head.windows(passed.queries, passed.keys, passed.grid, affinity.radius)
             walk = Walk(**preset.walk_settings())
-            target = propagated_label(photos, passed.cam, F.logsigmoid(logits), walk, refine, thresholds)
+            target = propagated_label(photos, passed.cam, log_sigmoid(logits), walk, refine, thresholds)
     if not affinity.enabled:
         return Targets(target)
     taught = target if train.affinity_label == "propagated" else refined

@@ -15,6 +15,7 @@ from afactl.method.affinity import (
     attention_logits,
     attention_windows,
     half_windows,
+    log_sigmoid,
     mean_attention,
     neighborhood_mask,
     random_walk,
@@ -163,6 +164,12 @@ def test_the_walk_equals_the_slow_loop(height, width, radius, alpha, eps):
     torch.testing.assert_close(walked, slow.float(), atol=2e-6, rtol=0)
 
 
+def test_the_logarithm_of_the_affinity_is_torchs():
+    logits = torch.cat([torch.linspace(-30, 30, 6001), torch.tensor([0.0, 1e-30, 104.0, -104.0, 3.4e38, -3.4e38])])
+    torch.testing.assert_close(log_sigmoid(logits), F.logsigmoid(logits.double()).float(), atol=2e-7, rtol=2e-7)
+    assert log_sigmoid(torch.tensor(-torch.inf)) == -torch.inf
+
+
 @pytest.mark.parametrize("sign", [-1, 1, 0])
 @pytest.mark.parametrize(("size", "alpha"), [(300.0, 2.0), (300.0, 0.25), (1e4, 2.0), (1e30, 1e6), (3.4e38, 2.0)])
 def test_no_row_vanishes_whatever_the_logits(sign, size, alpha):
@@ -171,11 +178,11 @@ def test_no_row_vanishes_whatever_the_logits(sign, size, alpha):
     logits = size * (2 * torch.rand(1, 30, 30) - 1)
     logits = logits.abs() * sign if sign else logits
     planes = torch.rand(1, 3, 5, 6)
-    walked = walk_of(planes, F.logsigmoid(logits), 2, alpha)
+    walked = walk_of(planes, log_sigmoid(logits), 2, alpha)
     expected = slow_walk(planes[0], F.logsigmoid(logits.double())[0], 2, alpha, 0.0)
     # A float32 of 300 is known to 1.5e-5, and that is an error of the logarithm.
     torch.testing.assert_close(walked[0], expected.float(), atol=1e-4, rtol=0)
-    torch.testing.assert_close(walk_of(torch.ones(1, 1, 5, 6), F.logsigmoid(logits), 2, alpha), torch.ones(1, 1, 5, 6))
+    torch.testing.assert_close(walk_of(torch.ones(1, 1, 5, 6), log_sigmoid(logits), 2, alpha), torch.ones(1, 1, 5, 6))
 
 
 @given(
@@ -187,7 +194,7 @@ def test_no_row_vanishes_whatever_the_logits(sign, size, alpha):
 def test_radius_zero_gives_the_planes_back(height, width, logit, alpha):
     planes = torch.rand(1, 2, height, width)
     logits = torch.full((1, height, width, 1), logit)
-    assert torch.equal(random_walk(planes, F.logsigmoid(logits), Walk(0, alpha)), planes)
+    assert torch.equal(random_walk(planes, log_sigmoid(logits), Walk(0, alpha)), planes)
 
 
 @pytest.mark.parametrize("tile", [(1, 1), (3, 2), (5, 40)])
@@ -199,7 +206,7 @@ def test_tiles_change_nothing(monkeypatch, tile, eps):
 
     def everything():
         logits, attention = affinity_windows(*arguments), attention_windows(queries, keys, (6, 9), 3)
-        walked = random_walk(planes, F.logsigmoid(logits), Walk(3, 2.0, eps))
+        walked = random_walk(planes, log_sigmoid(logits), Walk(3, 2.0, eps))
         return logits, attention, walked
 
     expected = everything()
