@@ -168,7 +168,8 @@ def require_free(
     - What the command reads, such as a photo, is never replaced.
     - No two results have one name, nor two that some systems take for one ("A.png" and "a.png").
 
-    What a command names itself in a run folder, such as a figure, is its own. A device or a pipe is no file.
+    What a command names itself in a run folder, such as a figure, is its own. A device or a pipe is no file. Looked at
+    once: what another program puts there while the command works is replaced at its end.
 
     Args:
         outputs: pairs of the option, as the user knows it, and a file; None where the option was not given.

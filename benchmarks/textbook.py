@@ -132,6 +132,17 @@ def training_step(
     return losses, refined, target
 
 
+def multi_scale_cam(model: AFA, pixels: Tensor, scales: Sequence[float]) -> Tensor:
+    """B x C x h x w: the whole network on one view at a time, every map at full size."""
+    size, total = pixels.shape[2:], torch.zeros(())
+    for scale in scales:
+        view = resize(pixels, [int(scale * side) for side in size])
+        maps = [resize(whole_network(model, seen).cam, size) for seen in (view, view.flip(-1))]
+        total = total + torch.relu(torch.maximum(maps[0], maps[1].flip(-1)))
+    total = total - total.amin(dim=(2, 3), keepdim=True)
+    return total / (total.amax(dim=(2, 3), keepdim=True) + 1e-5)
+
+
 class Whole(NamedTuple):
     """Every output of the network, in the letters of the paper's shapes."""
 

@@ -20,6 +20,8 @@ from torch import Tensor
 from afactl.errors import ShapeError, check_shape
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
+# Columns of a kernel that are normalised at a time: 48 x 2048 floats are 0.4 MB.
+_COLUMNS = 2048
 _DIRECTIONS = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 
 
@@ -53,7 +55,11 @@ def refine_by_neighbors(
     check_shape("scores", scores, "B P h w", B=image.shape[0])
     if not dilations or min(dilations) < 1:
         raise ShapeError(f"dilations: expected positive distances, got {tuple(dilations)}")
-    refined = F.interpolate(scores.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
+    size = image.shape[2:]
+    if scores.shape[2:] == size:
+        refined = scores.to(torch.float32, copy=True)
+    else:
+        refined = F.interpolate(scores.float(), size=size, mode="bilinear", align_corners=True)
     if image.device.type != "cpu":
         sizes = image_sizes(image)
         return refine_together(image.float(), refined, sizes, dilations, iterations, kernel)
@@ -143,14 +149,21 @@ def distances(dilations: Sequence[int]) -> list[float]:
 
 
 def color_kernel(
-    image: Tensor, dilations: Sequence[int], smoothness: float, power: int, sizes: Tensor | None = None
+    image: Tensor,
+    dilations: Sequence[int],
+    smoothness: float,
+    power: int,
+    sizes: Tensor | None = None,
+    offset: Tensor | None = None,
 ) -> Tensor:
-    """softmax over the neighbours of -mean over RGB of (|dI| / (smoothness * std))^power.
+    """softmax over the neighbours of -mean over RGB of (|dI| / (smoothness * std))^power, plus an offset.
 
     std is the unbiased standard deviation of the J neighbour values, per pixel and channel.
 
     Args:
         image: 3 x h x w float; or B x 3 x h x w with `sizes` B x 2, each image at the top left.
+        power: 1 or 2.
+        offset: J, the same for every pixel.
 
     Returns:
         J x L, or B x J x L. Columns that fall into the padding hold waste.
@@ -182,17 +195,24 @@ def color_kernel(
     # In place from here on: beside the kernel these maps are most of the memory.
     count = len(neighbors)
     deviation = squares.sub_(total.square_().div_(count)).clamp_min_(0).div_(count - 1).sqrt_()
-    inverse = deviation.add_(1e-8).mul_(smoothness).reciprocal_()
+    inverse = deviation.add_(1e-8).mul_(smoothness).pow_(-power).div_(3)
     del total
     kernel = image.new_empty(*image.shape[:-3], count, length)
-    for values, kappa in zip(neighbors, kernel.unbind(-2), strict=True):
+    scales = inverse.unbind(-2)
+    for values, distance in zip(neighbors, kernel.unbind(-2), strict=True):
         torch.sub(values, center, out=difference)
-        difference.mul_(inverse)
-        torch.mean(difference.square_() if power == 2 else difference.abs_(), dim=-2, out=kappa)
-    kernel.neg_()
-    kernel -= kernel.amax(dim=-2, keepdim=True)
-    kernel.exp_()
-    kernel /= kernel.sum(dim=-2, keepdim=True)
+        channels = (difference.square_() if power == 2 else difference.abs_()).unbind(-2)
+        torch.mul(channels[0], scales[0], out=distance)
+        for channel, scale in zip(channels[1:], scales[1:], strict=True):
+            distance.addcmul_(channel, scale)
+    # On a CPU so many columns at a time that they stay in its cache through all steps.
+    for part in torch.split(kernel, _COLUMNS if kernel.device.type == "cpu" else length, dim=-1):
+        torch.sub(part.amin(dim=-2, keepdim=True), part, out=part)
+        # e^-60 is nothing beside the largest weight, and the arithmetic of still smaller numbers is slow.
+        part.clamp_min_(-60.0).exp_()
+        part /= part.sum(dim=-2, keepdim=True)
+        if offset is not None:
+            part += offset[:, None]
     return kernel
 
 
@@ -235,9 +255,12 @@ def _iterate(scores: Tensor, kernel: Tensor, dilations: Sequence[int], iteration
     flat = scores.new_empty(planes, length)
     refined = flat.view(planes, height, stride)[:, :, :width]
     refined.copy_(scores)
+    (first, weight), *others = [
+        (padded[:, offset : offset + length], weight) for offset, weight in zip(offsets, kernel, strict=True)
+    ]
     for _ in range(iterations):
         _place(canvas, refined, pad)
-        flat.zero_()
-        for offset, weight in zip(offsets, kernel, strict=True):
-            flat.addcmul_(padded[:, offset : offset + length], weight)
+        torch.mul(first, weight, out=flat)
+        for values, other in others:
+            flat.addcmul_(values, other)
     return refined

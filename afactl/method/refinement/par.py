@@ -64,9 +64,8 @@ def par_kernel(
     """
 
     def kernel(image: Tensor, sizes: Tensor | None = None) -> Tensor:
-        weights = color_kernel(image, dilations, w1, power=2, sizes=sizes)
-        weights += w3 * _position_weights(tuple(dilations), w2, image.device)[:, None]
-        return weights
+        position = w3 * _position_weights(tuple(dilations), w2, image.device)
+        return color_kernel(image, dilations, w1, power=2, sizes=sizes, offset=position)
 
     return kernel
 

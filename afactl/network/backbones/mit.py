@@ -38,8 +38,9 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
 
 
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """B x N x D tokens as a B x D x h x w map."""
-    return tokens.transpose(1, 2).view(tokens.shape[0], tokens.shape[2], *grid)
+    """B x N x D tokens as a B x D x h x w map, a view in channels-last order."""
+    # By transpose and view, one image alone would not be known for channels-last, and every convolution would copy it.
+    return torch.unflatten(tokens, 1, grid).permute(0, 3, 1, 2)
 
 
 def to_tokens(features: Tensor) -> Tensor:
