@@ -21,7 +21,7 @@ from afactl.method.affinity import Walk, random_walk
 from afactl.method.boxes import cut_boxes, half_size, half_sizes, paste_boxes
 from afactl.method.refinement.neighborhood import image_sizes
 
-# (images B x 3 x h x w RGB in 0..255, each at the top left; planes B x P x h x w; sizes B x 2) -> B x P x h x w.
+# (images B x 3 x h x w RGB in 0..255, each at the top left; stacks B x T x P x h x w; sizes B x 2) -> as the stacks.
 BatchRefiner = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -61,14 +61,14 @@ def refined(image: Tensor, cam: Tensor, present: Present, refine: BatchRefiner, 
     Example:
         >>> present = present_classes(torch.tensor([[0, 1]]), torch.device("cpu"))
         >>> image, cam = torch.zeros(1, 3, 4, 4), torch.ones(1, 2, 4, 4)
-        >>> refined(image, cam, present, lambda image, planes, sizes: planes, (0.5,)).unique().tolist()
+        >>> refined(image, cam, present, lambda image, stacks, sizes: stacks, (0.5,)).unique().tolist()
         [2]
     """
     half = half_size(image.shape[2:])
     maps = F.interpolate(_chosen(cam, present), size=half, mode="bilinear", align_corners=False)
     small = F.interpolate(image.float(), size=half, mode="bilinear", align_corners=False)
-    planes = refine(small, _planes(maps, present, thresholds), image_sizes(small))
-    planes = F.interpolate(planes, size=image.shape[2:], mode="bilinear", align_corners=False)
+    stacks = refine(small, _stacks(maps, present, thresholds), image_sizes(small))
+    planes = F.interpolate(stacks.flatten(1, 2), size=image.shape[2:], mode="bilinear", align_corners=False)
     return _best(planes, present, len(thresholds))
 
 
@@ -100,18 +100,19 @@ def propagated(
         >>> present = present_classes(torch.tensor([[0, 1]]), torch.device("cpu"))
         >>> image, box, cam = torch.zeros(1, 3, 4, 4), torch.tensor([[0, 4, 0, 4]]), torch.ones(1, 2, 4, 4)
         >>> alone = Propagation(torch.zeros(1, 2, 2, 1), Walk(radius=0))
-        >>> same = lambda image, planes, sizes: planes
+        >>> same = lambda image, stacks, sizes: stacks
         >>> propagated(image, box, cam, present, alone, same, (0.5,)).unique().tolist()
         [2]
     """
     log_affinity, walk = propagation
     grid = (log_affinity.shape[1], log_affinity.shape[2])
     tokens = F.interpolate(_chosen(cam, present), size=grid, mode="bilinear", align_corners=False)
-    walked = random_walk(_planes(tokens, present, thresholds), log_affinity, walk)
+    walked = random_walk(_stacks(tokens, present, thresholds).flatten(1, 2), log_affinity, walk)
     walked = F.interpolate(walked, size=image.shape[2:], mode="bilinear", align_corners=False)
     sizes, half = half_sizes(box), half_size(image.shape[2:])
     small = cut_boxes(image.float(), box, sizes, half, align_corners=False)
-    planes = refine(small, cut_boxes(walked, box, sizes, half, align_corners=True), sizes)
+    inside = cut_boxes(walked, box, sizes, half, align_corners=True)
+    planes = refine(small, torch.unflatten(inside, 1, (len(thresholds), -1)), sizes).flatten(1, 2)
     return _best(paste_boxes(planes, sizes, box, (image.shape[2], image.shape[3])), present, len(thresholds))
 
 
@@ -121,11 +122,11 @@ def _chosen(cam: Tensor, present: Present) -> Tensor:
     return cam.gather(1, places).float()
 
 
-def _planes(maps: Tensor, present: Present, thresholds: Sequence[float]) -> Tensor:
-    """softmax over the background plane and the maps, once per threshold: B x (T P) x h x w, 0 where none is taken."""
+def _stacks(maps: Tensor, present: Present, thresholds: Sequence[float]) -> Tensor:
+    """softmax over the background plane and the maps, once per threshold: B x T x P x h x w, 0 where none is taken."""
     maps = maps.masked_fill(~present.taken[:, :, None, None], -torch.inf)
     stacks = [torch.cat([torch.full_like(maps[:, :1], value), maps], dim=1) for value in thresholds]
-    return torch.stack(stacks, dim=1).softmax(dim=2).flatten(1, 2)
+    return torch.stack(stacks, dim=1).softmax(dim=2)
 
 
 def _best(planes: Tensor, present: Present, stacks: int) -> Tensor:

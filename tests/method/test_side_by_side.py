@@ -14,7 +14,12 @@ from afactl.method.side_by_side import Propagation, present_classes, propagated,
 
 THRESHOLDS = Thresholds(0.35, 0.55)
 BETAS = (THRESHOLDS.high, THRESHOLDS.low)
-SETTINGS = {"par": {"iterations": 4}, "pamr": {"iterations": 4, "dilations": (1, 2, 4)}, "none": {}}
+SETTINGS = {
+    "par": {"iterations": 4},
+    "pamr": {"iterations": 4, "dilations": (1, 2, 4)},
+    "none": {},
+    "crf": {"iterations": 3, "drop_below": 1e-3},
+}
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ Shapes: T stacks (the two thresholds of the chain) of P planes, h x w image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from afactl.method.refinement.crf import DenseCrf, dense_crf
+from afactl.method.refinement.crf import DenseCrf, dense_crf, dense_crfs
 from afactl.method.refinement.neighborhood import DILATIONS, refine_together
 from afactl.method.refinement.pamr import pamr_kernel, pixel_adaptive_mask_refinement
 from afactl.method.refinement.par import par_kernel, pixel_adaptive_refinement
@@ -45,8 +45,8 @@ class Refinement(NamedTuple):
         function: (image 1 x 3 x h x w RGB in 0..255, stacks T x P x h' x w' that each sum to 1 over P, **settings)
             -> T x P x h x w.
         together: the same for the photos of a batch at once, on an accelerator: (images B x 3 x h x w, each at the top
-            left, planes B x P x h x w of that size, sizes B x 2 of the images, **settings) -> B x P x h x w. None:
-            photo by photo there too.
+            left, stacks B x T x P x h x w of that size, 0 on planes that a photo lacks, sizes B x 2 of the images,
+            **settings) -> B x T x P x h x w. None: photo by photo there too.
         settings: the values of a preset that it takes, such as `par.iterations`, each as the keyword argument that
             the last part of its name says.
     """
@@ -103,40 +103,61 @@ def resize_stacks(image: Tensor, stacks: Tensor) -> Tensor:
     return F.interpolate(stacks.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
 
 
-def par_together(image: Tensor, planes: Tensor, sizes: Tensor, *, iterations: int = 10, **settings: Any) -> Tensor:
+def par_together(image: Tensor, stacks: Tensor, sizes: Tensor, *, iterations: int = 10, **settings: Any) -> Tensor:
     """PAR of the images of a batch at once.
 
     Example:
-        >>> image, planes = torch.rand(2, 3, 4, 6), torch.ones(2, 1, 4, 6)
-        >>> par_together(image, planes, torch.tensor([[4, 6], [3, 5]]), iterations=1).shape
-        torch.Size([2, 1, 4, 6])
+        >>> image, stacks = torch.rand(2, 3, 4, 6), torch.ones(2, 1, 1, 4, 6)
+        >>> par_together(image, stacks, torch.tensor([[4, 6], [3, 5]]), iterations=1).shape
+        torch.Size([2, 1, 1, 4, 6])
     """
-    return refine_together(
-        image, planes, sizes, settings.get("dilations", DILATIONS), iterations, par_kernel(**settings)
-    )
+    return _by_neighbors(image, stacks, sizes, (iterations, par_kernel(**settings)), settings)
 
 
-def pamr_together(image: Tensor, planes: Tensor, sizes: Tensor, *, iterations: int = 10, **settings: Any) -> Tensor:
+def pamr_together(image: Tensor, stacks: Tensor, sizes: Tensor, *, iterations: int = 10, **settings: Any) -> Tensor:
     """PAMR of the images of a batch at once.
 
     Example:
-        >>> image, planes = torch.rand(2, 3, 4, 6), torch.ones(2, 1, 4, 6)
-        >>> pamr_together(image, planes, torch.tensor([[4, 6], [3, 5]]), iterations=1).shape
-        torch.Size([2, 1, 4, 6])
+        >>> image, stacks = torch.rand(2, 3, 4, 6), torch.ones(2, 1, 1, 4, 6)
+        >>> pamr_together(image, stacks, torch.tensor([[4, 6], [3, 5]]), iterations=1).shape
+        torch.Size([2, 1, 1, 4, 6])
     """
+    return _by_neighbors(image, stacks, sizes, (iterations, pamr_kernel(**settings)), settings)
+
+
+def _by_neighbors(
+    image: Tensor,
+    stacks: Tensor,
+    sizes: Tensor,
+    how: tuple[int, Callable[..., Tensor]],
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """`refine_together`, which treats planes alike, of all stacks."""
     dilations = settings.get("dilations", DILATIONS)
-    return refine_together(image, planes, sizes, dilations, iterations, pamr_kernel(**settings))
+    return refine_together(image, stacks.flatten(1, 2), sizes, dilations, *how).view_as(stacks)
 
 
-def as_they_are(image: Tensor, planes: Tensor, sizes: Tensor) -> Tensor:
-    """The planes, which have the images' size already.
+def crf_together(image: Tensor, stacks: Tensor, sizes: Tensor, **settings: Any) -> Tensor:
+    """The dense CRF of the images of a batch at once; settings as in `DenseCrf`.
 
     Example:
-        >>> planes = torch.ones(1, 2, 4, 6)
-        >>> as_they_are(torch.zeros(1, 3, 4, 6), planes, torch.tensor([[4, 6]])) is planes
+        >>> stacks = torch.tensor([0.6, 0.4]).view(1, 1, 2, 1, 1).repeat(2, 1, 1, 4, 6)
+        >>> refined = crf_together(torch.zeros(2, 3, 4, 6), stacks, torch.tensor([[4, 6], [3, 5]]))
+        >>> bool((refined[0, 0, 0] > 0.99).all())
         True
     """
-    return planes
+    return dense_crfs(image, stacks, sizes, DenseCrf(**settings))
+
+
+def as_they_are(image: Tensor, stacks: Tensor, sizes: Tensor) -> Tensor:
+    """The stacks, which have the images' size already.
+
+    Example:
+        >>> stacks = torch.ones(1, 1, 2, 4, 6)
+        >>> as_they_are(torch.zeros(1, 3, 4, 6), stacks, torch.tensor([[4, 6]])) is stacks
+        True
+    """
+    return stacks
 
 
 PAR = Refinement(refine_par, ("par.dilations", "par.iterations", "par.w1", "par.w2", "par.w3"), par_together)
@@ -152,5 +173,6 @@ CRF = Refinement(
         "crf.bilateral_weight",
         "crf.drop_below",
     ),
+    crf_together,
 )
 NONE = Refinement(resize_stacks, (), as_they_are)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from afactl.errors import DependencyError, ShapeError
-from afactl.method.refinement.crf import CRF_BACKENDS, DenseCrf, dense_crf, dense_crf_pydensecrf
+from afactl.method.refinement.crf import CRF_BACKENDS, DenseCrf, dense_crf, dense_crf_pydensecrf, dense_crfs
 
 BACKENDS = list(CRF_BACKENDS) if importlib.util.find_spec("pydensecrf") else ["torch"]
 needs_pydensecrf = pytest.mark.skipif(len(BACKENDS) == 1, reason="the cross-check needs the extra [crf]")
@@ -159,3 +159,26 @@ def test_without_the_package_one_line_says_how_to_get_it(scene, monkeypatch):
     with pytest.raises(DependencyError, match=r"pip install 'afactl\[crf\]'"):
         dense_crf_pydensecrf(*scene[:2])
     assert torch.isfinite(dense_crf(*scene[:2])).all(), "the one in torch needs nothing"
+
+
+@pytest.mark.parametrize("drop_below", [0.0, 0.3])
+def test_a_batch_is_each_stack_of_each_image_alone(drop_below):
+    """Images of several sizes side by side, stacks with several classes; what lies beyond an image changes nothing."""
+    torch.manual_seed(0)
+    settings = DenseCrf(iterations=4, bilateral_sxy=20.0, bilateral_srgb=20.0, drop_below=drop_below)
+    image = (60 * torch.rand(3, 3, 1, 1) + 40 * torch.rand(3, 3, 18, 22)).round()
+    sizes, classes = torch.tensor([[18, 22], [11, 22], [5, 7]]), (4, 2, 3)
+    stacks = torch.zeros(3, 2, 4, 18, 22)
+    for stack, count in zip(stacks, classes, strict=True):
+        scales = torch.rand(2, count, 1, 1) * 3
+        stack[:, :count] = (scales * torch.randn(2, count, 18, 22)).softmax(1)
+    stacks[0, 0, 3] *= 1e-3  # nowhere above a threshold
+    for stack, (height, width) in zip(stacks, sizes.tolist(), strict=True):
+        stack[..., height:, :] = stack[..., :, width:] = 1
+    together = dense_crfs(image, stacks, sizes, settings)
+    for number, ((height, width), count) in enumerate(zip(sizes.tolist(), classes, strict=True)):
+        inside = together[number, :, :, :height, :width]
+        assert not inside[:, count:].any()
+        for refined, stack in zip(inside, stacks[number], strict=True):
+            alone = dense_crf(image[number, :, :height, :width], stack[:count, :height, :width], settings)
+            torch.testing.assert_close(refined[:count], alone, atol=1e-5, rtol=0)
