@@ -11,9 +11,10 @@ from PIL import Image
 from ratio import machine, seconds
 from torch.utils.data import DataLoader, Dataset
 
+from afactl.datasets.images import read_image
 from afactl.datasets.registry import load_split
 from afactl.datasets.training_stream import Crops, TrainingStream
-from afactl.datasets.transforms import normalize
+from afactl.datasets.transforms import image_view, normalize, random_window
 from afactl.machine.allocator import keep_freed_memory
 from afactl.presets import load_preset
 
@@ -75,3 +76,17 @@ if __name__ == "__main__":
         f"{count / ours:.0f} against {count / alone:.0f} photos/s"
     )
     print(f"  in one process, without normalising and handing over: {one_by_one[0] / one_by_one[1]:.2f}x")
+    photos = [read_image(decoding.paths[i]) for i in first]
+    sizes = [photo.shape[:2] for photo in photos]
+    crops = stream.crops
+    windows = [random_window(size, np.random.default_rng(i), *crops) for i, size in enumerate(sizes)]
+    parts = {
+        "decoding alone": decoding.__getitem__,
+        "reading, upright and checked": lambda i: read_image(decoding.paths[i]),
+        "drawing a window": lambda i: random_window(sizes[i], np.random.default_rng((0, 1, i)), *crops),
+        "cutting and resampling": lambda i: image_view(photos[i], windows[i]),
+        "the whole item": stream.__getitem__,
+    }
+    for name, part in parts.items():
+        best = min(sum(seconds(partial(part, i)) for i in first) for _ in range(3))
+        print(f"    {name}: {1000 * best / len(first):.2f} ms a photo")

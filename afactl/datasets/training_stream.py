@@ -62,9 +62,10 @@ class TrainingStream(Dataset[dict[str, Any]]):
         position = self.positions[item]
         sample = self.sample_at(position)
         rng = np.random.default_rng((self.seed, 1, position))
-        image, mask = read_image(sample.image_path), None
         if self.masks:
             image, mask = read_pair(sample, self.split.require_masks("full supervision"))
+        else:
+            image, mask = read_image(sample.image_path), None
         window = random_window(image.shape[:2], rng, *self.crops)
         label = torch.zeros(len(self.split.classes))
         label[list(sample.labels)] = 1
