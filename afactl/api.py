@@ -22,6 +22,7 @@ from afactl.errors import ShapeError, UsageError, nearest
 from afactl.evaluation.pseudo_labels import PAR, pseudo_labels_of, score_pseudo_labels, table3_rows
 from afactl.evaluation.scores import Score
 from afactl.evaluation.segmentation import evaluate_segmentation, with_protocol
+from afactl.inference.adopted import adopt as make_run_of
 from afactl.inference.cams import cam_record, likely_labels, query_maps
 from afactl.inference.segmentation import input_of_crf, multi_scale, segment
 from afactl.inference.trained_run import TrainedRun, open_run, open_split, to_tensor
@@ -209,6 +210,26 @@ def load(run: str | PathLike[str] | None = None, device: str = "auto", checkpoin
     """
     folder, _ = find_run(None if run is None else Path(run))
     return Model(open_run(folder, choose_device(device), checkpoint))
+
+
+def adopt(
+    weights: str | PathLike[str],
+    preset: str,
+    data: str | PathLike[str] | None = None,
+    out: str | PathLike[str] | None = None,
+) -> Path:
+    """Make a run folder of a file of trained weights, such as a checkpoint of the authors; `load` opens it.
+
+    Args:
+        preset: what they were trained with. data: the dataset whose classes they have; voc needs none.
+        out: the run folder; None: runs/NAME-HASH.
+
+    Raises:
+        CheckpointError: no weights of that network. UsageError: the folder holds something else, or `data` is needed.
+    """
+    changes = preset_changes(None if data is None else Path(data), str(weights), ())
+    folder = None if out is None else Path(out)
+    return make_run_of(Path(weights), load_preset(preset, changes), Path(preset).stem, folder)
 
 
 def train(

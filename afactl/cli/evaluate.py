@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from afactl.cli.options import (
+    AdoptedPresetOption,
     Backend,
     BackendOption,
-    CheckpointOption,
+    CheckpointFileOption,
     CrfOption,
     DataOption,
     DeviceOption,
@@ -21,7 +22,7 @@ from afactl.cli.options import (
     Protocol,
     RunOption,
     SplitOption,
-    Which,
+    adopted,
     chosen_crf,
     open_chosen_run,
 )
@@ -58,7 +59,8 @@ def evaluate(
     palette: PaletteOption = Palette.safe,
     json_file: JsonOption = None,
     overwrite: OverwriteOption = False,
-    checkpoint: CheckpointOption = Which.last,
+    checkpoint: CheckpointFileOption = "last",
+    preset: AdoptedPresetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Score the segmentation: single scale, multi-scale + flip, and + CRF; no image-level truth is used."""
@@ -68,7 +70,8 @@ def evaluate(
 
     require_free([("--json", json_file)], overwrite)
     backend = chosen_crf(crf, crf_backend)
-    trained = open_chosen_run(run, device, checkpoint)
+    run, which = adopted(run, checkpoint, preset, data)
+    trained = open_chosen_run(run, device, which)
     dataset = open_split(trained, split, data, masks=True)
     chosen = protocol.value if protocol else None
     scores = evaluate_segmentation(trained, dataset, backend, tracker("segmentation"), chosen)

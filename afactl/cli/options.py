@@ -125,6 +125,18 @@ DataOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps or xpu; cuda:1 is the second one")]
 CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
+CheckpointFileOption = Annotated[
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="<last|best|FILE>",
+        help="which checkpoint of the run; or trained weights of others, with --preset: a run is made of them",
+    ),
+]
+AdoptedPresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="with --checkpoint FILE: what the weights were trained with, a name or a YAML file"),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
 OverwriteOption = Annotated[
     bool,
@@ -152,6 +164,28 @@ FormatOption = Annotated[
     ),
 ]
 DumpFormatOption = Annotated[DumpFormat, typer.Option("--format", help="npy: also one IRN-style dictionary per image")]
+
+
+def adopted(
+    run: Path | None, checkpoint: str, preset: str | None, data: Path | None = None
+) -> tuple[Path | None, Which]:
+    """The run and the checkpoint that --run, --checkpoint and --preset choose; made of a file where one is given."""
+    if checkpoint in (*Which,):
+        if preset is not None:
+            raise UsageError(f"--preset {preset}: goes with --checkpoint FILE; a run has a preset of its own")
+        return run, Which(checkpoint)
+    weights = Path(checkpoint)
+    if not weights.is_file():
+        raise UsageError(f"--checkpoint {checkpoint}: expected last, best, or a file of trained weights")
+    if preset is None:
+        raise UsageError(f"--checkpoint {checkpoint}: say by --preset what the weights were trained with, such as voc")
+    from afactl.inference.adopted import adopt
+    from afactl.presets import load_preset
+    from afactl.training.launch import preset_changes
+
+    made = adopt(weights, load_preset(preset, preset_changes(data, checkpoint, ())), Path(preset).stem, run)
+    log.print(f"run: {made}, made of {weights.name}; other commands take it by --run {made}")
+    return made, Which.last
 
 
 def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> TrainedRun:

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from afactl.cli.options import (
+    AdoptedPresetOption,
     Backend,
     BackendOption,
-    CheckpointOption,
+    CheckpointFileOption,
     CrfOption,
     DeviceOption,
     FormatOption,
     Palette,
     PaletteOption,
     RunOption,
-    Which,
+    adopted,
     chosen_crf,
     open_chosen_run,
 )
+from afactl.errors import UsageError
 from afactl.machine.terminal import error_line, log, out, tracker
 
 if TYPE_CHECKING:
@@ -54,7 +56,14 @@ def predict(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="replace files of earlier calls that are in the way; photos never")
     ] = False,
-    checkpoint: CheckpointOption = Which.last,
+    checkpoint: CheckpointFileOption = "last",
+    preset: AdoptedPresetOption = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", help="with --checkpoint FILE: the dataset whose classes the weights have; voc needs none"
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Write masks for any photos; no label files are needed."""
@@ -63,11 +72,14 @@ def predict(
     from afactl.runs.folder import find_run
 
     backend = chosen_crf(crf, crf_backend)
+    if data is not None and preset is None:
+        raise UsageError(f"--data {data}: goes with --checkpoint FILE and --preset; give the photos as arguments")
+    run, which = adopted(run, checkpoint, preset, data)
     folder = out_folder or find_run(run)[0] / "predictions"
     to_predict = find_photos(photos, folder)
     for note in to_predict.notes:
         log.print(note)
-    trained = open_chosen_run(run, device, checkpoint)
+    trained = open_chosen_run(run, device, which)
     forms = [form, *(["overlay"] if overlay and form != "overlay" else [])]
     options = PredictOptions(backend, forms, palette.value, window, overwrite)
     result = predict_photos(trained, to_predict.photos, folder, options, tracker("predict"))

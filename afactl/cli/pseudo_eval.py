@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from afactl.cli.options import (
-    CheckpointOption,
+    AdoptedPresetOption,
+    CheckpointFileOption,
     DataOption,
     DeviceOption,
     JsonOption,
@@ -17,7 +18,7 @@ from afactl.cli.options import (
     PerClassOption,
     RunOption,
     SplitOption,
-    Which,
+    adopted,
     open_chosen_run,
 )
 from afactl.cli.tables import numbers, print_per_class, score_figures, signed
@@ -67,7 +68,8 @@ def pseudo_eval(
     per_class: PerClassOption = False,
     json_file: JsonOption = None,
     overwrite: OverwriteOption = False,
-    checkpoint: CheckpointOption = Which.last,
+    checkpoint: CheckpointFileOption = "last",
+    preset: AdoptedPresetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
     """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
@@ -85,14 +87,15 @@ def pseudo_eval(
     if sweep_from == split:
         raise UsageError(f"--sweep-from {split}: is the split that is scored; name another one, or leave it out")
     values = parse_thresholds(thresholds or THRESHOLDS)
-    trained = open_chosen_run(run, device, checkpoint)
+    run, which = adopted(run, checkpoint, preset, data)
+    trained = open_chosen_run(run, device, which)
     dataset = open_split(trained, split, data, masks=True)
     result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"))
     scores = dict(result.scores)
     if without_afa is not None:
         if not trained.preset.affinity.enabled:
             raise UsageError(f"--without-afa {without_afa}: {trained.folder} is itself a run without AFA; leave it out")
-        other = open_chosen_run(without_afa, device, checkpoint)
+        other = open_chosen_run(without_afa, device, which)
         if other.preset.affinity.enabled:
             raise UsageError(
                 f"--without-afa {without_afa}: trained with the affinity branch; "

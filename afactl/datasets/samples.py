@@ -91,6 +91,7 @@ class DatasetFormat:
         generate: makes the data and gives their folder; None: the user has to give one.
         val_may_be_missing: training goes without validation where the split for it is not there.
         sources: other sources of the image-level labels, `data.labels`, by name: each loads as `load` does.
+        classes: the classes of every dataset of this format; () where each has its own.
     """
 
     load: Callable[[Path, str], Split]
@@ -99,6 +100,7 @@ class DatasetFormat:
     generate: Callable[[], Path] | None = None
     val_may_be_missing: bool = False
     sources: Mapping[str, Callable[[Path, str], Split]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 class Track(Protocol):

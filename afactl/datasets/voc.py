@@ -196,4 +196,10 @@ def recognizes(root: Path) -> bool:
     return (root / "ImageSets" / "Segmentation").is_dir()
 
 
-FORMAT = DatasetFormat(load, splits, recognizes, sources={"masks": load_with_mask_labels, "xml": load_with_xml_labels})
+FORMAT = DatasetFormat(
+    load,
+    splits,
+    recognizes,
+    sources={"masks": load_with_mask_labels, "xml": load_with_xml_labels},
+    classes=CLASSES,
+)

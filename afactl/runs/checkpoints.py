@@ -22,6 +22,7 @@ from torch import Tensor
 from afactl.errors import CheckpointError, first_line
 from afactl.files import whole_file, writing
 from afactl.network.model import AFA
+from afactl.presets import Model
 from afactl.runs.foreign_weights import read_state, to_authors
 from afactl.runs.optimizer_state import optimizer_state, restore_optimizer
 from afactl.runs.starting_weights import load_state
@@ -50,10 +51,19 @@ class Architecture(NamedTuple):
         return AFA(self.backbone, len(self.classes), self.pooling, self.decoder_width, self.drop_path)
 
 
+def architecture_of(model: Model, classes: Sequence[str], category_ids: Sequence[int] = ()) -> Architecture:
+    """The network that the section `model` of a preset describes, for the classes of a dataset."""
+    widths = model.decoder_width, model.drop_path
+    return Architecture(model.backbone, tuple(classes), model.pooling, *widths, tuple(category_ids))
+
+
 def save_checkpoint(
-    folder: Path, model: AFA, optimizer: torch.optim.Optimizer, iteration: int, architecture: Architecture
+    folder: Path, model: AFA, optimizer: torch.optim.Optimizer | None, iteration: int, architecture: Architecture
 ) -> None:
     """Write a checkpoint to `folder`, replacing the one there only when the new one is complete.
+
+    Args:
+        optimizer: None for weights that no training goes on with.
 
     Raises:
         CheckpointError: it cannot be written, on a full disk for instance; the former one is kept.
@@ -69,8 +79,9 @@ def save_checkpoint(
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         save_file(state, fresh / WEIGHTS, metadata=metadata)
-        torch.save({**_on_cpu(optimizer_state(model, optimizer)), "iteration": iteration}, fresh / TRAINING)
-        sums = {name: _checksum(fresh / name) for name in (WEIGHTS, TRAINING)}
+        if optimizer is not None:
+            torch.save({**_on_cpu(optimizer_state(model, optimizer)), "iteration": iteration}, fresh / TRAINING)
+        sums = {path.name: _checksum(path) for path in sorted(fresh.iterdir())}
         (fresh / CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
         # A rename may reach the disk before the bytes of what is renamed.
         for path in (*fresh.iterdir(), fresh):

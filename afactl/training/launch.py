@@ -17,7 +17,16 @@ from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory
 from afactl.presets import Preset, as_override, differences
 from afactl.runs.checkpoints import find_checkpoint, restore_training
-from afactl.runs.folder import change_preset, find_run, lock_run, new_run, note_job, run_preset, write_manifest
+from afactl.runs.folder import (
+    change_preset,
+    find_run,
+    lock_run,
+    new_run,
+    note_job,
+    read_manifest,
+    run_preset,
+    write_manifest,
+)
 from afactl.runs.metrics import forget_metrics_after, progress_at
 from afactl.runs.starting_weights import initialize
 from afactl.training.events import Noted, Observer
@@ -117,6 +126,8 @@ def _resumed(
             f"--resume: {run} was started with other values ({'; '.join(changed)}); leave them, "
             "go on with the new ones by --allow-changes, or start a new run"
         )
+    if weights := read_manifest(run).get("adopted_from"):
+        raise UsageError(f"--resume: {run} was made of weights alone; start a training from them: --init {weights}")
     prepared = prepare(preset, device)
     for text in prepared.notes:
         _note(observers, 0, text)

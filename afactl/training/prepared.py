@@ -17,7 +17,7 @@ from afactl.machine.devices import require_compiler, seed_everything
 from afactl.network.backbones import require_whole_tokens
 from afactl.network.model import AFA, widen_heads
 from afactl.presets import Preset
-from afactl.runs.checkpoints import Architecture
+from afactl.runs.checkpoints import Architecture, architecture_of
 from afactl.training.optimizer import build_optimizer
 
 
@@ -50,18 +50,10 @@ def prepare(preset: Preset, device: torch.device) -> Prepared:
     """
     preset_refiner(preset)  # a wrong name is told now
     data, val = load_data(preset)
-    settings = preset.model
-    architecture = Architecture(
-        settings.backbone,
-        data.classes,
-        settings.pooling,
-        settings.decoder_width,
-        settings.drop_path,
-        data.category_ids,
-    )
+    architecture = architecture_of(preset.model, data.classes, data.category_ids)
     seed_everything(preset.train.seed, preset.train.deterministic)
     model = architecture.build().to(device)
-    if settings.head_init == "normal":
+    if preset.model.head_init == "normal":
         widen_heads(model)
     require_whole_tokens(model.backbone, preset.train.crop_size)
     if preset.train.compile:

@@ -54,3 +54,21 @@ def test_a_checkpoint_in_place_of_another_one_is_named_as_what_it_is(call, run_c
     code, out, err = call("eval", "--run", run_copy, "--checkpoint", "best")
     assert code == 0 and "last checkpoint, step 4" in out and "best" not in out
     assert "no best checkpoint was kept, since no validation had a score; using last" in err
+
+
+def test_eval_scores_trained_weights_of_others(call, run_copy, tmp_path):
+    """A checkpoint of the authors' form, with no run of ours, gives the figures of the run that it came from."""
+    call("export", "--run", run_copy, "--format", "authors", "--out", tmp_path / "w.pth")
+    _, expected, _ = call("eval", "--split", "val", "--run", run_copy)
+    made = ("--checkpoint", tmp_path / "w.pth", "--preset", run_copy / "preset.yaml", "--run", tmp_path / "made")
+    code, out, err = call("eval", "--split", "val", *made)
+    assert code == 0 and f"run: {tmp_path / 'made'}, made of w.pth" in err
+    rows = [line for line in expected.splitlines() if " ± " in line]
+    assert rows and [line for line in out.splitlines() if " ± " in line] == rows
+    assert call("pseudo-eval", "--split", "val", "--run", tmp_path / "made")[0] == 0
+    for wrong, message in (
+        (("--checkpoint", tmp_path / "w.pth"), "say by --preset what the weights were trained with"),
+        (("--checkpoint", "nope"), "expected last, best, or a file of trained weights"),
+        (("--preset", "voc"), "--preset voc: goes with --checkpoint FILE"),
+    ):
+        refused(call("eval", *wrong), 2, message)

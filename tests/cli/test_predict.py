@@ -18,3 +18,14 @@ def test_predict_names_a_broken_photo_and_does_the_others(call, run_copy, tiny_d
     result = call("predict", tmp_path / "photos", "--run", run_copy)
     refused(result, 1, "0001.png")
     assert "3 of 4 photos as png" in result[1]
+
+
+def test_predict_takes_trained_weights_of_others(call, run_copy, tiny_data, tmp_path):
+    photo, weights = tiny_data / "images" / "val" / "0001.png", tmp_path / "w.pth"
+    call("export", "--run", run_copy, "--format", "authors", "--out", weights)
+    assert call("predict", photo, "--run", run_copy, "--out", tmp_path / "a")[0] == 0
+    made = ("--checkpoint", weights, "--preset", run_copy / "preset.yaml", "--data", tiny_data)
+    code, _, err = call("predict", photo, *made, "--run", tmp_path / "made")
+    assert code == 0 and "made of w.pth" in err
+    assert (tmp_path / "made/predictions/0001.png").read_bytes() == (tmp_path / "a/0001.png").read_bytes()
+    refused(call("predict", photo, "--data", tiny_data), 2, "goes with --checkpoint FILE and --preset")
