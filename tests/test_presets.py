@@ -75,9 +75,6 @@ AUTHORS = {
     "loss.reg",
     "loss.part_photos",
     "optim.idle_heads",
-    "eval.mirror",
-    "eval.fuse_at",
-    "eval.sizes",
 }
 
 

@@ -129,8 +129,9 @@ def test_a_protocol_by_name_takes_the_place_of_the_runs_own(run, val, protocol):
 
 
 def test_protocols_are_those_of_the_presets():
-    assert protocol_name(load_preset("voc").eval) == protocol_name(load_preset("coco").eval) == "paper"
+    assert protocol_name(load_preset("voc").eval) == protocol_name(load_preset("coco").eval) == "authors"
     assert protocol_name(load_preset("voc-authors").eval) == "authors"
+    assert protocol_name(PROTOCOLS["paper"]) == "paper" and PROTOCOLS["paper"].mirror == "maximum"
     assert protocol_name(Eval(scales=(1.0, 2.0))) == "own"
 
 
