@@ -49,6 +49,7 @@ check: $(VENV)/.checked
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
 
 wheel: $(VENV)/.installed
 	rm -rf build/wheel dist

@@ -59,7 +59,7 @@ if __name__ == "__main__":
             for epoch in range(1 + count // len(split.samples))
         ]
     )[:count]
-    decoding = Decoding([split.samples[i].image for i in order])
+    decoding = Decoding([split.samples[i].image_path for i in order])
     first = range(min(count, 400))
     one_by_one = [sum(seconds(partial(source.__getitem__, i)) for i in first) for source in (stream, decoding)]
     rounds = [

@@ -11,6 +11,7 @@ from ratio import machine
 
 from afactl.evaluation import pseudo_labels as evaluation
 from afactl.inference import cams as inference
+from afactl.inference.trained_run import open_run, open_split
 from afactl.machine.allocator import keep_freed_memory
 from afactl.machine.devices import choose_device
 
@@ -40,8 +41,8 @@ def seconds(run, split) -> tuple[float, evaluation.Table3]:
 if __name__ == "__main__":
     machine()
     keep_freed_memory()
-    run = inference.open_run(Path(sys.argv[1]), choose_device("auto"))
-    split = inference.open_split(run, sys.argv[3] if len(sys.argv) > 3 else "val", Path(sys.argv[2]), masks=True)
+    run = open_run(Path(sys.argv[1]), choose_device("auto"))
+    split = open_split(run, sys.argv[3] if len(sys.argv) > 3 else "val", Path(sys.argv[2]), masks=True)
     for module, name in ((inference, "cam_record"), (evaluation, "pseudo_labels_of")):
         clocked(module, name)
     for name in ("cams", "pseudo-labels"):
