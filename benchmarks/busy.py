@@ -1,6 +1,6 @@
-"""How busy a long command keeps all cores, from its first photo to its last: the same command on a few photos and on many.
+"""How busy a long command keeps all cores, from its first photo to its last, on the CPU.
 
-The difference of processor time and of wall time leaves the start out. The device is the CPU; commands are given as text:
+The same command on a few photos and on many; the differences of processor time and of wall time leave the start out:
 
     python benchmarks/busy.py "afactl predict FEW --device cpu --out a" "afactl predict MANY --device cpu --out b"
 """
