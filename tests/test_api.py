@@ -174,10 +174,12 @@ def test_the_page_runs_as_it_stands(tiny_run, tiny_data, tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 5
-    pytest.importorskip("onnxruntime", reason="the last block needs the extra [onnx]")
-    with pytest.raises(SystemExit) as stopped:
-        main(["export", "--format", "onnx", "--out", "network.onnx", "--run", str(tiny_run)])
-    assert not stopped.value.code
+    for package in ("onnxruntime", "transformers"):
+        pytest.importorskip(package, reason="the last blocks need it")
+    for form, out in (("onnx", "network.onnx"), ("torchscript", "network.pt"), ("hf", "hf")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["export", "--format", form, "--out", out, "--run", str(tiny_run)])
+        assert not stopped.value.code
     names = {"SETTINGS": TINY}
     for block in blocks:
         exec(block.replace('settings=["train.max_iters=870"]', f'data="{tiny_data}", settings=SETTINGS'), names)
@@ -186,3 +188,4 @@ def test_the_page_runs_as_it_stands(tiny_run, tiny_data, tmp_path, monkeypatch, 
     single = segment(run.model, read_image(Path("photo.jpg")), run.device).argmax(0).numpy()
     with Image.open("mask-onnx.png") as written:
         assert np.array_equal(np.array(written), single)
+    assert names["logits"].shape[1] == 7 and names["cam"].shape[1] == 6 and names["facts"]["classes"][0] == "background"

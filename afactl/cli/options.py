@@ -68,11 +68,14 @@ class WeightsFormat(str, Enum):
     safetensors = "safetensors"
     authors = "authors"
     onnx = "onnx"
+    torchscript = "torchscript"
+    hf = "hf"
 
     @property
     def suffix(self) -> str:
-        """That of its files."""
-        return {"safetensors": ".safetensors", "authors": ".pth", "onnx": ".onnx"}[self.value]
+        """That of its file; "" for a folder."""
+        suffixes = {"safetensors": ".safetensors", "authors": ".pth", "onnx": ".onnx", "torchscript": ".pt", "hf": ""}
+        return suffixes[self.value]
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:

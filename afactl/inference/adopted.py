@@ -33,9 +33,9 @@ def adopt(weights: Path, preset: Preset, name: str, out: Path | None = None) -> 
     """
     state = translate(read_state(weights), str(weights))
     require_finite(state, str(weights))
-    if all(key.startswith("backbone.") for key in state):
+    if all(key.startswith(("backbone.", "decoder.")) for key in state):
         raise CheckpointError(
-            f"{weights}: holds a backbone without heads, which segments nothing; "
+            f"{weights}: holds a backbone without the classifier and the affinity head of AFA; "
             f"train from it: afactl train {name} --init {weights}"
         )
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()

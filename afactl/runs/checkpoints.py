@@ -24,6 +24,7 @@ from afactl.files import whole_file, writing
 from afactl.network.model import AFA
 from afactl.presets import Model
 from afactl.runs.foreign_weights import read_state, to_authors
+from afactl.runs.hugging_face import configuration, write_folder
 from afactl.runs.optimizer_state import optimizer_state, restore_optimizer
 from afactl.runs.starting_weights import load_state
 
@@ -204,12 +205,18 @@ def export_weights(checkpoint: Path, out: Path, form: str) -> None:
 
     Args:
         form: "safetensors": with the description of the network, as `--init` takes it; "authors": a PyTorch file
-            under the names of the authors' code.
+            under the names of the authors' code; "hf": `out` is a folder that Hugging Face's SegFormer loads.
 
     Raises:
-        CheckpointError: the checkpoint cannot be read. UsageError: `out` cannot be written.
+        CheckpointError: the checkpoint cannot be read. UsageError: `out` cannot be written, or SegFormer has no such
+            network.
     """
     source = checkpoint / WEIGHTS
+    if form == "hf":
+        model, network, _ = load_model(checkpoint)
+        config = configuration(network.backbone, network.classes, network.decoder_width, network.drop_path)
+        write_folder(out, model.state_dict(), config)
+        return
     # torch raises a kind of its own for a full disk.
     with writing(f"--out {out}", "give another file", also=(RuntimeError,)), whole_file(out) as fresh:
         if form == "authors":

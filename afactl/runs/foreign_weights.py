@@ -2,7 +2,7 @@
 
 Formats are told apart by their keys:
 - the ImageNet weights of MiT (`mit_b1.pth`): names of our backbone, plus a classification head;
-- Hugging Face (`nvidia/mit-b1`): `segformer.encoder.*`, with q, k and v apart;
+- Hugging Face (`nvidia/mit-b1`): `segformer.encoder.*`, with q, k and v apart, and its decoder (`hugging_face.py`);
 - mmsegmentation since 0.20 (`layers.0.0.projection.*`), with query, key and value in one matrix and the linear layers
   of the MLP as convolutions;
 - whole checkpoints of SegFormer and mmsegmentation: `backbone.patch_embed1.*` beside `decode_head.*`, which is left;
@@ -13,7 +13,6 @@ Formats are told apart by their keys:
 from __future__ import annotations
 
 import argparse
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from afactl.errors import CheckpointError, UsageError, first_line
+from afactl.errors import CheckpointError, first_line
+from afactl.runs.hugging_face import from_hugging_face
 
 # How names begin, theirs and ours.
 _AUTHORS = (
@@ -33,17 +33,6 @@ _AUTHORS = (
     ("decoder.linear_pred.", "decoder.predict."),
     ("attn_proj.", "affinity_head."),
     ("classifier.weight", "classifier"),
-)
-_HUGGING_FACE = (
-    (r"attention\.self\.query\.", "attn.q."),
-    (r"attention\.self\.sr\.", "attn.sr."),
-    (r"attention\.self\.layer_norm\.", "attn.norm."),
-    (r"attention\.output\.dense\.", "attn.proj."),
-    (r"layer_norm_1\.", "norm1."),
-    (r"layer_norm_2\.", "norm2."),
-    (r"mlp\.dense1\.", "mlp.fc1."),
-    (r"mlp\.dense2\.", "mlp.fc2."),
-    (r"mlp\.dwconv\.", "mlp.dwconv."),
 )
 
 # mmsegmentation's parts of a block, behind `layers.STAGE.1.BLOCK.`.
@@ -100,34 +89,6 @@ def to_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif ours == "affinity_head.":
             value = value.reshape(1, -1, 1, 1) if name.endswith("weight") else value.reshape(1)
         mapped[theirs + name.removeprefix(ours)] = value
-    return mapped
-
-
-def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A Hugging Face SegFormer encoder as `backbone.*`; classification head and decoder dropped."""
-    mapped: dict[str, Tensor] = {}
-    halves: dict[str, dict[str, Tensor]] = {}
-    for name, value in state.items():
-        match = re.fullmatch(r"segformer\.encoder\.(.+)", name)
-        if match is None:
-            continue
-        name = match[1]
-        pair = re.fullmatch(r"block\.(\d)\.(\d+)\.attention\.self\.(key|value)\.(.+)", name)
-        if pair:
-            kv = f"backbone.block{int(pair[1]) + 1}.{pair[2]}.attn.kv.{pair[4]}"
-            halves.setdefault(kv, {})[pair[3]] = value
-            continue
-        name = re.sub(r"^patch_embeddings\.(\d)\.layer_norm\.", lambda m: f"patch_embed{int(m[1]) + 1}.norm.", name)
-        name = re.sub(r"^patch_embeddings\.(\d)\.", lambda m: f"patch_embed{int(m[1]) + 1}.", name)
-        name = re.sub(r"^layer_norm\.(\d)\.", lambda m: f"norm{int(m[1]) + 1}.", name)
-        name = re.sub(r"^block\.(\d)\.", lambda m: f"block{int(m[1]) + 1}.", name)
-        for pattern, ours in _HUGGING_FACE:
-            name = re.sub(pattern, ours, name)
-        mapped[f"backbone.{name}"] = value
-    for kv, parts in halves.items():
-        if set(parts) != {"key", "value"}:
-            raise CheckpointError(f"weights: {kv} needs both key and value, got {', '.join(sorted(parts))}")
-        mapped[kv] = torch.cat([parts["key"], parts["value"]])
     return mapped
 
 
@@ -285,30 +246,3 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path}: expected a mapping of names to tensors, got {type(state).__name__}")
     return dict(state)
-
-
-def fetch_hugging_face(repository: str) -> Path:
-    """Download (or find in the cache) the weights of a Hugging Face repository.
-
-    Raises:
-        UsageError: not reachable; names the two ways that need no network.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    from huggingface_hub.utils import logging as hub_logging
-
-    # It announces each retry; what counts is the outcome.
-    hub_logging.set_verbosity(logging.ERROR)
-    reason = ""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        try:
-            return Path(hf_hub_download(repository, name))
-        except Exception as caught:  # offline, no such repository, no rights: the remedy is one
-            reason = first_line(caught)
-            # Older repositories hold the second file only; being offline is a kind of the same error.
-            if not isinstance(caught, EntryNotFoundError) or isinstance(caught, LocalEntryNotFoundError):
-                break
-    raise UsageError(
-        f"--init hf:{repository}: could not be fetched ({reason}); "
-        "give --init FILE with the weights you have, or --init none for random weights"
-    )

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from afactl.errors import CheckpointError, UsageError
 from afactl.network.backbones.timm_models import TimmBackbone
 from afactl.network.model import AFA
-from afactl.runs.foreign_weights import fetch_hugging_face, read_state, require_finite, translate
+from afactl.runs.foreign_weights import read_state, require_finite, translate
+from afactl.runs.hugging_face import fetch_hugging_face
 from afactl.runs.timm_weights import load_body, load_published
 
 
@@ -43,14 +44,28 @@ def initialize(model: AFA, init: str) -> str:
         return f"{load_body(backbone, state, init)}; heads random"
     state = translate(state, str(path))
     require_finite(state, str(path))
-    if all(name.startswith("backbone.") for name in state):
-        state = {name.removeprefix("backbone."): value for name, value in state.items()}
-        state, note = _without_extras(model.backbone, state)
-        load_state(model.backbone, state, str(path))
-        return f"backbone from {init}, heads random{note}"
+    if all(name.startswith(("backbone.", "decoder.")) for name in state):  # no network of ours: SegFormer's
+        body, note = _without_extras(backbone, _part(state, "backbone."))
+        load_state(backbone, body, str(path))
+        decoder = _part(state, "decoder.")
+        if not decoder:
+            return f"backbone from {init}, heads random{note}"
+        if _fits(model.decoder, decoder):
+            load_state(model.decoder, decoder, str(path))
+            return f"backbone and decoder from {init}, classifier and affinity head random{note}"
+        return f"backbone from {init}, heads random{note}; its decoder, of other classes or width, left out"
     state, note = _without_extras(model, state)
     load_state(model, state, str(path))
     return f"all weights from {init}{note}"
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _fits(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    expected = module.state_dict()
+    return all(name in state and state[name].shape == value.shape for name, value in expected.items())
 
 
 def _without_extras(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:

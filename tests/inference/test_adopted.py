@@ -64,7 +64,7 @@ def test_what_is_no_trained_network_of_the_preset_is_refused_and_leaves_nothing(
     body = {name: value for name, value in state.items() if name not in heads}
     broken = {**state, "module.classifier": state["module.classifier"] * torch.nan}
     cases = {
-        "holds a backbone without heads.*afactl train demo --init": body,
+        "holds a backbone without the classifier.*afactl train demo --init": body,
         "weights of another architecture, .* choose the matching model.backbone": {
             name: value[:1] for name, value in state.items() if value.ndim
         },

@@ -8,7 +8,8 @@ import torch
 
 from afactl.errors import AfactlError, DependencyError
 from afactl.inference import onnx_export
-from afactl.inference.onnx_export import OUTPUTS, export_onnx
+from afactl.inference.network_outputs import OUTPUTS
+from afactl.inference.onnx_export import export_int8, export_onnx
 from afactl.inference.segmentation import segment
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
@@ -52,7 +53,8 @@ def test_the_metadata_is_all_that_a_photo_needs(made):
 
 
 def test_a_file_that_differs_is_not_written(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_export, "_largest_difference", lambda *given: float("nan"))
+    monkeypatch.setattr(onnx_export, "largest_difference", lambda *given: float("nan"))
+    monkeypatch.setattr(onnx_export, "_session", lambda *given: None)
     monkeypatch.setattr(onnx_export, "_translate", lambda *given: pytest.importorskip("onnx").ModelProto())
     with pytest.raises(AfactlError, match="differ by nan from torch's; nothing was written"):
         export_onnx(made[0], tmp_path / "n.onnx")
@@ -75,3 +77,15 @@ def test_without_the_extra_it_is_named(made, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_export.importlib, "import_module", absent)
     with pytest.raises(DependencyError, match=r"needs onnx: pip install 'afactl\[onnx\]'"):
         export_onnx(made[0], tmp_path / "n.onnx")
+
+
+def test_8_bit_weights_are_smaller_and_say_what_changed(made, tmp_path):
+    run, session = made
+    out = tmp_path / "small.onnx"
+    changed = export_int8(run, out)
+    assert 0.2 < changed.ratio < 0.8 and 0.8 < changed.same <= 1, "weights of linear layers are a quarter of their size"
+    small = onnxruntime.InferenceSession(out)
+    assert small.get_modelmeta().custom_metadata_map == session.get_modelmeta().custom_metadata_map
+    image = {"image": torch.randn(1, 3, 70, 90).numpy()}
+    exact, rounded = session.run(["segmentation"], image)[0], small.run(["segmentation"], image)[0]
+    assert 0 < np.abs(exact - rounded).max() < np.abs(exact).max()

@@ -5,12 +5,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from afactl.errors import CheckpointError, UsageError
+from afactl.errors import CheckpointError
 from afactl.network.model import AFA
 from afactl.runs.foreign_weights import (
-    fetch_hugging_face,
     from_authors,
-    from_hugging_face,
     from_imagenet,
     read_state,
     to_authors,
@@ -18,44 +16,13 @@ from afactl.runs.foreign_weights import (
 )
 from afactl.runs.starting_weights import initialize
 from tests import golden
-
-TO_HUGGING_FACE = [
-    (r"^patch_embed(\d)\.norm\.", lambda m: f"patch_embeddings.{int(m[1]) - 1}.layer_norm."),
-    (r"^patch_embed(\d)\.", lambda m: f"patch_embeddings.{int(m[1]) - 1}."),
-    (r"^norm(\d)\.", lambda m: f"layer_norm.{int(m[1]) - 1}."),
-    (r"^block(\d)\.", lambda m: f"block.{int(m[1]) - 1}."),
-    (r"attn\.q\.", "attention.self.query."),
-    (r"attn\.sr\.", "attention.self.sr."),
-    (r"attn\.norm\.", "attention.self.layer_norm."),
-    (r"attn\.proj\.", "attention.output.dense."),
-    (r"\.norm1\.", ".layer_norm_1."),
-    (r"\.norm2\.", ".layer_norm_2."),
-    (r"mlp\.fc1\.", "mlp.dense1."),
-    (r"mlp\.fc2\.", "mlp.dense2."),
-    (r"mlp\.dwconv\.dwconv\.", "mlp.dwconv.dwconv."),
-]
+from tests.runs.test_hugging_face import hugging_face_state
 
 
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
     return AFA("mit_demo", 3, decoder_width=8)
-
-
-def hugging_face_state(backbone):
-    """The backbone's weights under Hugging Face's names, with keys and values apart."""
-    state = {"classifier.weight": torch.zeros(10, 160), "decode_head.linear_c.0.proj.weight": torch.zeros(1)}
-    for name, value in backbone.state_dict().items():
-        for pattern, theirs in TO_HUGGING_FACE:
-            name = re.sub(pattern, theirs, name)
-        name = f"segformer.encoder.{name}"
-        if "attn.kv." in name:
-            key, val = value.chunk(2)
-            state[name.replace("attn.kv.", "attention.self.key.")] = key
-            state[name.replace("attn.kv.", "attention.self.value.")] = val
-        else:
-            state[name] = value
-    return state
 
 
 @pytest.mark.parametrize("backbone", ["mit_b0", "mit_b1"])
@@ -81,15 +48,6 @@ def test_published_weights_lose_their_head(network):
     state = {**network.backbone.state_dict(), "head.weight": torch.zeros(1), "head.bias": torch.zeros(1)}
     mapped = from_imagenet(state)
     assert set(mapped) == {f"backbone.{name}" for name in network.backbone.state_dict()}
-
-
-def test_hugging_face_weights_give_the_same_features(network):
-    other = AFA("mit_demo", 3, decoder_width=8)
-    mapped = from_hugging_face(hugging_face_state(network.backbone))
-    other.backbone.load_state_dict({name.removeprefix("backbone."): value for name, value in mapped.items()})
-    image = torch.randn(1, 3, 48, 48)
-    with torch.no_grad():
-        assert torch.equal(network.eval().backbone(image).features[3], other.eval().backbone(image).features[3])
 
 
 def mmseg_state(backbone):
@@ -133,13 +91,6 @@ def test_weights_of_mmsegmentation_are_taken_whole(network, alone):
         translate(state, "x")
 
 
-def test_half_of_a_pair_is_named(network):
-    state = hugging_face_state(network.backbone)
-    del state["segformer.encoder.block.0.0.attention.self.key.weight"]
-    with pytest.raises(CheckpointError, match="block1.0.attn.kv.weight needs both key and value, got value"):
-        from_hugging_face(state)
-
-
 def test_formats_are_told_apart(network):
     ours = network.state_dict()
     assert translate(ours, "x").keys() == ours.keys()
@@ -176,24 +127,6 @@ def test_damaged_files_are_named(tmp_path, content):
             read_state(tmp_path / name)
     with pytest.raises(CheckpointError, match="no such weights file; give --init FILE, or --init none"):
         read_state(tmp_path / "missing.pth")
-
-
-def test_offline_names_the_two_other_ways(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(UsageError, match=r"could not be fetched \(no network\); give --init FILE .* or --init none"):
-        fetch_hugging_face("nvidia/mit-b1")
-
-
-def test_older_repositories_hold_the_second_file(monkeypatch, tmp_path):
-    from huggingface_hub.errors import EntryNotFoundError
-
-    def download(repository, name):
-        if name == "model.safetensors":
-            raise EntryNotFoundError("404")
-        return str(tmp_path / name)
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert fetch_hugging_face("nvidia/mit-b1").name == "pytorch_model.bin"
 
 
 def backbone_equal(init, network):

@@ -20,6 +20,8 @@ from afactl.network.backbones.base import Backbone, BackboneOutput, stage_block_
 
 HEADS = (1, 2, 5, 8)
 REDUCTIONS = (8, 4, 2, 1)
+KERNELS = (7, 3, 3, 3)
+PATCH_STRIDES = (4, 2, 2, 1)
 MLP_RATIO = 4
 # The affinity head reads S of this many blocks at the end of stage 4 (facts of the published model).
 ATTENTION_BLOCKS = 2
@@ -156,9 +158,8 @@ class MixTransformer(Backbone):
         self.attention_layers, self.attention_heads = ATTENTION_BLOCKS, ATTENTION_BLOCKS * HEADS[-1]
         rates = torch.linspace(0, drop_path, sum(depths)).tolist()
         in_channels = (3, *dims[:-1])
-        kernels, embed_strides = (7, 3, 3, 3), (4, 2, 2, 1)
         for i in range(4):
-            embed = PatchEmbedding(in_channels[i], dims[i], kernels[i], embed_strides[i])
+            embed = PatchEmbedding(in_channels[i], dims[i], KERNELS[i], PATCH_STRIDES[i])
             blocks = [Block(dims[i], HEADS[i], REDUCTIONS[i], rates.pop(0)) for _ in range(depths[i])]
             self.add_module(f"patch_embed{i + 1}", embed)
             self.add_module(f"block{i + 1}", nn.ModuleList(blocks))
