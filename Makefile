@@ -66,7 +66,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 $(VENV)/.tested: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[crf,coco,sbd,photos,onnx,tensorboard,docs,test]"
+	$(BIN)/python -m pip install --quiet --editable ".[all,docs,test]"
 	@touch $@
 
 $(VENV)/.checked: $(VENV)/.installed

@@ -541,12 +541,13 @@ def save_preset(preset: Preset, path: Path) -> None:
     )
 
 
+def values_by_key(preset: Preset) -> dict[str, Any]:
+    """Every value by its name, such as "train.max_iters", as JSON has it."""
+    sections = preset.model_dump(mode="json")
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
 def differences(before: Preset, after: Preset) -> list[str]:
     """What differs, such as "train.max_iters: 20 -> 40"."""
-    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    return [
-        f"{section}.{key}: {old[section][key]} -> {value}"
-        for section, keys in new.items()
-        for key, value in keys.items()
-        if old[section][key] != value
-    ]
+    old = values_by_key(before)
+    return [f"{key}: {old[key]} -> {value}" for key, value in values_by_key(after).items() if old[key] != value]

@@ -131,11 +131,11 @@ def _compare_masks(folders: tuple[Path, Path], truth: Path | None, names: Path |
 
 def _print_presets(runs: Sequence[TrainedRun]) -> dict[str, list[Any]]:
     """The keys whose values differ; gives them by name."""
-    dumps = [run.preset.model_dump(mode="json") for run in runs]
-    every = {
-        f"{section}.{key}": [dump[section][key] for dump in dumps] for section in dumps[0] for key in dumps[0][section]
-    }
-    differing = {key: values for key, values in every.items() if any(value != values[0] for value in values)}
+    from afactl.presets import values_by_key
+
+    every = [values_by_key(run.preset) for run in runs]
+    columns = {key: [values[key] for values in every] for key in every[0]}
+    differing = {key: values for key, values in columns.items() if any(value != values[0] for value in values)}
     if differing:
         rows = [(key, *map(str, values)) for key, values in differing.items()]
         out.print(table("what differs in the presets", ("key", *(run.folder.name for run in runs)), rows))

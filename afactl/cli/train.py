@@ -37,17 +37,27 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="also write curves and pictures for TensorBoard into RUN/tensorboard")
     ] = False,
+    mlflow: Annotated[
+        bool, typer.Option("--mlflow", help="also keep preset, curves and pictures for MLflow in RUN/mlflow")
+    ] = False,
+    wandb: Annotated[
+        bool,
+        typer.Option("--wandb", help="the same for Weights & Biases in RUN/wandb, offline (wandb sync sends it)"),
+    ] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Train from image-level labels; writes a run folder."""
     from afactl.presets import find_preset, load_preset, preset_names
     from afactl.runs.folder import find_run
     from afactl.training import launch
+    from afactl.training.observers.mlflow import MlflowLog
     from afactl.training.observers.tensorboard import TensorBoardLog
+    from afactl.training.observers.wandb import WandbLog
 
     changes = launch.preset_changes(data, init, overrides or [])
     with watch_training() as show:
-        observers = (show, TensorBoardLog()) if tensorboard else (show,)
+        others = ((tensorboard, TensorBoardLog), (mlflow, MlflowLog), (wandb, WandbLog))
+        observers = (show, *(make() for wanted, make in others if wanted))
         if resume:
             run, how = find_run(out_folder)
             show(Noted(0, f"run: {run} ({how})"))

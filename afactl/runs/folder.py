@@ -97,7 +97,7 @@ def drop_unstarted(run: Path) -> None:
     with lock_run(run):
         if any(run.glob("checkpoints/*/weights.safetensors")):
             return
-        for name in ("checkpoints", "cache", "figures", "tensorboard"):
+        for name in ("checkpoints", "cache", "figures", "tensorboard", "mlflow", "wandb"):
             shutil.rmtree(run / name, ignore_errors=True)
         for name in ("preset.yaml", "manifest.json", "metrics.jsonl"):
             (run / name).unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""What watches a training: the metrics file, the live view and TensorBoard, each on its own."""
+"""What watches a training: the metrics file, the live view, TensorBoard, MLflow and W&B, each on its own."""

@@ -1,0 +1,75 @@
+"""Preset, curves and pictures of a training for MLflow (extra [mlflow]), beside metrics.jsonl; no server is asked."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from afactl.errors import DependencyError
+from afactl.presets import values_by_key
+from afactl.runs.folder import run_preset
+from afactl.training.events import BetweenSteps, Ended, Event, Started, Stepped, Validated
+from afactl.training.observers.photo_pictures import photo_pictures
+
+DATABASE = "mlflow.db"
+
+
+class MlflowLog:
+    """RUN/mlflow/mlflow.db, to be opened by `mlflow ui --backend-store-uri sqlite:///RUN/mlflow/mlflow.db`.
+
+    Each call of `train` is a run of its own there, named after the run folder: MLflow cannot take back the steps that
+    a resumed training does again. Its tag `from_step` tells where it begins.
+
+    Raises:
+        DependencyError: MLflow, or what it keeps its database with, is not installed.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import alembic  # noqa: F401  # MLflow would name it only when the training begins
+            import sqlalchemy  # noqa: F401
+            from mlflow import MlflowClient
+        except ImportError as error:
+            raise DependencyError(f"--mlflow needs {error.name or 'mlflow'}: pip install 'afactl[mlflow]'") from error
+        self._make_client = MlflowClient
+        self._client: Any = None
+        self._run = ""
+
+    def __call__(self, event: Event) -> None:
+        """Keep an event, if there is something to keep."""
+        if isinstance(event, Started):
+            self._start(event)
+        if self._client is None:
+            return
+        match event:
+            case Stepped(logged=True):
+                self._curves(event.step, event.values())
+            case Validated():
+                self._curves(event.step, event.scores)
+            case BetweenSteps():
+                for name, picture in photo_pictures(event):
+                    # A key has no slashes there.
+                    self._client.log_image(self._run, picture, key=name.replace("/", "-"), step=event.step)
+            case Ended():
+                self._client.set_terminated(self._run)
+            case _:
+                pass
+
+    def _start(self, event: Started) -> None:
+        folder = (event.run / "mlflow").resolve()
+        folder.mkdir(exist_ok=True)
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
+        self._client = self._make_client(f"sqlite:///{(folder / DATABASE).as_posix()}")
+        found = self._client.get_experiment_by_name("afactl")
+        experiment = found.experiment_id if found else self._client.create_experiment("afactl", folder.as_uri())
+        made = self._client.create_run(experiment, run_name=event.run.name, tags={"from_step": str(event.step)})
+        self._run = made.info.run_id
+        for key, value in values_by_key(run_preset(event.run)).items():
+            self._client.log_param(self._run, key, value)
+
+    def _curves(self, step: int, values: Any) -> None:
+        now = int(1000 * time.time())
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._client.log_metric(self._run, name, value, now, step)
