@@ -85,7 +85,7 @@ def test_extras_that_are_installed_exist():
     extras = set(PROJECT["project"]["optional-dependencies"])
     text = "\n".join([MAKEFILE, read("README.md"), read("CONTRIBUTING.md"), *steps()])
     named = {extra for group in re.findall(r"(?:\.|afactl)\[([\w,]+)\]", text) for extra in group.split(",")}
-    assert {"check", "test", "crf"} <= named <= extras
+    assert {"check", "test", "all"} <= named <= extras
 
 
 def test_checks_come_before_tests():
@@ -132,3 +132,31 @@ def test_nothing_is_ignored_wholesale():
         for line in path.read_text(encoding="utf-8").splitlines():
             for marker in re.findall(r"# (?:noqa|type: ignore|fmt: |pragma:|ruff:|mypy:).*", line):
                 assert re.fullmatch(r"# (noqa: \w+  \(.+\)|type: ignore\[[\w, -]+\]  # .+)", marker), f"{path}: {line}"
+
+
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_a_dockerfile_names_what_there_is(name):
+    """No engine runs here: its sources, what the build may see of them, extras, and that it is not root."""
+    text = read(f"docker/{name}.Dockerfile")
+    sources = [
+        part
+        for line in text.splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for part in line.split()[1:-1]
+    ]
+    assert {"pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]} <= set(sources)
+    assert set(sources) >= {"afactl", *PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]}
+    seen = {line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")}
+    assert set(sources) == seen and all((ROOT / source).exists() for source in sources)
+    for extras in re.findall(r"whl\)\[([\w,]+)\]", text):
+        assert set(extras.split(",")) <= set(PROJECT["project"]["optional-dependencies"])
+    assert re.search(r"^USER [1-9]\d*$", text, re.MULTILINE) and 'ENTRYPOINT ["afactl"]' in text
+
+
+def test_the_extra_all_has_every_one_that_users_may_want():
+    extras = PROJECT["project"]["optional-dependencies"]
+    (everything,) = extras["all"]
+    wanted = set(re.search(r"\[(.*)\]", everything)[1].split(","))
+    assert wanted == set(extras) - {"all", "docs", "test", "check"}
+    page = read("docs/install.md")
+    assert all(f"`{name}`" in page for name in extras)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import time
 from typing import Any
@@ -27,8 +28,9 @@ class MlflowLog:
 
     def __init__(self) -> None:
         try:
-            import alembic  # noqa: F401  # MLflow would name it only when the training begins
-            import sqlalchemy  # noqa: F401
+            # MLflow would name the first two only when the training begins.
+            importlib.import_module("alembic")
+            importlib.import_module("sqlalchemy")
             from mlflow import MlflowClient
         except ImportError as error:
             raise DependencyError(f"--mlflow needs {error.name or 'mlflow'}: pip install 'afactl[mlflow]'") from error
