@@ -42,7 +42,7 @@ def export_torchscript(run: TrainedRun, out: Path) -> float:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of traced comparisons; what they may spoil is compared below
             image = torch.zeros(MADE_WITH[0], 3, *MADE_WITH[1:])
-            traced = torch.jit.trace(network, image, check_trace=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(network, image, check_trace=False)  # type: ignore[no-untyped-call]  # of torch
             difference = largest_difference(traced, network)
     except Exception as error:  # whatever a backbone does that tracing does not follow
         raise AfactlError(
