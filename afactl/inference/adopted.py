@@ -31,7 +31,7 @@ def adopt(weights: Path, preset: Preset, name: str, out: Path | None = None) -> 
         CheckpointError: no weights, or of another network, or of a backbone alone.
         UsageError: the folder holds something else, or the data are needed to know the classes and not given.
     """
-    state = translate(read_state(weights), str(weights))
+    state = translate(read_state(weights), str(weights)).state
     require_finite(state, str(weights))
     if all(key.startswith(("backbone.", "decoder.")) for key in state):
         raise CheckpointError(

@@ -16,7 +16,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,9 +47,32 @@ _MMSEG = (
     ("ffn.layers.4.", "mlp.fc2."),
 )
 
+_MMSEG_BACKBONE = re.compile(r"(?:backbone\.)?layers\.(\d)\.(\d)\.(.+)")
+
 # What may stand before every name, and the keys under which trainers keep the weights.
 _WRAPPINGS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 _HOLDERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "state")
+
+
+# So many names of a kind are shown.
+_SHOWN = 3
+
+
+class Fit(NamedTuple):
+    """What of a file was taken, which of the network's own tensors it lacks, and which of its own were left."""
+
+    taken: dict[str, Tensor]
+    missing: list[str]
+    left: list[str]
+
+    def __str__(self) -> str:
+        """Such as `222 tensors taken, 1 missing (norm.weight), 2 left (head.weight, head.bias)`."""
+        parts = [f"{len(self.taken)} tensors taken"]
+        for names, what in ((self.missing, "missing"), (self.left, "left")):
+            if names:
+                more = ", ..." if len(names) > _SHOWN else ""
+                parts.append(f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})")
+        return ", ".join(parts)
 
 
 def from_authors(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -102,7 +125,7 @@ def from_mmsegmentation(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     mapped: dict[str, Tensor] = {}
     for full, value in state.items():
-        match = re.fullmatch(r"(?:backbone\.)?layers\.(\d)\.(\d)\.(.+)", full)
+        match = _MMSEG_BACKBONE.fullmatch(full)
         if match is None:
             continue
         stage, part, name = int(match[1]) + 1, match[2], match[3]
@@ -136,7 +159,14 @@ def from_imagenet(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"backbone.{name}": value for name, value in state.items() if not name.startswith("head.")}
 
 
-def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+class Translated(NamedTuple):
+    """Weights under our names, and the names of the file that have no place among them."""
+
+    state: dict[str, Tensor]
+    left: list[str]
+
+
+def translate(state: dict[str, Tensor], source: str) -> Translated:
     """Any of the formats, or a state dict of our own, under our names.
 
     Args:
@@ -151,17 +181,19 @@ def translate(state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         state = {f"segformer.{name}": value for name, value in state.items()}
         names = set(state)
     if any(name.startswith("segformer.encoder.") for name in names):
-        return from_hugging_face(state)
+        places = ("segformer.encoder.", "decode_head.")
+        return Translated(from_hugging_face(state), [name for name in state if not name.startswith(places)])
     if any(name.startswith("encoder.patch_embed1.") for name in names):
-        return from_authors(state)
+        return Translated(from_authors(state), [])
     if any(re.match(r"(backbone\.)?layers\.0\.0\.projection\.", name) for name in names):
-        return from_mmsegmentation(state)
+        return Translated(from_mmsegmentation(state), [name for name in state if not _MMSEG_BACKBONE.fullmatch(name)])
     if any(name.startswith("backbone.") for name in names):
         # SegFormer's and mmsegmentation's checkpoints have our names up to here, and heads of their own.
         ours = any(name.startswith(("decoder.", "classifier", "affinity_head.")) for name in names)
-        return state if ours else {name: value for name, value in state.items() if name.startswith("backbone.")}
+        kept = {name: value for name, value in state.items() if ours or name.startswith("backbone.")}
+        return Translated(kept, [name for name in state if name not in kept])
     if any(name.startswith("patch_embed1.") for name in names):
-        return from_imagenet(state)
+        return Translated(from_imagenet(state), [name for name in state if name.startswith("head.")])
     raise CheckpointError(
         f"{source}: expected MiT weights (patch_embed1.*), a Hugging Face SegFormer (segformer.encoder.*) "
         f"or an AFA checkpoint (encoder.*), got names such as {', '.join(sorted(names)[:3]) or 'none'}"

