@@ -277,7 +277,9 @@ def test_commands_on_a_run(counts, run_copy, call):
     afactl(*call, "--run", run_copy)
 
 
-@pytest.mark.parametrize("form", ["png", "overlay", "probabilities", "coco-rle", "voc-server", "cvat", "label-studio"])
+@pytest.mark.parametrize(
+    "form", ["png", "grey", "overlay", "probabilities", "coco-rle", "voc-server", "cvat", "label-studio"]
+)
 def test_predict_writes_every_form(counts, run_copy, tiny_data, tmp_path, form):
     if form == "coco-rle":
         pytest.importorskip("pycocotools")

@@ -239,6 +239,19 @@ def run_line(call, tiny_data, capsys):
     assert finished.returncode == 0, f"{shlex.join(call)}: {finished.stderr}"
 
 
+def test_the_area_of_each_class_is_printed(tiny_data, tmp_path, monkeypatch, capsys):
+    """The block of docs/masks.md, where a reader of docs/own-data.md stands."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_data / "masks" / "val", "masks")
+    Path("ANIMALS").mkdir()
+    shutil.copy(tiny_data / "classes.txt", "ANIMALS")
+    (block,) = [text for _, _, language, text in blocks(ROOT / "docs" / "masks.md") if language == "python"]
+    exec(block, {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("0000, background ")
+    assert sum(float(share) for share in re.findall(r"([\d.]+)%", lines[0])) == pytest.approx(100, abs=0.5)
+
+
 def by_name(data, folder):
     """The tiny data with the labels in the names of the photos, as docs/extending.md reads them."""
     (folder / "truth").mkdir(parents=True)

@@ -163,7 +163,8 @@ FormatOption = Annotated[
         parser=one_of(WRITERS),
         metavar=f"<{'|'.join(WRITERS.names())}>",
         autocompletion=WRITERS.names,
-        help="png: indexed masks; probabilities: .npy; coco-rle, voc-server, cvat, label-studio: one file for all",
+        help="png: indexed masks; grey: class numbers as grey values; probabilities: .npy; "
+        "coco-rle, voc-server, cvat, label-studio: one file for all",
     ),
 ]
 DumpFormatOption = Annotated[DumpFormat, typer.Option("--format", help="npy: also one IRN-style dictionary per image")]

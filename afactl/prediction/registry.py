@@ -11,6 +11,7 @@ WRITERS = Registry(
         name: f"afactl.prediction.writers:{writer}"
         for name, writer in {
             "png": "PngWriter",
+            "grey": "GreyWriter",
             "overlay": "OverlayWriter",
             "probabilities": "ProbabilityWriter",
             "coco-rle": "CocoWriter",

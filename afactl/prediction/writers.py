@@ -1,6 +1,7 @@
 """Forms in which `predict` hands over masks.
 
 png             one indexed PNG per photo: 0 background, class c as c + 1
+grey            the same numbers as grey values, for programs that would show the colours of an indexed PNG
 overlay         the photo with its mask over it
 probabilities   one .npy per photo: K x h x w float16, sums to 1 over K
 coco-rle        results.json: COCO's result list, one entry per photo and class, masks as run lengths
@@ -130,6 +131,17 @@ class PngWriter(Writer):
 
     def add(self, labelled: Labelled) -> None:
         write_mask(self.target(labelled.path), labelled.full)
+
+
+class GreyWriter(Writer):
+    """Masks whose grey values are the numbers of the classes; OpenCV and FiftyOne read indexed ones as colours."""
+
+    def target(self, path: Path) -> Path:
+        return self.out / path
+
+    def add(self, labelled: Labelled) -> None:
+        with whole_file(self.target(labelled.path)) as fresh:
+            Image.fromarray(labelled.full).save(fresh, format="PNG")
 
 
 class OverlayWriter(Writer):

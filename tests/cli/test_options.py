@@ -28,7 +28,7 @@ def test_forms_of_predict_are_those_of_the_registry(monkeypatch):
     predict = typer.main.get_command(app).commands["predict"]
     for form in WRITERS.names():
         assert predict.make_context("predict", ["x", "--format", form]).params["form"] == form
-    with pytest.raises(UsageError, match="--format mine: expected one of png, overlay, .*label-studio"):
+    with pytest.raises(UsageError, match="--format mine: expected one of png, grey, overlay, .*label-studio"):
         predict.make_context("predict", ["x", "--format", "mine"])
     monkeypatch.setattr(WRITERS, "_registered", {"mine": object})
     assert predict.make_context("predict", ["x", "--format", "mine"]).params["form"] == "mine"

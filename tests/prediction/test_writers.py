@@ -59,6 +59,14 @@ def test_png(tmp_path, one):
     assert mask.shape == one.size and np.array_equal(mask[:: one.size[0] // 6, :: one.size[0] // 6], one.mask)
 
 
+def test_grey(tmp_path, one):
+    (path,), files = write("grey", tmp_path, one)
+    assert files == [path] and path == tmp_path / "deep" / "a.png"
+    with Image.open(path) as image:
+        assert image.mode == "L" and image.size == one.size[::-1], "no palette that others would apply"
+        assert np.array_equal(np.array(image), one.full) and one.full.any()
+
+
 def test_overlay(tmp_path, one):
     (path,), _ = write("overlay", tmp_path, one)
     assert path.name == "a_overlay.png" and read_image(path).shape == (6, 8, 3)
