@@ -19,7 +19,7 @@ from PIL import Image
 from afactl.datasets.images import read_image, reduce_image, rgb_array
 from afactl.datasets.masks import enlarge_mask
 from afactl.errors import ShapeError, UsageError, nearest
-from afactl.evaluation.pseudo_labels import PAR, pseudo_labels_of, score_pseudo_labels, table3_rows
+from afactl.evaluation.pseudo_labels import pseudo_labels_of, row_ends, score_pseudo_labels, table3_rows
 from afactl.evaluation.scores import Score
 from afactl.evaluation.segmentation import evaluate_segmentation, with_protocol
 from afactl.inference.adopted import adopt as make_run_of
@@ -88,7 +88,7 @@ class PseudoLabels(NamedTuple):
 
     Attributes:
         label: h x w uint8, what the method ends with: propagated, if it has learned to, and refined.
-        rows: h' x w' uint8 by the rows of Table 3, with and without PAR, such as "AFA + PAR".
+        rows: h' x w' uint8 by the rows of Table 3, as they are and refined, such as "AFA + PAR".
     """
 
     label: np.ndarray
@@ -178,9 +178,9 @@ class Model:
         record = cam_record(self.run, image, self._indices(image, labels))
         made = pseudo_labels_of(image, record, self.preset, self.run.device)
         rows = {
-            f"{row}{par}": made[number, column]
+            f"{row}{end}": made[number, column]
             for number, row in enumerate(table3_rows(self.preset))
-            for column, par in enumerate(("", PAR))
+            for column, end in enumerate(row_ends(self.preset))
         }
         last = made[-1 if self.preset.affinity.enabled else 0, 1]
         return PseudoLabels(enlarge_mask(last, image.shape[:2]), rows)
@@ -276,10 +276,16 @@ def evaluate(
     return {score.name: score for score in scores}
 
 
-def pseudo_eval(model: Model, split: str = "train", data: str | PathLike[str] | None = None) -> dict[str, Score]:
-    """The rows of `afactl pseudo-eval` by name, such as "AFA" and "AFA + PAR"; arguments and errors as `evaluate`."""
+def pseudo_eval(
+    model: Model, split: str = "train", data: str | PathLike[str] | None = None, refiner: str | None = None
+) -> dict[str, Score]:
+    """The rows of `afactl pseudo-eval` by name, such as "AFA" and "AFA + PAR"; arguments and errors as `evaluate`.
+
+    Args:
+        refiner: of the second rows, such as "crf"; None: the run's own, or PAR where it has none.
+    """
     dataset = open_split(model.run, split, None if data is None else Path(data), masks=True)
-    table = score_pseudo_labels(model.run, dataset)
+    table = score_pseudo_labels(model.run, dataset, refiner=refiner)
     return {score.name: score for pair in table.scores.values() for score in pair}
 
 

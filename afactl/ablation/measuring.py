@@ -22,7 +22,7 @@ from afactl.errors import UsageError, nearest
 from afactl.evaluation.pseudo_labels import score_refined_cams
 from afactl.evaluation.segmentation import evaluate_segmentation
 from afactl.files import lock, whole_file
-from afactl.inference.refiners import refiner_settings
+from afactl.inference.refiners import REFINERS, refiner_settings, refiner_title
 from afactl.inference.trained_run import TrainedRun, open_run, open_split
 from afactl.machine.devices import choose_device
 from afactl.presets import Preset, differences, load_preset, protocol_name
@@ -116,8 +116,15 @@ def ablate(request: TableRequest, watch: Watch = unwatched, track: Track = iter)
         else:
             base = open_run(find_run(request.run)[0], choose_device(request.device))
         where, of_row = f"CAMs of {base.folder}, step {base.iteration}", lambda changes: base
-    measured = [_measure(table, row, of_row(row.changes), splits, request.data, track) for row in table.rows]
+    rows = [*table.rows, *(_added_refiners() if name == "table4" else ())]
+    measured = [_measure(table, row, of_row(row.changes), splits, request.data, track) for row in rows]
     return Result(f"{name}: {table.title}", splits, measured, where)
+
+
+def _added_refiners() -> list[Row]:
+    """A row for each refiner that others brought; the paper has no figure for it."""
+    known = {row.refiner for row in TABLES["table4"].rows} | {"none"}
+    return [Row(refiner_title(name), (), (None,), name) for name in REFINERS.names() if name not in known]
 
 
 def _trained_row(request: TableRequest, preset_name: str, watch: Watch, changes: Sequence[str]) -> TrainedRun:

@@ -51,6 +51,12 @@ def pseudo_eval(
             "--labels", help="predicted: also rows with the classifier's labels, beside those with the true ones"
         ),
     ] = Labels.truth,
+    refiner: Annotated[
+        str | None,
+        typer.Option(
+            "--refiner", metavar="NAME", help="of the second column: par, pamr, crf, ...; default: the run's own"
+        ),
+    ] = None,
     sweep: Annotated[
         bool, typer.Option("--sweep", help="also each row over thresholds, and at its best one; draws the curves")
     ] = False,
@@ -72,11 +78,12 @@ def pseudo_eval(
     preset: AdoptedPresetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Judge the pseudo labels: the rows of the paper's Table 3, without and with PAR."""
+    """Judge the pseudo labels: the rows of the paper's Table 3, without and with a refiner (the paper's: PAR)."""
     from afactl.evaluation.metrics import label_f1
-    from afactl.evaluation.pseudo_labels import PAR, WITHOUT_AFA, score_pseudo_labels
+    from afactl.evaluation.pseudo_labels import WITHOUT_AFA, score_pseudo_labels, scored_refiner
     from afactl.evaluation.sweep import choices, parse_thresholds, sweep_pseudo_labels
     from afactl.inference.cams import with_predicted_labels
+    from afactl.inference.refiners import REFINERS, refiner_settings
     from afactl.inference.trained_run import open_split
 
     require_free([("--json", json_file)], overwrite)
@@ -84,13 +91,16 @@ def pseudo_eval(
         for option, given in (("--sweep-from", sweep_from), ("--thresholds", thresholds)):
             if given is not None:
                 raise UsageError(f"{option} {given}: belongs to --sweep; add it, or leave this out")
+    if refiner is not None and refiner not in REFINERS.names():
+        raise UsageError(f"--refiner {refiner}: expected one of {', '.join(REFINERS.names())}")
     if sweep_from == split:
         raise UsageError(f"--sweep-from {split}: is the split that is scored; name another one, or leave it out")
     values = parse_thresholds(thresholds or THRESHOLDS)
     run, which = adopted(run, checkpoint, preset, data)
     trained = open_chosen_run(run, device, which)
+    chosen = refiner or scored_refiner(trained.preset)
     dataset = open_split(trained, split, data, masks=True)
-    result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"))
+    result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"), refiner)
     scores = dict(result.scores)
     if without_afa is not None:
         if not trained.preset.affinity.enabled:
@@ -102,28 +112,31 @@ def pseudo_eval(
                 "train one with --set affinity.enabled=false"
             )
         plain = score_pseudo_labels(
-            other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA")
+            other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA"), chosen
         )
         scores = {WITHOUT_AFA: plain.scores[WITHOUT_AFA], **scores}
     if labels is Labels.predicted:
         guessed = with_predicted_labels(trained, dataset, overwrite, tracker("labels"))
-        more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"))
+        more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"), refiner)
         result = result._replace(passes=result.passes + more.passes, labelled=result.labelled + more.labelled)
         scores |= {f"{name}, predicted labels": pair for name, pair in more.scores.items()}
     rows = [(name, *(score.text for score in pair)) for name, pair in scores.items()]
     if WITHOUT_AFA not in scores:
         rows = [(f"{WITHOUT_AFA}: give --without-afa RUN", "-", "-"), *rows]
-    out.print(table(f"Table 3, pseudo labels of {split}, mIoU %", ("row", "without PAR", "with PAR"), rows))
-    cam, par, affinity = trained.preset.cam, trained.preset.par, trained.preset.affinity
+    title = result.ends[1].removeprefix(" + ")
+    columns = ("row", f"without {title}", f"with {title}")
+    out.print(table(f"Table 3, pseudo labels of {split}, mIoU %", columns, rows))
+    cam, affinity = trained.preset.cam, trained.preset.affinity
+    iterations = refiner_settings(trained.preset, chosen).get("iterations")
     out.print(
         f"split {split}, {result.images} images; CAM at scales {numbers(cam.scales)} with flip; "
         f"threshold {cam.background} for CAMs, background plane {affinity.background} for propagated ones; "
-        f"PAR {par.iterations} iterations; "
+        f"{title}{'' if iterations is None else f' {iterations} iterations'}; "
         f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used"
         f"{' but in the rows that say otherwise' if labels is Labels.predicted else ''}; "
         f"{trained.checkpoint} checkpoint, step {trained.iteration}"
     )
-    print_differences(scores)
+    print_differences(scores, columns[1:])
     if labels is Labels.predicted:
         f1 = label_f1([s.labels for s in dataset.samples], [s.labels for s in guessed.samples])
         out.print(
@@ -137,15 +150,15 @@ def pseudo_eval(
         out.print(f"no forward pass: all {result.images} images came from the cache ({result.labelled} labelled anew)")
     if per_class:
         print_per_class(
-            {f"{n}{s}": p for n, pair in scores.items() for s, p in zip(("", PAR), pair, strict=True)},
+            {f"{n}{end}": p for n, pair in scores.items() for end, p in zip(result.ends, pair, strict=True)},
             dataset.classes,
         )
     swept = source = None
     if sweep:
-        swept = sweep_pseudo_labels(trained, dataset, values, tracker("thresholds"))
+        swept = sweep_pseudo_labels(trained, dataset, values, tracker("thresholds"), chosen)
         if sweep_from is not None:
             chosen_on = open_split(trained, sweep_from, data, masks=True)
-            source = sweep_pseudo_labels(trained, chosen_on, values, tracker(f"thresholds on {sweep_from}"))
+            source = sweep_pseudo_labels(trained, chosen_on, values, tracker(f"thresholds on {sweep_from}"), chosen)
         print_sweep(swept, choices(swept, trained.preset, source), source)
     if json_file is not None:
         write_json(
@@ -155,11 +168,12 @@ def pseudo_eval(
                 "images": result.images,
                 "run": str(trained.folder),
                 "step": trained.iteration,
-                "miou": {n: {"without_par": p[0].miou, "with_par": p[1].miou} for n, p in scores.items()},
+                "refiner": chosen,
+                "miou": {n: {"plain": p[0].miou, "refined": p[1].miou} for n, p in scores.items()},
                 "rows": {
                     f"{name}{end}": score_figures(score, dataset.classes)
                     for name, pair in scores.items()
-                    for end, score in zip(("", PAR), pair, strict=True)
+                    for end, score in zip(result.ends, pair, strict=True)
                 },
                 **({"sweep": sweep_figures(swept, choices(swept, trained.preset, source), source)} if swept else {}),
             },
@@ -170,7 +184,7 @@ def pseudo_eval(
         out.print(f"picture: {draw_sweep(trained, swept)}")
 
 
-def print_differences(scores: Mapping[str, tuple[Score, Score]]) -> None:
+def print_differences(scores: Mapping[str, tuple[Score, Score]], columns: Sequence[str]) -> None:
     """How far AFA is above each other row, where there is a branch that has learned to be."""
     from afactl.evaluation.intervals import difference
     from afactl.evaluation.pseudo_labels import WITH_AFFINITY
@@ -183,7 +197,7 @@ def print_differences(scores: Mapping[str, tuple[Score, Score]]) -> None:
         if name != WITH_AFFINITY:
             differences = (difference(first.tallies, second.tallies) for first, second in both)
             rows.append((f"{WITH_AFFINITY} - {name}", *map(signed, differences)))
-    out.print(table("differences, paired over the images [95 %]", ("rows", "without PAR", "with PAR"), rows))
+    out.print(table("differences, paired over the images [95 %]", ("rows", *columns), rows))
 
 
 def print_sweep(sweep: Sweep, rows: Sequence[Choice], source: Sweep | None) -> None:

@@ -13,7 +13,7 @@ from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Split, Track
 from afactl.errors import DataError, UnknownValueError, UsageError
 from afactl.evaluation.intervals import Difference, class_differences
-from afactl.evaluation.pseudo_labels import PAR, table3_rows
+from afactl.evaluation.pseudo_labels import row_ends, table3_rows
 from afactl.evaluation.scores import Counting, Score, kept_rows
 from afactl.evaluation.segmentation import SEGMENTATION_ROWS, evaluate_segmentation
 from afactl.inference.trained_run import TrainedRun
@@ -58,7 +58,7 @@ def run_scores(run: TrainedRun, split: Split, track: Track = iter) -> dict[str, 
         kept if MAIN_ROW in kept else {score.name: score for score in evaluate_segmentation(run, split, None, track)}
     )
     judged = _kept(run, split, f"pseudo-{split.name}")
-    rows = [f"{row}{par}" for row in table3_rows(run.preset) for par in ("", PAR)]
+    rows = [f"{row}{end}" for row in table3_rows(run.preset) for end in row_ends(run.preset)]
     return {**scores, **{row: judged[row] for row in rows if row in judged}}
 
 

@@ -16,7 +16,7 @@ from afactl.datasets.samples import Split, Track
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.scores import Counting, Score, keep_scores, to_uint8
 from afactl.inference.cams import CamRecord, open_cam_cache, record_of
-from afactl.inference.refiners import build_refiner, preset_refiner
+from afactl.inference.refiners import build_refiner, preset_refiner, refiner_settings, refiner_title
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.method.affinity import Walk
 from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
@@ -31,14 +31,26 @@ TABLE3_ROWS = (WITHOUT_PROPAGATION, WITH_MHSA, WITH_AFFINITY)
 # Those of a run without the affinity branch; the second one is none of the paper's.
 WITHOUT_AFA = "w/o AFA"
 WITHOUT_AFA_ROWS = (WITHOUT_AFA, "w/o AFA (prop. with MHSA)")
-# Ends the name of a row whose labels PAR has refined.
-PAR = " + PAR"
 PSEUDO_STAGE = "pseudo-labels"
 
 
 def table3_rows(preset: Preset) -> tuple[str, ...]:
     """The rows of Table 3 that a run gives: where the branch is left out, its weights have learned nothing."""
     return TABLE3_ROWS if preset.affinity.enabled else WITHOUT_AFA_ROWS
+
+
+def scored_refiner(preset: Preset) -> str:
+    """What refines the second column of Table 3: the run's own `cam.refiner`; the paper's PAR where it has none."""
+    return "par" if preset.cam.refiner == "none" else preset.cam.refiner
+
+
+def row_ends(preset: Preset, refiner: str | None = None) -> tuple[str, str]:
+    """How the names of a row end, as it is and refined: "" and such as " + PAR".
+
+    Args:
+        refiner: None: `scored_refiner`.
+    """
+    return "", f" + {refiner_title(refiner or scored_refiner(preset))}"
 
 
 def score_refined_cams(
@@ -72,17 +84,20 @@ def preset_threshold(preset: Preset, row: str) -> float:
     return preset.cam.background if row in (WITHOUT_PROPAGATION, WITHOUT_AFA) else preset.affinity.background
 
 
-def pseudo_labels_of(image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device) -> np.ndarray:
-    """The pseudo labels of Table 3 for one photo: each row without and with PAR, at the preset's thresholds.
+def pseudo_labels_of(
+    image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device, refiner: str | None = None
+) -> np.ndarray:
+    """The pseudo labels of Table 3 for one photo: each row as it is and refined, at the preset's thresholds.
 
     Args:
         image: h x w x 3 uint8; reduced to the size of the record's CAM where that is smaller.
+        refiner: its name; None: `scored_refiner`.
 
     Returns:
-        R x 2 x h x w uint8 at the size of the record's CAM, rows as `table3_rows`, then (without PAR, with PAR).
+        R x 2 x h x w uint8 at the size of the record's CAM, rows as `table3_rows`, then (as it is, refined).
     """
     thresholds = [(preset_threshold(preset, row),) for row in table3_rows(preset)]
-    labels: np.ndarray = labels_over(image, record, preset, device, thresholds)[:, :, 0]
+    labels: np.ndarray = labels_over(image, record, preset, device, thresholds, refiner)[:, :, 0]
     return labels
 
 
@@ -92,19 +107,20 @@ def labels_over(
     preset: Preset,
     device: torch.device,
     thresholds: Sequence[Sequence[float]],
+    refiner: str | None = None,
 ) -> np.ndarray:
     """The pseudo labels of Table 3 for one photo at several thresholds.
 
-    Without propagation the CAM is cut at the threshold (with PAR: background plane of that value, softmax, PAR,
+    Without propagation the CAM is cut at the threshold (refined: background plane of that value, softmax, refiner,
     argmax). With propagation the background plane has that value.
 
     Args:
-        image: as in `pseudo_labels_of`. thresholds: R rows of T values.
+        image, refiner: as in `pseudo_labels_of`. thresholds: R rows of T values.
 
     Returns:
         R x 2 x T x h x w uint8, rows and size as in `pseudo_labels_of`.
     """
-    refine = preset_refiner(preset, "par")
+    refine = preset_refiner(preset, refiner or scored_refiner(preset))
     image = reduce_image(image, preset.cam.max_pixels)
     pixels = to_tensor(image, device)[0]
     cam = torch.from_numpy(record.cam).to(device).float()
@@ -125,7 +141,7 @@ def labels_over(
 
 
 def pseudo_label_of(image: np.ndarray, record: CamRecord, preset: Preset, device: torch.device) -> np.ndarray:
-    """The label that the run's method ends with, h x w uint8: propagated, if it has learned to, and refined by PAR."""
+    """The label that the run's method ends with, h x w uint8: propagated, if it has learned to, and refined."""
     label: np.ndarray = pseudo_labels_of(image, record, preset, device)[-1 if preset.affinity.enabled else 0, 1]
     return label
 
@@ -134,44 +150,59 @@ class Table3(NamedTuple):
     """Scores of pseudo labels.
 
     Attributes:
-        scores: per row name (without PAR, with PAR).
+        scores: per row name (as it is, refined).
+        ends: how the names of both end, see `row_ends`.
         images: scored. passes: images that needed the network now. labelled: images whose
             pseudo labels had to be made now.
     """
 
     scores: dict[str, tuple[Score, Score]]
+    ends: tuple[str, str]
     images: int
     passes: int
     labelled: int
 
 
-def score_pseudo_labels(run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter) -> Table3:
+def score_pseudo_labels(
+    run: TrainedRun, split: Split, overwrite: bool = False, track: Track = iter, refiner: str | None = None
+) -> Table3:
     """Rows of Table 3 that a run gives by itself; every intermediate goes through the caches.
 
+    Args:
+        refiner: another one than `scored_refiner`, for comparison: it has a cache of its own, and the run does not
+            keep its scores.
+
     Raises:
+        PresetError: no such refiner.
         CacheError: a cache there was made by other weights, data or settings.
     """
     preset, classes, masks = run.preset, len(split.classes) + 1, split.require_masks()
     rows = table3_rows(preset)
-    names = [(row, par, f"{name}{with_par}") for row, name in enumerate(rows) for par, with_par in enumerate(("", PAR))]
+    own = scored_refiner(preset)
+    chosen = refiner or own
+    ends = row_ends(preset, chosen)
+    names = [(row, column, f"{name}{end}") for row, name in enumerate(rows) for column, end in enumerate(ends)]
     counting = Counting([name for *_, name in names], len(split.samples), classes)
     passes = labelled = 0
     settings = {name: getattr(preset, name).model_dump(mode="json") for name in ("cam", "par", "affinity")}
-    header = CacheHeader(PSEUDO_STAGE, settings, run.weights_hash, data_fingerprint(split))
-    path = cache_path(run.folder, PSEUDO_STAGE, split.name)
+    settings |= {key: value for key, value in refiner_settings(preset, chosen).items() if key not in settings["par"]}
+    stage = PSEUDO_STAGE if chosen == own else f"{PSEUDO_STAGE}-{chosen}"
+    header = CacheHeader(stage, settings, run.weights_hash, data_fingerprint(split))
+    path = cache_path(run.folder, stage, split.name)
     with open_cam_cache(run, split, overwrite) as cams, Cache.open(path, header, overwrite) as labels:
         for place, sample in enumerate(track(split.samples)):
             if sample.image_id not in labels:
                 image = read_image(sample.image_path)
                 record, passed = record_of(run, cams, sample, image)
-                made = pseudo_labels_of(image, record, preset, run.device)
+                made = pseudo_labels_of(image, record, preset, run.device, chosen)
                 labels.append(sample.image_id, {"labels": made, "size": np.array(image.shape[:2], np.int64)})
                 passes, labelled = passes + passed, labelled + 1
             kept, truth = labels.read(sample.image_id), masks.read(sample)
             size = tuple(kept["size"].tolist())
-            for row, par, name in names:
-                counting.add(name, place, truth, enlarge_mask(kept["labels"][row, par], size))
+            for row, column, name in names:
+                counting.add(name, place, truth, enlarge_mask(kept["labels"][row, column], size))
     scores = counting.scores()
-    keep_scores(run, f"pseudo-{split.name}", split, scores)
+    if chosen == own:
+        keep_scores(run, f"pseudo-{split.name}", split, scores)
     pairs = dict(zip(rows, zip(scores[::2], scores[1::2], strict=True), strict=True))
-    return Table3(pairs, len(split.samples), passes, labelled)
+    return Table3(pairs, ends, len(split.samples), passes, labelled)

@@ -14,7 +14,7 @@ from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.samples import Split, Track
 from afactl.errors import UsageError
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
-from afactl.evaluation.pseudo_labels import PAR, labels_over, preset_threshold, table3_rows
+from afactl.evaluation.pseudo_labels import labels_over, preset_threshold, row_ends, table3_rows
 from afactl.inference.cams import open_cam_cache, record_of
 from afactl.inference.trained_run import TrainedRun
 from afactl.presets import Preset
@@ -28,12 +28,13 @@ class Sweep(NamedTuple):
 
     Attributes:
         split: whose truth was used. thresholds: T, rising; the background plane of propagated rows.
-        miou: per row T values in per cent. A row with PAR ends in PAR.
+        miou: per row T values in per cent. ends: how the names of rows end, as they are and refined.
     """
 
     split: str
     thresholds: tuple[float, ...]
     miou: dict[str, np.ndarray]
+    ends: tuple[str, str]
 
     def best(self, row: str) -> float:
         """The threshold at which a row is best; the smallest of several."""
@@ -62,29 +63,33 @@ def parse_thresholds(text: str) -> tuple[float, ...]:
     return tuple(round(first + step * number, 6) for number in range(count))
 
 
-def sweep_pseudo_labels(run: TrainedRun, split: Split, thresholds: Sequence[float], track: Track = iter) -> Sweep:
+def sweep_pseudo_labels(
+    run: TrainedRun, split: Split, thresholds: Sequence[float], track: Track = iter, refiner: str | None = None
+) -> Sweep:
     """Score each row of Table 3 that a run gives at every threshold, and at its own of the preset.
 
     CAMs and affinity come out of the run's cache or go into it; image-level truth is used.
 
     Args:
-        thresholds: in (0, 1): where CAMs are cut (with PAR: the background plane), and the background plane of
+        thresholds: in (0, 1): where CAMs are cut (refined: the background plane), and the background plane of
             propagated rows.
+        refiner: as in `score_pseudo_labels`.
     """
     preset, masks, classes = run.preset, split.require_masks(), len(split.classes) + 1
     values = tuple(sorted({*thresholds, *(preset_threshold(preset, row) for row in table3_rows(preset))}))
-    rows = [f"{row}{par}" for row in table3_rows(preset) for par in ("", PAR)]
+    ends = row_ends(preset, refiner)
+    rows = [f"{row}{end}" for row in table3_rows(preset) for end in ends]
     counts = np.zeros((len(rows), len(values), classes, classes), np.int64)
     with open_cam_cache(run, split) as cams, torch.inference_mode():
         for sample in track(split.samples):
             image, truth = read_image(sample.image_path), masks.read(sample)
             record, _ = record_of(run, cams, sample, image)
-            labels = labels_over(image, record, preset, run.device, [values] * len(table3_rows(preset)))
+            labels = labels_over(image, record, preset, run.device, [values] * len(table3_rows(preset)), refiner)
             for number, over in enumerate(labels.reshape(len(rows), len(values), *labels.shape[3:])):
                 for place, label in enumerate(over):
                     counts[number, place] += confusion_matrix(truth, enlarge_mask(label, image.shape[:2]), classes)
     miou = {row: np.array([100 * mean_iou(count) for count in over]) for row, over in zip(rows, counts, strict=True)}
-    return Sweep(split.name, values, miou)
+    return Sweep(split.name, values, miou, ends)
 
 
 class Choice(NamedTuple):
@@ -104,6 +109,6 @@ def choices(sweep: Sweep, preset: Preset, source: Sweep | None = None) -> list[C
     """
     made = []
     for row in sweep.miou:
-        own, best = preset_threshold(preset, row.removesuffix(PAR)), (source or sweep).best(row)
+        own, best = preset_threshold(preset, row.removesuffix(sweep.ends[1])), (source or sweep).best(row)
         made.append(Choice(row, (own, sweep.at(row, own)), (best, sweep.at(row, best))))
     return made

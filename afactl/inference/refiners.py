@@ -54,6 +54,19 @@ def refinement(name: str) -> Refinement:
     return Refinement(entry)
 
 
+def refiner_title(name: str) -> str:
+    """What tables and pictures call a refiner.
+
+    Raises:
+        PresetError: no such refiner. DependencyError: the package that brings it cannot be imported.
+
+    Example:
+        >>> refiner_title("pamr")
+        'PAMR'
+    """
+    return refinement(name).title or name
+
+
 def build_refiner(name: str, **settings: Any) -> Refiner:
     """A refiner with its settings.
 

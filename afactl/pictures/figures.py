@@ -15,12 +15,12 @@ from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError, DataError, UsageError
 from afactl.evaluation.pseudo_labels import (
-    PAR,
     WITH_AFFINITY,
     WITHOUT_AFA,
     WITHOUT_PROPAGATION,
     preset_threshold,
     pseudo_labels_of,
+    row_ends,
     table3_rows,
 )
 from afactl.evaluation.sweep import Sweep
@@ -34,7 +34,7 @@ from afactl.inference.cams import (
     query_token,
     record_of,
 )
-from afactl.inference.refiners import preset_refiner
+from afactl.inference.refiners import preset_refiner, refiner_title
 from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun, open_split, to_tensor
 from afactl.method.affinity import Walk
@@ -211,12 +211,13 @@ def draw_attention(
     maps = query_maps(run, look.image, queries, chosen)
     names = table3_rows(run.preset)
     labels = pseudo_labels_of(look.image, look.record, run.preset, run.device)[:, 1]
-    mine = [(f"{name} + PAR", label) for name, label in zip(names, labels, strict=True) if name in SHOWN_ROWS]
+    end = row_ends(run.preset)[1]
+    mine = [(f"{name}{end}", label) for name, label in zip(names, labels, strict=True) if name in SHOWN_ROWS]
     if compared is not None:
         other = look_at(compared, photo, data, overwrite)
         theirs = query_maps(compared, look.image, queries, chosen).attention
         label = pseudo_labels_of(other.image, other.record, compared.preset, compared.device)[0, 1]
-        mine.insert(0, (f"{WITHOUT_AFA} + PAR", enlarge_mask(label, size)))
+        mine.insert(0, (f"{WITHOUT_AFA}{row_ends(compared.preset)[1]}", enlarge_mask(label, size)))
     rows: list[tuple[np.ndarray, tuple[int, int] | None, Sequence[tuple[str, Content]]]] = []
     for number, query in enumerate(queries):
         columns = [("photo and query", look.image)]
@@ -274,11 +275,13 @@ def draw_heads(run: TrainedRun, out: Path | None = None) -> Drawn:
 
 
 def draw_sweep(run: TrainedRun, sweep: Sweep) -> Path:
-    """Draw the curves of a sweep into the run's figures folder, without and with PAR."""
+    """Draw the curves of a sweep into the run's figures folder, of rows as they are and refined."""
     marks = {row: preset_threshold(run.preset, row) for row in table3_rows(run.preset)}
     panels = {
-        title: {row: sweep.miou[f"{row}{par}"].tolist() for row in marks}
-        for title, par in ((f"{sweep.split}, without PAR", ""), (f"{sweep.split}, with PAR", PAR))
+        f"{sweep.split}, {'with' if end else 'without'}{sweep.ends[1].removeprefix(' +')}": {
+            row: sweep.miou[f"{row}{end}"].tolist() for row in marks
+        }
+        for end in sweep.ends
     }
     figure = threshold_chart(sweep.thresholds, panels, marks)
     return save_figure(figure, run.folder / "figures" / f"sweep-{sweep.split}.png")
@@ -365,6 +368,9 @@ def draw_refiners(
         ("PAR", refined("par")),
         (TRUTH, look.truth) if look.truth is not None else ("PAR, w/o position", refined("par", w3=0.0)),
     ]
+    own = run.preset.cam.refiner
+    if own not in ("par", "pamr", "crf", "none"):
+        compared.insert(-1, (refiner_title(own), refined(own)))
     steps = {count: refined("par", iterations=count) if count else cut for count in ITERATIONS}
     moves = [(f"PAR, {count} iteration{'s' * (count != 1)}", label) for count, label in steps.items()]
     figure = panel(

@@ -20,7 +20,12 @@ from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask
 from afactl.errors import AfactlError
 from afactl.evaluation.metrics import class_iou
-from afactl.evaluation.pseudo_labels import PAR, WITH_AFFINITY, WITHOUT_AFA, WITHOUT_PROPAGATION, pseudo_label_of
+from afactl.evaluation.pseudo_labels import (
+    WITH_AFFINITY,
+    WITHOUT_AFA,
+    WITHOUT_PROPAGATION,
+    pseudo_label_of,
+)
 from afactl.evaluation.scores import Score, kept_rows
 from afactl.files import whole_file, writing
 from afactl.inference.segmentation import photo_mask
@@ -161,12 +166,14 @@ def _note(run: TrainedRun, scores: dict[str, Any]) -> str:
 
 def _table3(run: TrainedRun, name: str, scores: dict[str, Any], without_afa: Path | None) -> dict[str, Any]:
     # Earlier versions scored the affinity of a run that had not learned any.
-    left_out = () if run.preset.affinity.enabled else (WITH_AFFINITY, f"{WITH_AFFINITY}{PAR}")
+    left_out = None if run.preset.affinity.enabled else WITH_AFFINITY
     rows = [] if without_afa is None else _without_afa(without_afa, name)
-    rows += [score for score in kept_rows(run.folder, name, scores) if score.name not in left_out]
-    pairs = zip(rows[::2], rows[1::2], strict=True)  # without and with PAR
-    figures = [{"name": plain.name, "without": plain.text, "with_par": refined.text} for plain, refined in pairs]
-    return {"split": scores["split"], "images": scores["images"], "note": _note(run, scores), "rows": figures}
+    rows += [score for score in kept_rows(run.folder, name, scores) if score.name.split(" + ")[0] != left_out]
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))  # as they are, and refined
+    figures = [{"name": plain.name, "without": plain.text, "refined": refined.text} for plain, refined in pairs]
+    refiner = pairs[-1][1].name.removeprefix(f"{pairs[-1][0].name} + ") if pairs else ""
+    told = {"split": scores["split"], "images": scores["images"], "note": _note(run, scores)}
+    return {**told, "rows": figures, "refiner": refiner}
 
 
 def _without_afa(folder: Path, name: str) -> list[Score]:
@@ -174,7 +181,8 @@ def _without_afa(folder: Path, name: str) -> list[Score]:
     kept = read_scores(folder).get(name)
     rows = {score.name: score for score in kept_rows(folder, name, kept)} if kept else {}
     row = WITHOUT_AFA if WITHOUT_AFA in rows else WITHOUT_PROPAGATION
-    return [rows[f"{row}{par}"]._replace(name=f"{WITHOUT_AFA}{par}") for par in ("", PAR) if rows]
+    pair = [score for score in rows.values() if score.name.split(" + ")[0] == row]
+    return [score._replace(name=score.name.replace(row, WITHOUT_AFA, 1)) for score in pair]
 
 
 def _segmentation(run: TrainedRun, name: str, scores: dict[str, Any]) -> dict[str, Any]:

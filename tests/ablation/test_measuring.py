@@ -11,7 +11,9 @@ import torch
 from afactl.ablation.measuring import TableRequest, _kept, ablate, unwatched
 from afactl.errors import BusyError, UsageError
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
+from afactl.inference.refiners import REFINERS
 from afactl.inference.trained_run import open_run, open_split
+from afactl.method.refinement.stacks import refine_par
 from afactl.presets import load_preset
 from afactl.training.events import Stepped
 from tests.conftest import ROOT, TINY
@@ -42,6 +44,13 @@ def test_refiners_are_compared_on_cached_cams_and_kept(run_copy, monkeypatch):
     assert all(row.reused for row in again.rows) and [row.ours for row in again.rows] == [
         row.ours for row in result.rows
     ]
+
+
+def test_table4_has_a_row_for_each_refiner_that_others_brought(run_copy, monkeypatch):
+    monkeypatch.setitem(REFINERS._registered, "mine", lambda image, stacks: refine_par(image, stacks, iterations=1))
+    rows = {row.name: row for row in measured("table4", run=run_copy, split="val").rows}
+    assert list(rows)[-1] == "mine" and rows["mine"].paper == (None,) and rows["mine"].ours != rows["CAM"].ours
+    assert "mine" not in {row.name for row in measured("table8", run=run_copy, split="val").rows}
 
 
 def test_tables_share_the_rows_they_have_in_common(run_copy):

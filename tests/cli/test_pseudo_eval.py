@@ -27,7 +27,7 @@ def test_pseudo_eval_prints_table_3_and_reuses_the_caches(call, run_copy, tmp_pa
         assert fact in out, fact
     assert "4 images went through the network" in out and "triangle" in out
     figures = json.loads((tmp_path / "t.json").read_text())
-    assert figures["images"] == 4 and set(figures["miou"]["AFA"]) == {"without_par", "with_par"}
+    assert figures["images"] == 4 and set(figures["miou"]["AFA"]) == {"plain", "refined"}
     code, again, _ = call("pseudo-eval", "--split", "val", "--run", run_copy)
     assert "no forward pass: all 4 images came from the cache" in again
     assert [line for line in again.splitlines() if line.startswith("│")] == [
@@ -36,8 +36,27 @@ def test_pseudo_eval_prints_table_3_and_reuses_the_caches(call, run_copy, tmp_pa
     assert re.search(r"│ AFA +│ +[\d.]+ ± [\d.]+ │ +[\d.]+ ± [\d.]+ │", out)
     assert re.search(r"│ AFA - AFA \(w/o prop.\) +│ +[+-][\d.]+ \[-?[\d.]+, -?[\d.]+\] +│", out)
     row = figures["rows"]["AFA + PAR"]
-    assert row["miou"] == figures["miou"]["AFA"]["with_par"] and row["interval"][0] <= row["miou"] <= row["interval"][1]
+    assert row["miou"] == figures["miou"]["AFA"]["refined"] and row["interval"][0] <= row["miou"] <= row["interval"][1]
     assert set(row["classes"]["background"]) == {"iou", "interval"}
+
+
+def test_pseudo_eval_compares_any_refiner(call, run_copy, tmp_path):
+    assert call("pseudo-eval", "--split", "val", "--run", run_copy)[0] == 0
+    scores = (run_copy / "scores" / "pseudo-val.json").read_text()
+    code, out, _ = call(
+        "pseudo-eval", "--split", "val", "--run", run_copy, "--refiner", "crf", "--json", tmp_path / "t.json"
+    )
+    assert code == 0 and "without CRF" in out and "with CRF" in out and "CRF 10 iterations" in out and "PAR" not in out
+    figures = json.loads((tmp_path / "t.json").read_text())
+    assert figures["refiner"] == "crf" and "AFA + CRF" in figures["rows"]
+    assert "no forward pass: all 4 images came from the cache (4 labelled anew)" in out
+    kept = (run_copy / "scores" / "pseudo-val.json").read_text()
+    assert kept == scores and len(list((run_copy / "scores").glob("pseudo-*.json"))) == 1, (
+        "the run keeps those of its own refiner"
+    )
+    code, again, _ = call("pseudo-eval", "--split", "val", "--run", run_copy)
+    assert "(0 labelled anew)" in again, "each refiner has a cache of its own"
+    refused(call("pseudo-eval", "--run", run_copy, "--refiner", "blur"), 2, "--refiner blur: expected one of par, pamr")
 
 
 def test_pseudo_eval_shows_a_run_without_the_branch(call, run_copy, tmp_path, tiny_data):
@@ -79,7 +98,7 @@ def test_a_sweep_says_with_whose_truth_the_best_thresholds_were_chosen(call, run
     kept = figures["sweep"]
     assert kept["thresholds"] == [0.3, 0.35, 0.4, 0.45, 0.5, 0.6] and kept["chosen_on"] == "val"
     preset, chosen = kept["rows"]["AFA"]["preset"], kept["rows"]["AFA"]["chosen"]
-    assert preset == [0.35, pytest.approx(figures["miou"]["AFA"]["without_par"])]
+    assert preset == [0.35, pytest.approx(figures["miou"]["AFA"]["plain"])]
     assert chosen[1] == max(kept["miou"]["AFA"]) >= preset[1]
     code, out, _ = call("pseudo-eval", *where, "--sweep-from", "train")
     assert code == 0 and "chosen with the truth of train, not with that of val" in out and "best on train" in out

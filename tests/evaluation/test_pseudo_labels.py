@@ -15,13 +15,16 @@ from afactl.evaluation.pseudo_labels import (
     TABLE3_ROWS,
     pseudo_label_of,
     pseudo_labels_of,
+    row_ends,
     score_pseudo_labels,
     score_refined_cams,
     table3_rows,
 )
 from afactl.inference.cams import CamRecord, cam_record
+from afactl.inference.refiners import preset_refiner
 from afactl.method.affinity import half_windows
 from afactl.method.cam import Thresholds, threshold_cam
+from afactl.method.pseudo_labels import refine_cam
 from afactl.presets import load_preset
 from afactl.runs.folder import read_scores
 from tests.method.test_affinity import slow_windows
@@ -57,6 +60,35 @@ def test_rows_of_a_photo_whose_answer_is_known():
     assert (walked[inside] == 3).mean() > 0.85, "the affinity fills the square"
     assert (walked[~inside] == 0).mean() > 0.85
     assert len(np.unique(mhsa)) == 1, "uniform attention knows no shape"
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "used", "end"),
+    [
+        ("par", None, "par", " + PAR"),
+        ("pamr", None, "pamr", " + PAMR"),
+        ("none", None, "par", " + PAR"),
+        ("par", "crf", "crf", " + CRF"),
+        ("pamr", "none", "none", " + no refiner"),
+    ],
+)
+def test_the_second_column_is_refined_by_the_runs_refiner_or_the_one_asked_for(own, asked, used, end):
+    image, record = square_record()
+    image = np.where(np.random.default_rng(0).random(image.shape) < 0.5, image, image // 2)  # else PAMR does as PAR
+    preset = load_preset("demo", ["affinity.radius=2", f"cam.refiner={own}"])
+    assert row_ends(preset, asked) == ("", end)
+    labels = pseudo_labels_of(image, record, preset, CPU, asked)
+    by_hand = refine_cam(
+        torch.from_numpy(image).permute(2, 0, 1).float(),
+        torch.from_numpy(record.cam).float(),
+        torch.from_numpy(record.classes),
+        (preset.cam.background,),
+        preset_refiner(preset, used),
+    )[0]
+    assert np.array_equal(labels[0, 1], by_hand.numpy())
+    others = {name: pseudo_labels_of(image, record, preset, CPU, name) for name in ("par", "pamr", "crf", "none")}
+    assert all((other != labels).any() for name, other in others.items() if name != used), "they can be told apart"
+    assert all(np.array_equal(other[:, 0], labels[:, 0]) for other in others.values())
 
 
 def test_a_photo_without_classes_is_background():

@@ -46,10 +46,9 @@ def test_each_threshold_gives_what_a_preset_with_it_gives(run, val, enabled):
 
 
 def test_the_best_threshold_is_that_of_the_split_it_is_chosen_on(run):
-    here = Sweep("val", (0.35, 0.45, 0.5), {"AFA": np.array([1.0, 5.0, 3.0]), "AFA + PAR": np.array([7.0, 2.0, 7.0])})
-    there = Sweep(
-        "train", (0.35, 0.45, 0.5), {"AFA": np.array([1.0, 2.0, 3.0]), "AFA + PAR": np.array([0.0, 9.0, 8.0])}
-    )
+    values, ends = (0.35, 0.45, 0.5), ("", " + PAR")
+    here = Sweep("val", values, {"AFA": np.array([1.0, 5.0, 3.0]), "AFA + PAR": np.array([7.0, 2.0, 7.0])}, ends)
+    there = Sweep("train", values, {"AFA": np.array([1.0, 2.0, 3.0]), "AFA + PAR": np.array([0.0, 9.0, 8.0])}, ends)
     assert choices(here, run.preset) == [
         Choice("AFA", (0.35, 1.0), (0.45, 5.0)),
         Choice("AFA + PAR", (0.35, 7.0), (0.35, 7.0)),

@@ -5,7 +5,9 @@ from PIL import Image
 from afactl.datasets import demo
 from afactl.datasets.images import read_image
 from afactl.errors import UsageError
+from afactl.inference.refiners import REFINERS
 from afactl.inference.trained_run import open_split
+from afactl.method.refinement.stacks import refine_par
 from afactl.pictures import figures
 from afactl.pictures.figures import (
     Attended,
@@ -164,6 +166,18 @@ def test_refiners_and_iterations(run, rows, tmp_path):
     assert np.array_equal(moves["PAR, 0 iterations"], compared["CAM, cut"])
     animation = Image.open(tmp_path / "par.gif")
     assert animation.n_frames >= 2 and animation.size == (64, 64)
+
+
+def test_an_own_refiner_is_shown_beside_the_others(run, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(REFINERS._registered, "mine", lambda image, stacks: refine_par(image, stacks, iterations=1))
+    cam = run.preset.cam.model_copy(update={"refiner": "mine"})
+    run = run._replace(preset=run.preset.model_copy(update={"cam": cam}))
+    draw_refiners(run, None, out=tmp_path / "par.png")
+    compared = dict(rows[0][0][2])
+    assert list(compared)[-3:] == ["PAR", "mine", "truth"]
+    draw_attention(run, None, Attended(), out=tmp_path / "attention.png")
+    titles = [title for title, _ in rows[1][0][2]]
+    assert titles[-2:] == ["AFA (w/o prop.) + mine", "AFA + mine"]
 
 
 def test_images_by_rank(run, monkeypatch):

@@ -49,11 +49,13 @@ class Refinement(NamedTuple):
             **settings) -> B x T x P x h x w. None: photo by photo there too.
         settings: the values of a preset that it takes, such as `par.iterations`, each as the keyword argument that
             the last part of its name says.
+        title: what tables and pictures call it; None: the name under which it is registered.
     """
 
     function: Callable[..., Tensor]
     settings: tuple[str, ...] = ()
     together: Callable[..., Tensor] | None = None
+    title: str | None = None
 
 
 def refine_par(image: Tensor, stacks: Tensor, **settings: Any) -> Tensor:
@@ -160,8 +162,8 @@ def as_they_are(image: Tensor, stacks: Tensor, sizes: Tensor) -> Tensor:
     return stacks
 
 
-PAR = Refinement(refine_par, ("par.dilations", "par.iterations", "par.w1", "par.w2", "par.w3"), par_together)
-PAMR = Refinement(refine_pamr, ("par.dilations", "par.iterations"), pamr_together)
+PAR = Refinement(refine_par, ("par.dilations", "par.iterations", "par.w1", "par.w2", "par.w3"), par_together, "PAR")
+PAMR = Refinement(refine_pamr, ("par.dilations", "par.iterations"), pamr_together, "PAMR")
 CRF = Refinement(
     refine_crf,
     (
@@ -174,5 +176,6 @@ CRF = Refinement(
         "crf.drop_below",
     ),
     crf_together,
+    "CRF",
 )
-NONE = Refinement(resize_stacks, (), as_they_are)
+NONE = Refinement(resize_stacks, (), as_they_are, "no refiner")
