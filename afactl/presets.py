@@ -450,7 +450,8 @@ def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:
         name, sign, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
         if not (sign and dot and key):
-            problems.append(f"--set {override}: expected section.key=value, such as train.max_iters=100")
+            meant = _nearest_key(name.strip()) if sign and not dot else ", such as train.max_iters=100"
+            problems.append(f"--set {override}: expected section.key=value{meant}")
             continue
         try:
             key, content = _renamed(section, key, _read_yaml(value, f"--set {override}"))
@@ -497,13 +498,45 @@ def _sections() -> dict[str, type[Section]]:
     return {name: kind for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, Section)}
 
 
+# What others call the same.
+SYNONYMS = {
+    "steps": "train.max_iters",
+    "max_steps": "train.max_iters",
+    "iters": "train.max_iters",
+    "epochs": "train.max_iters",
+    "batch": "train.batch_size",
+    "bs": "train.batch_size",
+    "crop": "train.crop_size",
+    "image_size": "train.crop_size",
+    "num_workers": "train.workers",
+    "amp": "train.precision",
+    "lr": "optim.lr",
+    "learning_rate": "optim.lr",
+    "wd": "optim.weight_decay",
+    "model": "model.backbone",
+    "weights": "model.init",
+    "pretrained": "model.init",
+    "threshold": "cam.background",
+    "resize": "data.long_side",
+}
+
+
+def _nearest_key(name: str) -> str:
+    """The key that was meant by a name that is none: by another word for it, or by one that looks like it."""
+    word = name.rpartition(".")[2]
+    known = field_names()
+    if word in SYNONYMS:
+        return f'; did you mean "{SYNONYMS[word]}"?'
+    same = [key for key in known if key.rpartition(".")[2] == word]
+    return f'; did you mean "{same[0]}"?' if same else nearest(name, known)
+
+
 def _explain(error: Mapping[str, Any]) -> str:
     """One of pydantic's errors in words: name, what was expected, what came."""
     where = error["loc"]
     name = ".".join(str(part) for part in where[:2])
     if error["type"] == "extra_forbidden":
-        known = field_names() if len(where) > 1 else list(Preset.model_fields)
-        return f'"{name}" is not known{nearest(name, known)}'
+        return f'"{name}" is not known{_nearest_key(name) if len(where) > 1 else nearest(name, Preset.model_fields)}'
     if error["type"] == "value_error" and not where:
         return str(error["ctx"]["error"])
     expected = _expectation(name)

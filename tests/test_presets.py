@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pydantic
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from afactl.errors import PresetError
 from afactl.network.backbones import build_backbone, require_whole_tokens
 from afactl.presets import (
+    SYNONYMS,
     Preset,
     as_override,
     differences,
@@ -243,6 +245,30 @@ def test_all_problems_are_told_at_once_with_the_nearest_name():
     assert "--set nothing: expected section.key=value" in message
     assert "--set eval.scales=[: not readable as YAML" in message and "--set par.w1={: not readable" in message
     assert message.count("presets/voc.yaml") == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("steps=100", "train.max_iters"),
+        ("train.epochs=3", "train.max_iters"),
+        ("batch=4", "train.batch_size"),
+        ("optim.learning_rate=1e-4", "optim.lr"),
+        ("train.lr=1e-4", "optim.lr"),
+        ("train.weight_decay=0", "optim.weight_decay"),
+        ("radius=4", "affinity.radius"),
+        ("max_iter=3", "train.max_iters"),
+    ],
+)
+def test_other_words_for_a_key_are_understood_well_enough_to_name_it(given, meant):
+    with pytest.raises(PresetError, match=f'did you mean "{re.escape(meant)}"'):
+        load_preset("voc", [given])
+
+
+def test_synonyms_are_no_keys_and_name_keys():
+    assert set(SYNONYMS.values()) <= set(field_names())
+    own = {name.rpartition(".")[2]: name for name in field_names()}
+    assert not {word for word, key in SYNONYMS.items() if word in own and own[word] != key}
 
 
 def test_a_file_that_cannot_be_read_hides_no_wrong_override(tmp_path):

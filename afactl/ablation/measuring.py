@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from afactl.ablation.tables import TABLES, Row, Table
+from afactl.ablation.tables import COMMANDS, TABLES, Row, Table
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Split, Track
 from afactl.errors import UsageError, nearest
@@ -99,6 +99,8 @@ def ablate(request: TableRequest, watch: Watch = unwatched, track: Track = iter)
         UsageError: no such table, or options that do not go together.
     """
     name = request.table
+    if name in COMMANDS:
+        raise UsageError(f"ablate {name}: is what another command prints: {COMMANDS[name]}")
     if name not in TABLES:
         raise UsageError(f'ablate "{name}": expected one of {", ".join(TABLES)}{nearest(name, TABLES)}')
     table = TABLES[name]

@@ -169,3 +169,10 @@ TABLES = {
         ),
     ),
 }
+
+# The paper's tables that are no ablations of one preset, and what gives them here.
+COMMANDS = {
+    "table3": "afactl pseudo-eval --split train --without-afa RUN",
+    "table5": "afactl eval --split val --crf --run RUN, of the preset voc",
+    "table6": "afactl eval --split val --crf --run RUN, of the preset coco",
+}

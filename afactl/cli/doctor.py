@@ -15,8 +15,10 @@ from typing import NamedTuple
 import typer
 
 from afactl import __version__
+from afactl.cli.options import JsonOption, OverwriteOption
 from afactl.errors import AfactlError, first_line
-from afactl.machine.terminal import out, table
+from afactl.files import require_free
+from afactl.machine.terminal import out, table, write_json
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -164,13 +166,16 @@ def _folder(what: str, folder: Path) -> Finding:
     )
 
 
-@app.command(epilog="Example: afactl doctor")
-def doctor() -> None:
+@app.command(epilog="Example: afactl doctor --json doctor.json")
+def doctor(json_file: JsonOption = None, overwrite: OverwriteOption = False) -> None:
     """Report versions, devices and what is missing, with the way to mend it."""
+    require_free([("--json", json_file)], overwrite)
     findings = examine()
     out.print(table("doctor", ("what", "found"), [(finding.what, finding.found) for finding in findings], texts=2))
     for finding in findings:
         if finding.advice:
             out.print(f"{finding.what}: {finding.advice}")
+    if json_file is not None:
+        write_json(json_file, [finding._asdict() for finding in findings])
     if any(finding.broken for finding in findings):
         raise typer.Exit(1)

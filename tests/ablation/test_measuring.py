@@ -120,6 +120,15 @@ def test_rows_that_another_process_measured_meanwhile_are_kept(tmp_path):
     assert [_kept(path, {"row": row}, not_again) for row in (1, 2)] == [(1.0, True), (2.0, True)]
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("table3", "pseudo-eval --split train"), ("table5", "preset voc"), ("table6", "preset coco")],
+)
+def test_tables_of_other_commands_are_answered_with_the_command(name, command):
+    with pytest.raises(UsageError, match=f"ablate {name}: is what another command prints: afactl .*{command}"):
+        measured(name, preset="demo")
+
+
 def test_cached_tables_train_their_run_where_a_preset_is_given(tmp_path, tiny_data):
     result = measured("table4", preset="demo", data=tiny_data, out=tmp_path, overrides=SHORT, split="val")
     assert (tmp_path / "base" / "results.json").is_file() and f"{tmp_path / 'base'}, step 2" in result.where

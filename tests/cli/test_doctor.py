@@ -1,8 +1,10 @@
 import importlib
+import json
 import sys
 from importlib.metadata import EntryPoint
 
 from afactl.cli.doctor import examine
+from tests.cli.conftest import refused
 
 
 def test_everything_needed_is_reported():
@@ -74,3 +76,11 @@ def test_a_torchvision_for_another_torch_is_told(monkeypatch):
 def test_doctor_reports(call):
     code, out, _ = call("doctor")
     assert code == 0 and "torch" in out and "CUDA" in out
+
+
+def test_the_report_as_a_file(call, tmp_path):
+    code, out, _ = call("doctor", "--json", tmp_path / "d.json")
+    found = {line["what"]: line for line in json.loads((tmp_path / "d.json").read_text())}
+    assert code == 0 and found["torch"]["found"].split(",")[0] in out and found["torch"]["broken"] is False
+    assert found["python"].keys() == {"what", "found", "advice", "broken"}
+    refused(call("doctor", "--json", tmp_path / "d.json"), 2, "is there already")

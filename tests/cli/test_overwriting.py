@@ -24,6 +24,7 @@ CALLS = {
     ("viz-par", "--gif"): ["PHOTO", "--run", "RUN"],
     ("report", "--out"): ["RUN", "--photos", "0"],
     ("runs", "--json"): ["RUNS"],
+    ("doctor", "--json"): [],
     ("export", "--out"): ["--run", "RUN"],
     ("presets", "--copy"): ["voc"],
     ("data check", "--json"): ["DATA"],

@@ -31,10 +31,9 @@ class MlflowLog:
             # MLflow would name the first two only when the training begins.
             importlib.import_module("alembic")
             importlib.import_module("sqlalchemy")
-            from mlflow import MlflowClient
+            self._mlflow: Any = importlib.import_module("mlflow")
         except ImportError as error:
             raise DependencyError(f"--mlflow needs {error.name or 'mlflow'}: pip install 'afactl[mlflow]'") from error
-        self._make_client = MlflowClient
         self._client: Any = None
         self._run = ""
 
@@ -62,7 +61,7 @@ class MlflowLog:
         folder = (event.run / "mlflow").resolve()
         folder.mkdir(exist_ok=True)
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
-        self._client = self._make_client(f"sqlite:///{(folder / DATABASE).as_posix()}")
+        self._client = self._mlflow.MlflowClient(f"sqlite:///{(folder / DATABASE).as_posix()}")
         found = self._client.get_experiment_by_name("afactl")
         experiment = found.experiment_id if found else self._client.create_experiment("afactl", folder.as_uri())
         made = self._client.create_run(experiment, run_name=event.run.name, tags={"from_step": str(event.step)})
