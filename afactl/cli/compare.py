@@ -19,7 +19,7 @@ from afactl.cli.options import (
     Which,
     open_chosen_run,
 )
-from afactl.cli.tables import score_figures, signed
+from afactl.cli.tables import score_figures
 from afactl.errors import UsageError
 from afactl.files import require_free
 from afactl.machine.terminal import duration, out, percent, table, tracker, write_json
@@ -177,7 +177,7 @@ def _print_scores(
         columns += [Path(name).name, "difference"]
         for row, score in others.items():
             above = difference(score.tallies, scores[0][row].tallies)
-            lines[row] += [score.text, signed(above)]
+            lines[row] += [score.text, above.text]
             told = {"value": above.value, "interval": list(above.interval)}
             figures[row][name] = {**score_figures(score, classes), "difference": told}
     out.print(table("mIoU %", columns, list(lines.values())))
@@ -187,9 +187,7 @@ def _print_scores(
 def _print_classes(first: str, other: str, row: str, changes: Sequence[ClassChange]) -> None:
     """The classes that gained and lost most."""
     shown = changes if len(changes) <= 2 * CLASSES else [*changes[:CLASSES], *changes[-CLASSES:]]
-    lines = [
-        (change.name, percent(change.before), percent(change.after), signed(change.difference)) for change in shown
-    ]
+    lines = [(change.name, percent(change.before), percent(change.after), change.difference.text) for change in shown]
     left = f"; {len(changes) - len(shown)} in between left out" if len(shown) < len(changes) else ""
     columns = ("class", Path(first).name, Path(other).name, "difference")
     out.print(table(f"IoU % by class, {row}, the greatest gain first{left}", columns, lines))

@@ -21,7 +21,7 @@ from afactl.cli.options import (
     adopted,
     open_chosen_run,
 )
-from afactl.cli.tables import numbers, print_per_class, score_figures, signed
+from afactl.cli.tables import numbers, print_per_class, score_figures
 from afactl.errors import UsageError
 from afactl.files import require_free
 from afactl.machine.terminal import out, percent, table, tracker, write_json
@@ -195,8 +195,8 @@ def print_differences(scores: Mapping[str, tuple[Score, Score]], columns: Sequen
     for name, pair in scores.items():
         both = zip(scores[WITH_AFFINITY], pair, strict=True)
         if name != WITH_AFFINITY:
-            differences = (difference(first.tallies, second.tallies) for first, second in both)
-            rows.append((f"{WITH_AFFINITY} - {name}", *map(signed, differences)))
+            differences = (difference(first.tallies, second.tallies).text for first, second in both)
+            rows.append((f"{WITH_AFFINITY} - {name}", *differences))
     out.print(table("differences, paired over the images [95 %]", ("rows", *columns), rows))
 
 

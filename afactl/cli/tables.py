@@ -9,19 +9,12 @@ from typing import TYPE_CHECKING, Any
 from afactl.machine.terminal import out, table
 
 if TYPE_CHECKING:
-    from afactl.evaluation.intervals import Difference
     from afactl.evaluation.scores import Score
 
 
 def numbers(values: tuple[float, ...]) -> str:
     """1, 0.5, 1.5."""
     return ", ".join(f"{value:g}" for value in values)
-
-
-def signed(difference: Difference) -> str:
-    """+2.4 [1.1, 3.6]."""
-    low, high = difference.interval
-    return f"{difference.value:+.1f} [{low:.1f}, {high:.1f}]"
 
 
 def score_figures(score: Score, classes: Sequence[str]) -> dict[str, Any]:

@@ -123,6 +123,12 @@ class Difference(NamedTuple):
     value: float
     interval: Interval
 
+    @property
+    def text(self) -> str:
+        """+2.4 [1.1, 3.6]."""
+        low, high = self.interval
+        return f"{self.value:+.1f} [{low:.1f}, {high:.1f}]"
+
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:
     """mIoU of the first n x 3 x K tallies minus that of the second, in per cent.

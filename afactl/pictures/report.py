@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,10 @@ from PIL import Image
 
 from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask
+from afactl.datasets.registry import data_fingerprint
+from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError
+from afactl.evaluation.intervals import difference
 from afactl.evaluation.metrics import class_iou
 from afactl.evaluation.pseudo_labels import (
     WITH_AFFINITY,
@@ -30,16 +33,19 @@ from afactl.evaluation.scores import Score, kept_rows
 from afactl.files import whole_file, writing
 from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun
+from afactl.machine.terminal import duration
 from afactl.method.schedule import phase_starts
 from afactl.pictures.drawing import confusion_chart, curve_chart, map_over, overlay
 from afactl.pictures.figures import foreground, look_at_samples, shown_split
 from afactl.pictures.palettes import PALETTES
-from afactl.runs.folder import read_manifest, read_scores
+from afactl.runs.folder import read_manifest, read_scores, run_cost
 from afactl.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Per photo that is shown of the split, so many of the worst ones.
+WORST = 2
 # Longer sides of photos and figures on the page.
 PHOTO_PIXELS, FIGURE_PIXELS = 400 * 400, 2_000_000
 
@@ -60,23 +66,24 @@ def write_report(
     Args:
         out: default RUN/report.html. data: where the dataset lies now.
         without_afa: folder of a run without AFA whose pseudo labels were judged, for the first row of Table 3.
-        photos: how many of the validation split are shown.
+        photos: how many of the validation split are shown, and twice as many of those whose segmentation scored worst.
 
     Raises:
         UsageError: `out` cannot be written.
     """
     scores = read_scores(run.folder)
-    looks, no_looks = _looks(run, data, photos)
+    looks, worst, no_looks = _looks(run, data, photos, scores)
     table3 = [_table3(run, name, kept, without_afa) for name, kept in scores.items() if name.startswith("pseudo-")]
     segmentation = {name: kept for name, kept in scores.items() if name.startswith("segmentation-")}
     page = _template().render(
         title=f"afactl: {run.folder.resolve().name}",
         subtitle=f"{run.preset.model.backbone}, {len(run.architecture.classes)} classes, "
-        f"step {run.iteration} of {run.preset.train.max_iters}",
+        f"step {run.iteration} of {run.preset.train.max_iters}{_cost(run)}",
         run=run.folder,
         curves=_curves(run),
         table3=table3,
         looks=looks,
+        worst=worst,
         no_looks=no_looks,
         segmentation=[_segmentation(run, *kept) for kept in segmentation.items()],
         per_class=[_per_class(name, kept) for name, kept in scores.items()],
@@ -164,6 +171,28 @@ def _note(run: TrainedRun, scores: dict[str, Any]) -> str:
     )
 
 
+def _cost(run: TrainedRun) -> str:
+    """What the training took, where the run has noted it."""
+    cost = run_cost(run.folder)
+    if cost is None:
+        return ""
+    memory = f", at most {cost.peak_memory / 2**30:.1f} GiB" if cost.peak_memory else ""
+    return f"; trained in {duration(cost.seconds)}, {cost.photos_per_second:.1f} photos/s{memory}"
+
+
+def _differences(pairs: Sequence[tuple[Score, Score]]) -> list[dict[str, str]]:
+    """How far the last row, AFA, is above each other one: paired over the images, as it is and refined."""
+    if not pairs or pairs[-1][0].name != WITH_AFFINITY:
+        return []
+    told = []
+    for pair in pairs[:-1]:
+        both = list(zip(pairs[-1], pair, strict=True))
+        if all(len(first.tallies) and first.tallies.shape == other.tallies.shape for first, other in both):
+            without, refined = (difference(first.tallies, other.tallies).text for first, other in both)
+            told.append({"name": f"{WITH_AFFINITY} - {pair[0].name}", "without": without, "refined": refined})
+    return told
+
+
 def _table3(run: TrainedRun, name: str, scores: dict[str, Any], without_afa: Path | None) -> dict[str, Any]:
     # Earlier versions scored the affinity of a run that had not learned any.
     left_out = None if run.preset.affinity.enabled else WITH_AFFINITY
@@ -173,7 +202,7 @@ def _table3(run: TrainedRun, name: str, scores: dict[str, Any], without_afa: Pat
     figures = [{"name": plain.name, "without": plain.text, "refined": refined.text} for plain, refined in pairs]
     refiner = pairs[-1][1].name.removeprefix(f"{pairs[-1][0].name} + ") if pairs else ""
     told = {"split": scores["split"], "images": scores["images"], "note": _note(run, scores)}
-    return {**told, "rows": figures, "refiner": refiner}
+    return {**told, "rows": figures, "refiner": refiner, "differences": _differences(pairs)}
 
 
 def _without_afa(folder: Path, name: str) -> list[Score]:
@@ -223,15 +252,37 @@ def _matrix(scores: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[str, Any]], str]:
-    """Layers of some photos, or none and the reason."""
+def _looks(
+    run: TrainedRun, data: Path | None, count: int, scores: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], str]:
+    """Layers of the first photos and of those that scored worst, or none and the reason."""
     try:
         split = shown_split(run, data)
     except AfactlError as error:
-        return [], f"No photos: {error}"
+        return [], [], f"No photos: {error}"
+    first, worst = range(min(count, len(split.samples))), _worst(run, split, WORST * count, scores)
+    places = sorted({*first, *worst})
+    cards = dict(zip(places, _cards(run, split, [split.samples[place] for place in places]), strict=True))
+    ranked = [{**cards[place], "labels": f"{cards[place]['labels']}; mIoU {miou:.1f}"} for place, miou in worst.items()]
+    return [cards[place] for place in first], ranked, ""
+
+
+def _worst(run: TrainedRun, split: Split, count: int, scores: Mapping[str, Any]) -> dict[int, float]:
+    """mIoU by place of the photos whose segmentation by these weights scored worst; none where it was not scored."""
+    name = f"segmentation-{split.name}"
+    kept = scores.get(name)
+    if not kept or kept["weights"] != run.weights_hash or kept.get("data") != data_fingerprint(split):
+        return {}
+    rows = kept_rows(run.folder, name, kept)
+    values = rows[min(1, len(rows) - 1)].images  # the second one is multi-scale + flip
+    order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
+    return {int(place): float(values[place]) for place in order[:count]}
+
+
+def _cards(run: TrainedRun, split: Split, samples: Sequence[Sample]) -> Iterator[dict[str, Any]]:
+    """The layers of photos, one over the other."""
     colors, classes = PALETTES["safe"](), run.architecture.classes
-    shown = []
-    for look in look_at_samples(run, split, split.samples[:count]):
+    for look in look_at_samples(run, split, samples):
         masks = {
             "pseudo label": pseudo_label_of(look.image, look.record, run.preset, run.device),
             "segmentation": photo_mask(run, look.image),
@@ -243,15 +294,11 @@ def _looks(run: TrainedRun, data: Path | None, count: int) -> tuple[list[dict[st
             name: overlay(small, enlarge_mask(mask, small.shape[:2]), colors, classes=classes)
             for name, mask in masks.items()
         }
-        labels = ", ".join(classes[c] for c in look.record.classes) or "none"
-        shown.append(
-            {
-                "name": look.name,
-                "labels": labels,
-                "layers": [{"name": name, "image": _picture(image)} for name, image in layers.items()],
-            }
-        )
-    return shown, ""
+        yield {
+            "name": look.name,
+            "labels": ", ".join(classes[c] for c in look.record.classes) or "none",
+            "layers": [{"name": name, "image": _picture(image)} for name, image in layers.items()],
+        }
 
 
 def _figures(run: TrainedRun) -> list[dict[str, str]]:

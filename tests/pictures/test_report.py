@@ -12,6 +12,7 @@ from PIL import Image
 
 from afactl.datasets import folder, masks
 from afactl.errors import UsageError
+from afactl.evaluation.intervals import difference
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.evaluation.segmentation import evaluate_segmentation
 from afactl.inference import trained_run
@@ -80,6 +81,35 @@ def test_the_page_holds_what_the_commands_found(judged):
     ):
         assert text in page, text
     assert [f'data-name="{name}"' in page for name in ("photo", "CAM", "pseudo label", "segmentation")] == [True] * 4
+
+
+def test_differences_stand_below_table_3(judged):
+    _, table3, _, made = judged
+    page = made.file.read_text()
+    for name in ("AFA (w/o prop.)", "AFA (prop. with MHSA)"):
+        both = zip(table3.scores["AFA"], table3.scores[name], strict=True)
+        cells = "".join(f"<td>{difference(one.tallies, other.tallies).text}</td>" for one, other in both)
+        assert f"<td>AFA - {html.escape(name)}</td>{cells}</tr>" in page
+    assert page.count("<td>AFA - ") == 2 and "paired over the images" in page
+
+
+def test_the_worst_photos_are_those_of_the_scores(judged):
+    run, _, segmentation, made = judged
+    page, split = made.file.read_text(), open_split(run, "val", None, masks=False)
+    values = segmentation[1].images
+    order = np.argsort(values, kind="stable")
+    section = page.split("whose segmentation scored worst, the worst first")[1].split('id="figures"')[0]
+    shown = re.findall(r'<span class="soft">(\w+): [^<]*; mIoU ([\d.]+)</span>', section)
+    assert shown == [(split.samples[i].image_path.stem, f"{values[i]:.1f}") for i in order] and len(shown) == 4
+    for changed in ({"weights": "others"}, {"data": "others"}):
+        kept = {name: {**scores, **changed} for name, scores in report.read_scores(run.folder).items()}
+        assert report._worst(run, split, 2, kept) == {}, "scores of other weights or photos rank nothing"
+    assert report._worst(run, split, 2, report.read_scores(run.folder)).keys() == {int(i) for i in order[:2]}
+
+
+def test_the_cost_of_the_training_is_told(judged):
+    subtitle = judged[3].file.read_text().split('<p class="soft">')[1].split("</p>")[0]
+    assert re.search(r"step 4 of 4; trained in \d+:\d\d, [\d.]+ photos/s, at most [\d.]+ GiB$", subtitle)
 
 
 def test_each_thing_is_read_once(judged, monkeypatch, tmp_path):
@@ -199,7 +229,7 @@ def test_in_a_browser(judged, tmp_path, width):
     assert seen["errors"] == [] and "CONSOLE" not in done.stderr, done.stderr[-2000:]
     assert seen["inner"] == width and seen["width"] <= width, "nothing to scroll sideways"
     assert seen["broken"] == 0 and seen["small"] == 0
-    assert len(seen["looks"]) == 2 * 4
+    assert len(seen["looks"]) == (2 + 4) * 4, "two photos, and the four worst"
     for value, name, opacity in seen["looks"]:
         assert name == {0: "photo", 1: "CAM", 1.5: "pseudo label", 3: "segmentation"}[value]
         assert opacity == [max(0, min(1, value - i + 1)) for i in range(4)]
