@@ -43,7 +43,10 @@ def pseudo_eval(
     run: RunOption = None,
     without_afa: Annotated[
         Path | None,
-        typer.Option("--without-afa", help="a run trained with --set affinity.enabled=false, for the row w/o AFA"),
+        typer.Option(
+            "--without-afa",
+            help="a run with affinity.enabled=false, such as voc-without-afa, for the row w/o AFA",
+        ),
     ] = None,
     labels: Annotated[
         Labels,
