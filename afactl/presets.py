@@ -191,7 +191,7 @@ class Affinity(Section):
     scale: Positive = Field(
         1.0, description="of cam.scales, the one whose affinity is scored and drawn; training takes the largest"
     )
-    background: Share = Field(0.35, description="background plane when propagated maps are scored")
+    background: Share = Field(0.35, description="background threshold when propagated maps are scored")
 
 
 class Loss(Section):

@@ -2,7 +2,7 @@
 
 Speed of the training step of `voc` and where its time goes, waits of the host, memory, labels against the CPU, a
 whole training of the demo, and the tests marked gpu. Generated data only; nothing is fetched. A section that fails
-says so and the others go on; the page is written anew after every one. --quick takes small sizes and tries the
+says so and the others go on; the page is written again after every one. --quick takes small sizes and tries the
 script itself.
 """
 

@@ -230,7 +230,7 @@ def test_training_with_pictures(counts, tmp_path, tiny_data):
 
 
 def test_scores_are_those_of_the_cpu(counts, run_copy, tmp_path):
-    """Table 3, the rows of eval with the CRF, and a table of refiners; the caches are made anew for each device."""
+    """Table 3, the rows of eval with the CRF, and a table of refiners; the caches are made again for each device."""
     found = {}
     for device in ("standin", "cpu"):
         for name, call in {

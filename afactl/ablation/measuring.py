@@ -130,7 +130,7 @@ def _added_refiners() -> list[Row]:
 
 
 def _trained_row(request: TableRequest, preset_name: str, watch: Watch, changes: Sequence[str]) -> TrainedRun:
-    """The finished run of a row: as it lies there, gone on with, or trained anew."""
+    """The finished run of a row: as it lies there, gone on with, or trained from the start."""
     device = choose_device(request.device)
     own = preset_changes(request.data, None, request.overrides)
     total = load_preset(preset_name, own).train.max_iters

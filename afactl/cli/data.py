@@ -134,7 +134,7 @@ def prepare_folder(
     labels_from: Annotated[
         TagSource, typer.Option("--labels-from", help="the tags that are there, or the masks in masks/")
     ] = TagSource.tags,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="write a labels.csv that is there anew")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="write a labels.csv that is there again")] = False,
 ) -> None:
     """Write labels.csv of own photos, with a validation split if asked.
 

@@ -90,7 +90,7 @@ afactl: masks from tagged photos (AFA, Learning Affinity from Attention, CVPR 20
 The first five commands, in this order:
 
   afactl train demo                  train on generated pictures, some minutes on two cores
-  afactl pseudo-eval                 judge the pseudo labels: Table 3 of the paper
+  afactl pseudo-eval                 score the pseudo labels: Table 3 of the paper
   afactl viz-attn --query 60,50      see what the attention of a pixel has learned
   afactl predict PHOTOS --overlay    masks for any photos
   afactl report                      all of it on one page

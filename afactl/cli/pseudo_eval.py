@@ -81,7 +81,7 @@ def pseudo_eval(
     preset: AdoptedPresetOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Judge the pseudo labels: the rows of the paper's Table 3, without and with a refiner (the paper's: PAR)."""
+    """Score the pseudo labels: the rows of the paper's Table 3, without and with a refiner (the paper's: PAR)."""
     from afactl.evaluation.metrics import label_f1
     from afactl.evaluation.pseudo_labels import WITHOUT_AFA, score_pseudo_labels, scored_refiner
     from afactl.evaluation.sweep import choices, parse_thresholds, sweep_pseudo_labels
@@ -133,7 +133,7 @@ def pseudo_eval(
     iterations = refiner_settings(trained.preset, chosen).get("iterations")
     out.print(
         f"split {split}, {result.images} images; CAM at scales {numbers(cam.scales)} with flip; "
-        f"threshold {cam.background} for CAMs, background plane {affinity.background} for propagated ones; "
+        f"background threshold {cam.background} for CAMs, {affinity.background} for propagated ones; "
         f"{title}{'' if iterations is None else f' {iterations} iterations'}; "
         f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used"
         f"{' but in the rows that say otherwise' if labels is Labels.predicted else ''}; "
@@ -150,7 +150,7 @@ def pseudo_eval(
             f"{result.passes} images went through the network, {result.images - result.passes} came from the cache"
         )
     else:
-        out.print(f"no forward pass: all {result.images} images came from the cache ({result.labelled} labelled anew)")
+        out.print(f"no forward pass: all {result.images} images came from the cache ({result.labelled} labelled now)")
     if per_class:
         print_per_class(
             {f"{n}{end}": p for n, pair in scores.items() for end, p in zip(result.ends, pair, strict=True)},

@@ -33,7 +33,7 @@ def report(
     out_file: Annotated[Path | None, typer.Option("--out", help="file to write; default: RUN/report.html")] = None,
     without_afa: Annotated[
         Path | None,
-        typer.Option("--without-afa", metavar="RUN", help="a judged run without AFA, for the first row of Table 3"),
+        typer.Option("--without-afa", metavar="RUN", help="a scored run without AFA, for the first row of Table 3"),
     ] = None,
     photos: Annotated[int, typer.Option("--photos", min=0, max=100, help="how many photos are shown")] = 6,
     data: DataOption = None,

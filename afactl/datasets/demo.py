@@ -1,4 +1,4 @@
-"""The generated dataset of the `demo` preset: shapes with a telling part on cluttered ground.
+"""The generated dataset of the `demo` preset: shapes with a distinctive part on cluttered ground.
 
 Every object is a pale, textured body in the hue of its class that carries a saturated "head"
 with the pattern of the class. A classifier can live on the head alone, so a raw class

@@ -49,7 +49,7 @@ def read_pair(sample: Sample, masks: Masks) -> tuple[np.ndarray, np.ndarray]:
     if mask.shape != image.shape[:2]:
         sides = f"{mask.shape[1]} x {mask.shape[0]} pixels, expected the photo's {image.shape[1]} x {image.shape[0]}"
         where = masks.path(sample) or f"mask of {sample.image_id}"
-        raise DataError(f"{where}: the mask has {sides}; draw it anew at that size")
+        raise DataError(f"{where}: the mask has {sides}; draw it again at that size")
     return image, mask
 
 

@@ -93,7 +93,7 @@ def prepare_voc(
         listed[voc.AUGMENTED] = sorted(with_masks - held_out)
         there = root / "ImageSets" / "Segmentation" / f"{voc.AUGMENTED}.txt"
         if there.is_file() and not overwrite and set(voc.read_list(root, voc.AUGMENTED)) != set(listed[voc.AUGMENTED]):
-            raise UsageError(f"{there}: is there already and names other photos; --overwrite writes it anew")
+            raise UsageError(f"{there}: is there already and names other photos; --overwrite writes it again")
     for path in track(given):
         if not (target / f"{path.stem}.png").exists():
             _write_mask(target / f"{path.stem}.png", _read_sbd(path))
@@ -220,7 +220,7 @@ def prepare_folder(
         val: share of the training photos to set aside as the split val, in [0, 1), where there is none yet.
         seed: which ones.
         from_masks: take the labels from masks/, whose values classes.txt names, instead of from tags.
-        overwrite: write a table that is there anew.
+        overwrite: write a table that is there again.
 
     Raises:
         DataError: nothing says what is in the photos, or what does is wrong; no photo has a mask; the table cannot
@@ -229,7 +229,7 @@ def prepare_folder(
     """
     table = root / "labels.csv"
     if table.exists() and not overwrite:
-        raise UsageError(f"{table}: is there already; --overwrite writes it anew")
+        raise UsageError(f"{table}: is there already; --overwrite writes it again")
     tags = None if from_masks else read_tags(root)
     rows, left_out = (tags.rows, 0) if tags else _rows_of_masks(root, track)
     if val:

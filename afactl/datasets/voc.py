@@ -144,7 +144,7 @@ def _read_labels(path: Path) -> dict[str, tuple[int, ...]]:
         return {image_id: tuple(sorted(CLASSES.index(name) for name in names)) for image_id, names in table.items()}
     except (ValueError, AttributeError, TypeError) as error:
         raise DataError(
-            f"{path}: expected image ids with class names ({error}); write it anew with afactl data prepare voc"
+            f"{path}: expected image ids with class names ({error}); write it again with afactl data prepare voc"
         ) from error
 
 

@@ -49,7 +49,7 @@ def require_same_split(runs: Sequence[TrainedRun], splits: Sequence[Split]) -> N
 
 
 def run_scores(run: TrainedRun, split: Split, track: Track = iter) -> dict[str, Score]:
-    """By row what a run scores on a split: its segmentation, and its pseudo labels where they have been judged.
+    """By row what a run scores on a split: its segmentation, and its pseudo labels where they have been scored.
 
     What the run keeps of these weights is taken; the segmentation is scored where it is missing.
     """

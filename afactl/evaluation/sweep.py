@@ -27,7 +27,7 @@ class Sweep(NamedTuple):
     """mIoU of rows of Table 3 over thresholds.
 
     Attributes:
-        split: whose truth was used. thresholds: T, rising; the background plane of propagated rows.
+        split: whose truth was used. thresholds: T, rising.
         miou: per row T values in per cent. ends: how the names of rows end, as they are and refined.
     """
 

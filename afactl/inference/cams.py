@@ -312,7 +312,7 @@ def _take_parts(run: TrainedRun, split: Split, cache: Cache) -> None:
 
 
 def _taken(part: Cache, cache: Cache) -> bool:
-    """Copy what the cache lacks; False where an image could not be read, which is then made anew."""
+    """Copy what the cache lacks; False where an image could not be read, which is then made again."""
     whole = True
     for image_id in part.ids():
         if image_id in cache:

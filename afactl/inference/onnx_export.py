@@ -86,7 +86,9 @@ def export_int8(run: TrainedRun, out: Path) -> Int8:
             quantization.quantize_dynamic(
                 exact, rounded, weight_type=quantization.QuantType.QInt8, op_types_to_quantize=linear
             )
-        content, size = rounded.read_bytes(), exact.stat().st_size
+        # It leaves a mark of its own among the metadata.
+        content = _with_metadata(_package("onnx"), rounded.read_bytes(), run)
+        size = exact.stat().st_size
     generator, same, network = torch.Generator().manual_seed(0), [], NetworkOutputs(run.model).eval()
     session = _session(_package("onnxruntime"), content)
     for shape in CHECKED:

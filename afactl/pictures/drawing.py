@@ -292,7 +292,7 @@ def threshold_chart(
             axis.plot(thresholds, values, style, color=color, label=name)
             axis.plot([marks[name]], [values[list(thresholds).index(marks[name])]], "o", color=color, markersize=5)
         axis.set_ylim(min(every) - 2, max(every) + 2)
-        axis.set_xlabel("threshold, or background plane (dot: the preset's)")
+        axis.set_xlabel("background threshold (dot: the preset's)")
         axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0, 0].set_ylabel("mIoU %")

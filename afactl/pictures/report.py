@@ -1,6 +1,6 @@
 """One self-contained HTML page of a run: curves, tables, photos, figures, manifest. It loads nothing from anywhere.
 
-The tables are those that `pseudo-eval` and `eval` left in the run; nothing is scored anew.
+The tables are those that `pseudo-eval` and `eval` left in the run; nothing is scored again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_report(
 
     Args:
         out: default RUN/report.html. data: where the dataset lies now.
-        without_afa: folder of a run without AFA whose pseudo labels were judged, for the first row of Table 3.
+        without_afa: folder of a run without AFA whose pseudo labels were scored, for the first row of Table 3.
         photos: how many of the validation split are shown, and twice as many of those whose segmentation scored worst.
 
     Raises:

@@ -48,7 +48,7 @@ class Unfinished:
             raise
         own = self.folder / f"done-{process}.jsonl"
         self._known = self.lines()
-        # Written anew, so that a line which a kill cut off does not spoil the next one.
+        # Written again, so that a line which a kill cut off does not spoil the next one.
         with whole_file(own) as fresh:
             fresh.write_text(
                 "".join(json.dumps(line) + "\n" for line in (settings, *_all_lines(own, settings))), encoding="utf-8"

@@ -118,7 +118,7 @@ class Cache:
             if known:
                 raise CacheError(f"{text}; mend that, then call again") from error
             if not overwrite:
-                raise StaleCacheError(f"{text}; --overwrite makes it anew") from error
+                raise StaleCacheError(f"{text}; --overwrite makes it again") from error
         return cls(path, *_create(path, header), held)
 
     def __enter__(self) -> Cache:
@@ -182,7 +182,7 @@ class Cache:
             return {key: dataset[()] for key, dataset in self._file["images"][name].items()}
         except DAMAGE as error:
             raise CacheError(
-                f"{self.path}: {image_id} cannot be read ({error}); remove the file, which is then made anew"
+                f"{self.path}: {image_id} cannot be read ({error}); remove the file, which is then made again"
             ) from error
 
 
@@ -197,12 +197,12 @@ def _open_file(path: Path, header: CacheHeader) -> tuple[h5py.File, JournaledFil
     if (schema := file.attrs.get("schema")) != SCHEMA:
         file.close()
         raise StaleCacheError(
-            f"{path}: written by another version of afactl (format {schema}, now {SCHEMA}); --overwrite makes it anew"
+            f"{path}: written by another version of afactl (format {schema}, now {SCHEMA}); --overwrite makes it again"
         )
     differences = _differences(file, header)
     if differences:
         file.close()
-        raise StaleCacheError(f"{path}: made with other {'; '.join(differences)}; --overwrite makes it anew")
+        raise StaleCacheError(f"{path}: made with other {'; '.join(differences)}; --overwrite makes it again")
     return file, disk
 
 

@@ -19,7 +19,7 @@ def optimizer_state(model: AFA, optimizer: torch.optim.Optimizer) -> dict[str, A
 def restore_optimizer(model: AFA, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Give each parameter that the optimizer learns the moments that were kept under its name.
 
-    A parameter without any starts anew. Rates, betas and weight decay stay those that the optimizer was built with.
+    A parameter without any starts again. Rates, betas and weight decay stay those that the optimizer was built with.
 
     Args:
         state: of `optimizer_state`, by this version or an earlier one.

@@ -79,7 +79,7 @@ def _without_extras(module: nn.Module, state: Mapping[str, Tensor]) -> tuple[dic
     """Foreign weights without what makes no other architecture, and what was taken and left of the file.
 
     Left out: numbers that are no weights (indices, counters), and parts of which the module has nothing. Counters of
-    batch norms that are missing start anew.
+    batch norms that are missing start again.
     """
     expected = module.state_dict()
     parts = {name.partition(".")[0] for name in expected}

@@ -14,7 +14,7 @@ def test_ablate_prints_our_figures_beside_the_papers(call, run_copy, tmp_path):
     )
     assert "0 rows measured now, 5 finished before" in call("ablate", "table4", "--run", run_copy, "--split", "val")[1]
     assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["paper"] == [48.2]
-    refused(call("ablate", "table3"), 2, "expected one of table1, table2")
+    refused(call("ablate", "table12"), 2, "expected one of table1, table2")
     refused(call("ablate", "table2"), 2, "--preset")
 
 

@@ -49,13 +49,13 @@ def test_pseudo_eval_compares_any_refiner(call, run_copy, tmp_path):
     assert code == 0 and "without CRF" in out and "with CRF" in out and "CRF 10 iterations" in out and "PAR" not in out
     figures = json.loads((tmp_path / "t.json").read_text())
     assert figures["refiner"] == "crf" and "AFA + CRF" in figures["rows"]
-    assert "no forward pass: all 4 images came from the cache (4 labelled anew)" in out
+    assert "no forward pass: all 4 images came from the cache (4 labelled now)" in out
     kept = (run_copy / "scores" / "pseudo-val.json").read_text()
     assert kept == scores and len(list((run_copy / "scores").glob("pseudo-*.json"))) == 1, (
         "the run keeps those of its own refiner"
     )
     code, again, _ = call("pseudo-eval", "--split", "val", "--run", run_copy)
-    assert "(0 labelled anew)" in again, "each refiner has a cache of its own"
+    assert "(0 labelled now)" in again, "each refiner has a cache of its own"
     refused(call("pseudo-eval", "--run", run_copy, "--refiner", "blur"), 2, "--refiner blur: expected one of par, pamr")
 
 

@@ -69,7 +69,7 @@ def test_photos_that_cannot_be_scored_are_named_and_left_out(run, val):
     assert found.scores == validate(run.model, replace(val, samples=tuple(others)), preset, CPU).scores
     assert found.left_out == [
         f"{val.masks.path(first)}: the mask has 70 x 70 pixels, expected the photo's 64 x 64; "
-        "draw it anew at that size",
+        "draw it again at that size",
         f"{val.masks.path(second)}: truncated",
     ]
     with pytest.raises(DataError, match="the mask has 70 x 70 pixels, expected"):

@@ -116,7 +116,7 @@ def test_a_cache_of_an_earlier_version_is_refused_in_one_line(tmp_path):
         cache.append("a", {"x": np.array([1])})
     with h5py.File(path, "r+") as file:
         file.attrs["schema"] = 1
-    with pytest.raises(CacheError, match=r"another version of afactl \(format 1, now 2\); --overwrite makes it anew$"):
+    with pytest.raises(CacheError, match=r"another version of afactl \(format 1, now 2\); --overwrite makes it again$"):
         Cache.open(path, HEADER)
     with Cache.open(path, HEADER, overwrite=True) as cache:
         assert cache.ids() == []
