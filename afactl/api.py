@@ -26,6 +26,7 @@ from afactl.inference.adopted import adopt as make_run_of
 from afactl.inference.cams import cam_record, likely_labels, query_maps
 from afactl.inference.segmentation import input_of_crf, multi_scale, segment
 from afactl.inference.trained_run import TrainedRun, open_run, open_split, to_tensor
+from afactl.machine.allocator import keep_freed_memory
 from afactl.machine.devices import choose_device
 from afactl.method.refinement.crf import DenseCrf, crf_label
 from afactl.presets import Preset, load_preset
@@ -201,6 +202,8 @@ class Model:
 def load(run: str | PathLike[str] | None = None, device: str = "auto", checkpoint: str = "last") -> Model:
     """A trained run.
 
+    On Linux the process keeps the memory that it frees from now on, as the commands do: passes are quicker by it.
+
     Args:
         run: its folder; None takes $AFACTL_RUN, or the newest one under runs/.
         device: "auto", "cpu", "cuda", "cuda:1", "mps" or "xpu". checkpoint: "last" or "best".
@@ -208,6 +211,7 @@ def load(run: str | PathLike[str] | None = None, device: str = "auto", checkpoin
     Raises:
         UsageError: no run there, or no such device. CheckpointError: no checkpoint, or one that does not fit.
     """
+    keep_freed_memory()
     folder, _ = find_run(None if run is None else Path(run))
     return Model(open_run(folder, choose_device(device), checkpoint))
 

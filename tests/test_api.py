@@ -149,6 +149,13 @@ def test_a_training_from_python(tiny_data, tmp_path):
     assert "6 classes, step 4" in repr(best) and best.preset.train.max_iters == 4
 
 
+def test_loading_keeps_freed_memory_as_the_commands_do(tiny_run, monkeypatch):
+    calls = []
+    monkeypatch.setattr("afactl.api.keep_freed_memory", lambda: calls.append("kept"))
+    afactl.load(tiny_run, device="cpu")
+    assert calls == ["kept"]
+
+
 def test_bad_calls_are_told(model, photo, tmp_path):
     with pytest.raises(UsageError, match='labels: "triangel" is no class of the run.*triangle'):
         model.cams(photo, ["triangel"])
