@@ -49,8 +49,11 @@ class Registry:
 
     def names(self) -> list[str]:
         """All names: those of the package in their own order, then the others sorted."""
-        others = {*self._registered, *self.added()} - self._built_in.keys()
-        return [*self._built_in, *sorted(others)]
+        return [*self._built_in, *self.others()]
+
+    def others(self) -> list[str]:
+        """Names that are none of the package's own: registered by a program or brought by others, sorted."""
+        return sorted({*self._registered, *self.added()} - self._built_in.keys())
 
     def added(self) -> list[str]:
         """Names that installed packages bring, sorted."""

@@ -125,8 +125,7 @@ def ablate(request: TableRequest, watch: Watch = unwatched, track: Track = iter)
 
 def _added_refiners() -> list[Row]:
     """A row for each refiner that others brought; the paper has no figure for it."""
-    known = {row.refiner for row in TABLES["table4"].rows} | {"none"}
-    return [Row(refiner_title(name), (), (None,), name) for name in REFINERS.names() if name not in known]
+    return [Row(refiner_title(name), (), (None,), name) for name in REFINERS.others()]
 
 
 def _trained_row(request: TableRequest, preset_name: str, watch: Watch, changes: Sequence[str]) -> TrainedRun:

@@ -13,14 +13,6 @@ from afactl.files import require_free
 from afactl.machine.terminal import log, out
 
 app = typer.Typer(rich_markup_mode=None)
-# What is written where --out was not given, in the run's folder.
-NAMES = {
-    WeightsFormat.safetensors: "weights.safetensors",
-    WeightsFormat.authors: "weights.pth",
-    WeightsFormat.onnx: "network.onnx",
-    WeightsFormat.torchscript: "network.pt",
-    WeightsFormat.hf: "hf",
-}
 
 
 @app.command(epilog="Example: afactl export --run runs/voc --out voc.safetensors")
@@ -56,7 +48,7 @@ def export(
     source, note = find_checkpoint(folder, checkpoint.value, needed=(WEIGHTS,))
     if note:
         log.print(f"run: {folder}: {note}")
-    target = out_file or folder / NAMES[form]
+    target = out_file or folder / form.file
     network = form in (WeightsFormat.onnx, WeightsFormat.torchscript)
     if network:
         out.print(_export_network(folder, checkpoint.value, target, form, int8))

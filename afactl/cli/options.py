@@ -72,10 +72,15 @@ class WeightsFormat(str, Enum):
     hf = "hf"
 
     @property
+    def file(self) -> str:
+        """What is written in the run's folder where --out was not given; of hf it is a folder."""
+        files = {"safetensors": "weights.safetensors", "authors": "weights.pth", "onnx": "network.onnx"}
+        return {**files, "torchscript": "network.pt", "hf": "hf"}[self.value]
+
+    @property
     def suffix(self) -> str:
         """That of its file; "" for a folder."""
-        suffixes = {"safetensors": ".safetensors", "authors": ".pth", "onnx": ".onnx", "torchscript": ".pt", "hf": ""}
-        return suffixes[self.value]
+        return Path(self.file).suffix
 
 
 def spread_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -109,12 +114,12 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def one_of(registry: Registry) -> Callable[[str], str]:
-    """Reads an option whose choices are the names of a registry; nothing is imported for it."""
+def one_of(registry: Registry, option: str | None = None) -> Callable[[str], str]:
+    """Reads an option whose choices are the names of a registry, by default its own; nothing is imported for it."""
 
     def read(text: str) -> str:
         if text not in registry.names():
-            raise UsageError(f"{registry.setting} {text}: expected one of {', '.join(registry.names())}")
+            raise UsageError(f"{option or registry.setting} {text}: expected one of {', '.join(registry.names())}")
         return text
 
     return read

@@ -19,6 +19,7 @@ from afactl.cli.options import (
     RunOption,
     SplitOption,
     adopted,
+    one_of,
     open_chosen_run,
 )
 from afactl.cli.tables import numbers, print_per_class, score_figures
@@ -94,8 +95,8 @@ def pseudo_eval(
         for option, given in (("--sweep-from", sweep_from), ("--thresholds", thresholds)):
             if given is not None:
                 raise UsageError(f"{option} {given}: belongs to --sweep; add it, or leave this out")
-    if refiner is not None and refiner not in REFINERS.names():
-        raise UsageError(f"--refiner {refiner}: expected one of {', '.join(REFINERS.names())}")
+    if refiner is not None:
+        one_of(REFINERS, "--refiner")(refiner)
     if sweep_from == split:
         raise UsageError(f"--sweep-from {split}: is the split that is scored; name another one, or leave it out")
     values = parse_thresholds(thresholds or THRESHOLDS)
@@ -103,7 +104,7 @@ def pseudo_eval(
     trained = open_chosen_run(run, device, which)
     chosen = refiner or scored_refiner(trained.preset)
     dataset = open_split(trained, split, data, masks=True)
-    result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"), refiner)
+    result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"), chosen)
     scores = dict(result.scores)
     if without_afa is not None:
         if not trained.preset.affinity.enabled:
@@ -120,7 +121,7 @@ def pseudo_eval(
         scores = {WITHOUT_AFA: plain.scores[WITHOUT_AFA], **scores}
     if labels is Labels.predicted:
         guessed = with_predicted_labels(trained, dataset, overwrite, tracker("labels"))
-        more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"), refiner)
+        more = score_pseudo_labels(trained, guessed, overwrite, tracker("pseudo labels, predicted"), chosen)
         result = result._replace(passes=result.passes + more.passes, labelled=result.labelled + more.labelled)
         scores |= {f"{name}, predicted labels": pair for name, pair in more.scores.items()}
     rows = [(name, *(score.text for score in pair)) for name, pair in scores.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,16 +50,22 @@ def facts(run: TrainedRun) -> dict[str, Any]:
     }
 
 
-def largest_difference(translated: Callable[[Tensor], Sequence[Tensor]], network: NetworkOutputs) -> float:
-    """Of any output from the network's own, over CHECKED; NaN, if any is."""
+def checked_outputs(
+    translated: Callable[[Tensor], Sequence[Tensor]], network: NetworkOutputs
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """The outputs of a translated network beside the network's own, for noise of each size of CHECKED."""
     generator = torch.Generator().manual_seed(0)
-    differences: list[float] = []
     for photos, height, width in CHECKED:
         image = torch.randn(photos, 3, height, width, generator=generator)
         with torch.inference_mode():
-            pairs = zip(translated(image), network(image), strict=True)
-            differences += [float((one - other).abs().max()) for one, other in pairs]
-    return float(np.max(differences))
+            pairs = list(zip(translated(image), network(image), strict=True))
+        yield pairs
+
+
+def largest_difference(translated: Callable[[Tensor], Sequence[Tensor]], network: NetworkOutputs) -> float:
+    """Of any output from the network's own, over CHECKED; NaN, if any is."""
+    sizes = checked_outputs(translated, network)
+    return float(np.max([float((one - other).abs().max()) for pairs in sizes for one, other in pairs]))
 
 
 def require_equal(difference: float, form: str, backbone: str) -> None:

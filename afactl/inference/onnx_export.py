@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from afactl.errors import AfactlError, DependencyError, first_line
 from afactl.files import whole_file, writing
 from afactl.inference.network_outputs import (
-    CHECKED,
     MADE_WITH,
     OUTPUTS,
     NetworkOutputs,
+    checked_outputs,
     facts,
     largest_difference,
     require_equal,
@@ -89,13 +89,8 @@ def export_int8(run: TrainedRun, out: Path) -> Int8:
         # It leaves a mark of its own among the metadata.
         content = _with_metadata(_package("onnx"), rounded.read_bytes(), run)
         size = exact.stat().st_size
-    generator, same, network = torch.Generator().manual_seed(0), [], NetworkOutputs(run.model).eval()
-    session = _session(_package("onnxruntime"), content)
-    for shape in CHECKED:
-        image = torch.randn(shape[0], 3, *shape[1:], generator=generator)
-        with torch.inference_mode():
-            equal = session(image)[0].argmax(1) == network(image)[0].argmax(1)
-        same.append(float(equal.float().mean()))
+    sizes = checked_outputs(_session(_package("onnxruntime"), content), NetworkOutputs(run.model).eval())
+    same = [float((one.argmax(1) == other.argmax(1)).float().mean()) for (one, other), *_ in sizes]
     with writing(f"--out {out}", "give another file"), whole_file(out) as fresh:
         fresh.write_bytes(content)
     return Int8(sum(same) / len(same), len(content) / size)

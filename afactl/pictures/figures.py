@@ -34,7 +34,7 @@ from afactl.inference.cams import (
     query_token,
     record_of,
 )
-from afactl.inference.refiners import preset_refiner, refiner_title
+from afactl.inference.refiners import REFINERS, preset_refiner, refiner_title
 from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun, open_split, to_tensor
 from afactl.method.affinity import Walk
@@ -369,7 +369,7 @@ def draw_refiners(
         (TRUTH, look.truth) if look.truth is not None else ("PAR, w/o position", refined("par", w3=0.0)),
     ]
     own = run.preset.cam.refiner
-    if own not in ("par", "pamr", "crf", "none"):
+    if own in REFINERS.others():
         compared.insert(-1, (refiner_title(own), refined(own)))
     steps = {count: refined("par", iterations=count) if count else cut for count in ITERATIONS}
     moves = [(f"PAR, {count} iteration{'s' * (count != 1)}", label) for count, label in steps.items()]

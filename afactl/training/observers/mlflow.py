@@ -5,18 +5,21 @@ from __future__ import annotations
 import importlib
 import logging
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from afactl.errors import DependencyError
 from afactl.presets import values_by_key
 from afactl.runs.folder import run_preset
-from afactl.training.events import BetweenSteps, Ended, Event, Started, Stepped, Validated
-from afactl.training.observers.photo_pictures import photo_pictures
+from afactl.training.events import Started
+from afactl.training.observers.follower import Follower
 
 DATABASE = "mlflow.db"
 
 
-class MlflowLog:
+class MlflowLog(Follower):
     """RUN/mlflow/mlflow.db, to be opened by `mlflow ui --backend-store-uri sqlite:///RUN/mlflow/mlflow.db`.
 
     Each call of `train` is a run of its own there, named after the run folder: MLflow cannot take back the steps that
@@ -37,27 +40,7 @@ class MlflowLog:
         self._client: Any = None
         self._run = ""
 
-    def __call__(self, event: Event) -> None:
-        """Keep an event, if there is something to keep."""
-        if isinstance(event, Started):
-            self._start(event)
-        if self._client is None:
-            return
-        match event:
-            case Stepped(logged=True):
-                self._curves(event.step, event.values())
-            case Validated():
-                self._curves(event.step, event.scores)
-            case BetweenSteps():
-                for name, picture in photo_pictures(event):
-                    # A key has no slashes there.
-                    self._client.log_image(self._run, picture, key=name.replace("/", "-"), step=event.step)
-            case Ended():
-                self._client.set_terminated(self._run)
-            case _:
-                pass
-
-    def _start(self, event: Started) -> None:
+    def start(self, event: Started) -> None:
         folder = (event.run / "mlflow").resolve()
         folder.mkdir(exist_ok=True)
         logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of every table that it makes
@@ -69,8 +52,15 @@ class MlflowLog:
         for key, value in values_by_key(run_preset(event.run)).items():
             self._client.log_param(self._run, key, value)
 
-    def _curves(self, step: int, values: Any) -> None:
+    def curves(self, step: int, values: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
         for name, value in values.items():
-            if isinstance(value, int | float):
-                self._client.log_metric(self._run, name, value, now, step)
+            self._client.log_metric(self._run, name, value, now, step)
+
+    def pictures(self, step: int, pictures: Iterator[tuple[str, np.ndarray]]) -> None:
+        for name, picture in pictures:
+            # A key has no slashes there.
+            self._client.log_image(self._run, picture, key=name.replace("/", "-"), step=step)
+
+    def end(self) -> None:
+        self._client.set_terminated(self._run)

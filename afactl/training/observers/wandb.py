@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import numpy as np
 
 from afactl.errors import DependencyError
 from afactl.presets import values_by_key
 from afactl.runs.folder import run_preset
-from afactl.training.events import BetweenSteps, Ended, Event, Started, Stepped, Validated
-from afactl.training.observers.photo_pictures import photo_pictures
+from afactl.training.events import Started
+from afactl.training.observers.follower import Follower
 
 
-class WandbLog:
+class WandbLog(Follower):
     """RUN/wandb/offline-run-*, which `wandb sync` sends when the user wants it; nothing leaves the machine before.
 
     Each call of `train` is a run of its own there, named after the run folder: what is logged cannot be taken back,
@@ -30,31 +32,22 @@ class WandbLog:
             raise DependencyError("--wandb needs wandb: pip install 'afactl[wandb]'") from error
         self._run: Any = None
 
-    def __call__(self, event: Event) -> None:
-        """Keep an event, if there is something to keep."""
-        if isinstance(event, Started):
-            self._run = self._wandb.init(
-                mode="offline",
-                project="afactl",
-                name=event.run.name,
-                dir=str(event.run),
-                config={**values_by_key(run_preset(event.run)), "from_step": event.step},
-                settings=self._wandb.Settings(silent=True, disable_git=True),
-            )
-        if self._run is None:
-            return
-        match event:
-            case Stepped(logged=True):
-                self._curves(event.step, event.values())
-            case Validated():
-                self._curves(event.step, event.scores)
-            case BetweenSteps():
-                for name, picture in photo_pictures(event):
-                    self._run.log({name: self._wandb.Image(picture)}, step=event.step)
-            case Ended():
-                self._run.finish()
-            case _:
-                pass
+    def start(self, event: Started) -> None:
+        self._run = self._wandb.init(
+            mode="offline",
+            project="afactl",
+            name=event.run.name,
+            dir=str(event.run),
+            config={**values_by_key(run_preset(event.run)), "from_step": event.step},
+            settings=self._wandb.Settings(silent=True, disable_git=True),
+        )
 
-    def _curves(self, step: int, values: Mapping[str, float | str]) -> None:
-        self._run.log({name: value for name, value in values.items() if isinstance(value, int | float)}, step=step)
+    def curves(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def pictures(self, step: int, pictures: Iterator[tuple[str, np.ndarray]]) -> None:
+        for name, picture in pictures:
+            self._run.log({name: self._wandb.Image(picture)}, step=step)
+
+    def end(self) -> None:
+        self._run.finish()
