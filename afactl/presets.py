@@ -446,6 +446,30 @@ def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:
         problems, tree = [str(error).removeprefix(f"{path}: ")], {}
     for section, keys in tree.items():
         tree[section] = dict(_renamed(section, key, value) for key, value in keys.items())
+    _override(tree, overrides, problems)
+    return _validate(tree, str(path), problems)
+
+
+def changed_preset(preset: Preset, overrides: Sequence[str], source: str = "--set") -> Preset:
+    """A preset with some other values.
+
+    Args:
+        overrides: as in `load_preset`. source: what asks for them, for the message.
+
+    Raises:
+        PresetError: as `load_preset`.
+
+    Example:
+        >>> changed_preset(Preset(), ["cam.beta_low=0.3"]).cam.beta_low
+        0.3
+    """
+    tree, problems = preset.model_dump(), list[str]()
+    _override(tree, overrides, problems)
+    return _validate(tree, source, problems)
+
+
+def _override(tree: dict[str, Any], overrides: Sequence[str], problems: list[str]) -> None:
+    """Put `section.key=value` into a tree; what cannot be read as one joins the problems."""
     for override in overrides:
         name, sign, value = override.partition("=")
         section, dot, key = name.strip().partition(".")
@@ -458,7 +482,6 @@ def load_preset(name_or_file: str, overrides: Sequence[str] = ()) -> Preset:
             tree.setdefault(section, {})[key] = content
         except PresetError as error:
             problems.append(str(error))
-    return _validate(tree, str(path), problems)
 
 
 def _renamed(section: str, key: str, value: Any) -> tuple[str, Any]:

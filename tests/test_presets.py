@@ -16,6 +16,7 @@ from afactl.presets import (
     SYNONYMS,
     Preset,
     as_override,
+    changed_preset,
     differences,
     field_names,
     find_preset,
@@ -359,3 +360,18 @@ def test_the_key_of_earlier_presets_for_frozen_norms_means_what_it_meant(tmp_pat
         load_preset("voc", ["optim.freeze_norms=maybe"])
     with pytest.raises(PresetError, match="optim.freeze: expected nothing or norms or backbone or a whole number"):
         load_preset("voc", ["optim.freeze=all"])
+
+
+def test_a_preset_is_changed_as_one_is_loaded_with_changes():
+    before = load_preset("voc")
+    after = changed_preset(before, ["cam.beta_low=0.2", "par.iterations=3"])
+    assert after == load_preset("voc", ["cam.beta_low=0.2", "par.iterations=3"])
+    assert before == load_preset("voc")
+    for wrong, message in {
+        "cam.beta_low=0.9": "beta_low: expected at most beta_high",
+        "cam.beta_lo=0.1": 'did you mean "cam.beta_low"',
+        "lr=1": "expected section.key=value",
+        "par.iterations=-1": "par.iterations: expected a whole number",
+    }.items():
+        with pytest.raises(PresetError, match=f"--set.*{re.escape(message)}"):
+            changed_preset(before, [wrong])
