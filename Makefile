@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUN := runs/demo
+# Processes of the tests, with one thread each.
+JOBS ?= 2
 
 .PHONY: demo test test-all test-gpu gpu-report check coverage wheel clean
 
@@ -30,7 +32,7 @@ demo: $(VENV)/.installed
 	@echo "caches:      $(RUN)/cache (HDF5)"
 
 test: $(VENV)/.tested
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: $(VENV)/.tested
 	$(BIN)/python -m pytest -m "slow or not slow"

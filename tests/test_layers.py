@@ -17,6 +17,7 @@ WALLS = {
     "api": "*",
     "ablation": "*",
     "training": "*",
+    "explorer": "*",
     "prediction": "*",
     "pictures": "*",
     "evaluation": "*",
@@ -34,7 +35,7 @@ WALLS = {
     "__init__": "",
 }
 # Rooms beside each other, which do not know each other although the list above has an order.
-BESIDE = [{"training", "prediction"}, {"method", "datasets", "machine"}]
+BESIDE = [{"training", "explorer", "prediction"}, {"method", "datasets", "machine"}]
 
 
 def name_of(path):

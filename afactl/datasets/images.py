@@ -47,6 +47,18 @@ def read_image(path: Path) -> np.ndarray:
     return np.array(_photo(path, _content(path)))
 
 
+def decode_image(name: str, content: bytes) -> np.ndarray:
+    """What `read_image` gives, of a photo that is no file.
+
+    Args:
+        name: for the message.
+
+    Raises:
+        DataError: as `read_image`.
+    """
+    return np.array(_photo(Path(name), _not_empty(Path(name), content)))
+
+
 def rgb_array(image: Image.Image) -> np.ndarray:
     """An image that is open already, as `read_image` gives a photo.
 
@@ -139,6 +151,10 @@ def _content(path: Path) -> bytes:
         raise DataError(f"{path}: expected an image file, found {instead}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return _not_empty(path, content)
+
+
+def _not_empty(path: Path, content: bytes) -> bytes:
     if not content:
         raise DataError(f"{path}: the file is empty; copy it again or take it off the list")
     return content

@@ -28,6 +28,7 @@ from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.machine import distributed
 from afactl.method.affinity import attention_windows, half_windows, log_sigmoid, mean_attention, whole_windows
 from afactl.method.cam import fuse_cams
+from afactl.network.model import CamPass
 from afactl.runs.cache import Cache, CacheHeader, cache_path
 
 CAM_STAGE = "cams"
@@ -125,8 +126,7 @@ def query_maps(
     The cache holds neighbours alone: whole rows of all tokens would take twenty times as much for a large photo.
 
     Args:
-        image: h x w x 3 uint8. queries: pixels (x, y) of it.
-        heads: of the backbone's n heads those whose attention is averaged; None: all.
+        image: h x w x 3 uint8. queries: pixels (x, y) of it. heads: as in `token_maps`.
 
     Raises:
         UsageError: a query outside the photo.
@@ -134,10 +134,20 @@ def query_maps(
     scale = run.preset.affinity.scale
     small = reduce_image(image, run.preset.cam.max_pixels)
     passed = run.model.multi_scale_cam(normalize(to_tensor(small, run.device)), [scale], scale)
-    height, width = image.shape[:2]
-    tokens = [query_token(query, (height, width), passed.grid) for query in queries]
+    size = (image.shape[0], image.shape[1])
+    return token_maps(run, passed, [query_token(query, size, passed.grid) for query in queries], heads)
+
+
+@torch.inference_mode()
+def token_maps(run: TrainedRun, passed: CamPass, tokens: Sequence[int], heads: slice | None = None) -> QueryMaps:
+    """The rows of attention and affinity of some tokens of a photo that has been passed through the network.
+
+    Args:
+        passed: of one photo. tokens: Q indices in [0, hs * ws).
+        heads: of the backbone's n heads those whose attention is averaged; None: all.
+    """
     chosen = slice(None) if heads is None else heads
-    attention = mean_attention(passed.queries[:, chosen, tokens], passed.keys[:, chosen])[0]
+    attention = mean_attention(passed.queries[:, chosen, list(tokens)], passed.keys[:, chosen])[0]
     affinity = run.model.affinity_head.rows(passed.queries, passed.keys, tokens)[0].sigmoid()
     shape = (len(tokens), *passed.grid)
     return QueryMaps(attention.view(shape).float().cpu().numpy(), affinity.view(shape).float().cpu().numpy())

@@ -25,6 +25,7 @@ COMMANDS = [
     "viz-heads",
     "viz-cams",
     "viz-par",
+    "explore",
     "report",
     "runs",
     "predict",

@@ -1,0 +1,1 @@
+"""Looking at a run in a browser: pointing at a photo, moving sliders, reviewing."""

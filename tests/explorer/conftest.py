@@ -1,0 +1,39 @@
+"""A run that is explored: what its page asks for, and the page itself."""
+
+import threading
+import time
+
+import pytest
+
+from afactl.evaluation.segmentation import evaluate_segmentation
+from afactl.explorer.server import address, listen, server
+from afactl.explorer.session import Session
+from afactl.inference.trained_run import open_split
+
+
+@pytest.fixture
+def session(run):
+    """The tiny run, with scores of its validation split."""
+    evaluate_segmentation(run, open_split(run, "val", None, masks=True))
+    return Session(run)
+
+
+@pytest.fixture
+def served(session):
+    """The address of a session's page."""
+    bound = listen(None)
+    serving = server(session)
+    thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]})
+    thread.start()
+    yield address(bound)
+    serving.should_exit = True
+    thread.join(20)
+    bound.close()
+
+
+def until(condition, seconds=20.0):
+    """Wait for what another thread does; the last answer, whatever it is."""
+    end = time.monotonic() + seconds
+    while not (answer := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return answer
