@@ -94,6 +94,19 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things in words.
+
+    Args:
+        plural: of the noun, where it is not the noun with an "s".
+
+    Example:
+        >>> counted(1, "photo"), counted(2, "photo"), counted(0, "class", "classes")
+        ('1 photo', '2 photos', '0 classes')
+    """
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, or the error's name where it has none."""
     lines = str(error).strip().splitlines()

@@ -4,3 +4,5 @@ from __future__ import annotations
 
 # The value of a pixel (or pair of tokens) that takes no part in losses and scores.
 IGNORE = 255
+# The table beside masks that names their values.
+CLASS_TABLE = "classes.csv"

@@ -5,6 +5,7 @@ This module knows nothing of torch, so that the command line starts quickly.
 
 from __future__ import annotations
 
+import difflib
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -550,6 +551,9 @@ def _nearest_key(name: str) -> str:
     known = field_names()
     if word in SYNONYMS:
         return f'; did you mean "{SYNONYMS[word]}"?'
+    section = [key for key in known if key.partition(".")[0] == name.partition(".")[0]]
+    if close := difflib.get_close_matches(name, section, n=1):
+        return f'; did you mean "{close[0]}"?'
     same = [key for key in known if key.rpartition(".")[2] == word]
     return f'; did you mean "{same[0]}"?' if same else nearest(name, known)
 

@@ -12,6 +12,7 @@ from afactl.cli.options import (
     JsonOption,
     OverwriteOption,
 )
+from afactl.errors import counted
 from afactl.files import require_free
 from afactl.machine.terminal import out, percent, table, tracker, write_json
 from afactl.training.observers.live_view import watch_training
@@ -60,7 +61,7 @@ def ablate(
         )
     out.print(table(f"{result.title}, mIoU %", ("row", *columns), rows))
     reused = sum(row.reused for row in result.rows)
-    out.print(f"{result.where}; {len(rows) - reused} rows measured now, {reused} finished before")
+    out.print(f"{result.where}; {counted(len(rows) - reused, 'row')} measured now, {reused} finished before")
     figures = [{"row": row.name, "miou": row.ours, "paper": row.paper} for row in result.rows]
     if json_file is not None:
         write_json(json_file, {"table": name, "columns": result.columns, "where": result.where, "rows": figures})

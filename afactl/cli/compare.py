@@ -20,7 +20,7 @@ from afactl.cli.options import (
     open_chosen_run,
 )
 from afactl.cli.tables import score_figures
-from afactl.errors import UsageError
+from afactl.errors import UsageError, counted
 from afactl.files import require_free
 from afactl.machine.terminal import duration, out, percent, table, tracker, write_json
 
@@ -89,7 +89,9 @@ def compare(
     presets = _print_presets(opened)
     costs = _print_costs(opened)
     rows = [row for row in scores[0] if all(row in other for other in scores)]
-    out.print(f"split {split}, {len(splits[0].samples)} images; differences are paired over the images [95 %]")
+    out.print(
+        f"split {split}, {counted(len(splits[0].samples), 'image')}; differences are paired over the images [95 %]"
+    )
     figures = _print_scores(names, [{row: one[row] for row in rows} for one in scores], splits[0].classes)
     first, last = scores[0][MAIN_ROW], scores[-1][MAIN_ROW]
     changes = class_changes(first, last, splits[0].classes)
@@ -119,7 +121,10 @@ def _compare_masks(folders: tuple[Path, Path], truth: Path | None, names: Path |
         raise UsageError("compare --masks: expected --truth DIR, the folder of true masks")
     found = score_mask_folders(folders, truth, read_class_file(names).names if names else None, tracker("masks"))
     labels = [str(folder) for folder in folders]
-    out.print(f"{len(found.images)} masks, {len(found.classes)} classes; differences are paired over the masks [95 %]")
+    out.print(
+        f"{counted(len(found.images), 'mask')}, "
+        f"{counted(len(found.classes), 'class', 'classes')}; differences are paired over the masks [95 %]"
+    )
     figures = _print_scores(labels, [{"masks": score} for score in found.scores], found.classes)
     first, other = found.scores
     changes = class_changes(first, other, found.classes)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from afactl.cli.options import JsonOption, OverwriteOption, Palette, PaletteOption, SplitOption
-from afactl.errors import DataError, UsageError, nearest
+from afactl.errors import DataError, UsageError, counted, nearest
 from afactl.files import require_free
 from afactl.machine.terminal import out, table, tracker, write_json
 
@@ -65,12 +65,12 @@ def prepare_voc(
     out.print(table("photos by split", ("split", "here", "in the full dataset"), rows))
     if not done.augmented:
         out.print("no masks of SBD: train on the plain list, --set data.train_split=train, or give --sbd DIR")
-    out.print(f"{done.converted} masks of SBD written")
+    out.print(f"{counted(done.converted, 'mask')} of SBD written")
     out.print(
         f"{done.compared} photos have a mask and XML, {done.without_xml} have no XML (their labels are the mask's); "
         "the preset's data.labels chooses between masks and xml"
     )
-    out.print(f"{len(done.disagreements)} photos whose mask and XML disagree")
+    out.print(f"{counted(len(done.disagreements), 'photo')} whose mask and XML disagree")
     for disagreement in done.disagreements[:SHOWN]:
         sides = [
             f"only in the {place}: {', '.join(names)}"
@@ -150,7 +150,7 @@ def prepare_folder(
     rows.append(("all photos", *(str(done.photos[split]) for split in done.splits)))
     out.print(table("photos per class", ("class", *done.splits), rows))
     if done.left_out:
-        out.print(f"{done.left_out} photos have no mask and were left out")
+        out.print(f"left out, as they have no mask: {counted(done.left_out, 'photo')}")
     out.print(f"labels: {done.table}")
 
 
@@ -250,7 +250,7 @@ def preview(
     chosen = load_split(name, root, split, source)
     require_free([("--out", out_file)], overwrite, [sample.image_path for sample in chosen.samples])
     shown = draw_contact_sheet(chosen, out_file, count, seed, palette.value)
-    out.print(f"{shown} photos of {split}")
+    out.print(f"{counted(shown, 'photo')} of {split}")
     out.print(f"picture: {out_file}")
 
 

@@ -18,6 +18,7 @@ from afactl.cli.options import (
     Which,
     open_chosen_run,
 )
+from afactl.errors import counted
 from afactl.machine.terminal import out, tracker
 
 if TYPE_CHECKING:
@@ -43,6 +44,6 @@ def dump(
     trained = open_chosen_run(run, device, checkpoint)
     dataset = open_split(trained, split, data, masks=False)
     path, images, computed = dump_cams(trained, dataset, overwrite, tracker("CAMs"))
-    out.print(f"{path}: {images} images, {computed} of them made now")
+    out.print(f"{path}: {counted(images, 'image')}, {computed} of them made now")
     if form is DumpFormat.npy:
         out.print(f"{export_cams(trained, dataset, tracker('npy'))}: one dictionary per image")

@@ -15,16 +15,19 @@ from afactl.cli.options import (
     DataOption,
     DeviceOption,
     JsonOption,
+    LimitOption,
     OverwriteOption,
     Palette,
     PaletteOption,
     PerClassOption,
     Protocol,
     RunOption,
+    ScoringOption,
     SplitOption,
     adopted,
     chosen_crf,
     open_chosen_run,
+    told,
 )
 from afactl.cli.tables import numbers, print_per_class, score_figures
 from afactl.files import require_free
@@ -44,6 +47,8 @@ def evaluate(
             "--protocol", help="test as the paper or as the authors' script does; default: the preset's eval.*"
         ),
     ] = None,
+    overrides: ScoringOption = None,
+    limit: LimitOption = None,
     run: RunOption = None,
     data: DataOption = None,
     per_class: PerClassOption = False,
@@ -65,14 +70,14 @@ def evaluate(
 ) -> None:
     """Score the segmentation: single scale, multi-scale + flip, and + CRF; no image-level truth is used."""
     from afactl.evaluation.segmentation import evaluate_segmentation, with_protocol
-    from afactl.inference.trained_run import open_split
+    from afactl.inference.trained_run import open_split, scored_with
     from afactl.presets import protocol_name
 
     require_free([("--json", json_file)], overwrite)
     backend = chosen_crf(crf, crf_backend)
     run, which = adopted(run, checkpoint, preset, data)
-    trained = open_chosen_run(run, device, which)
-    dataset = open_split(trained, split, data, masks=True)
+    trained = scored_with(open_chosen_run(run, device, which), overrides or [])
+    dataset = open_split(trained, split, data, masks=True).head(limit)
     chosen = protocol.value if protocol else None
     scores = evaluate_segmentation(trained, dataset, backend, tracker("segmentation"), chosen)
     trained = with_protocol(trained, chosen)
@@ -82,7 +87,7 @@ def evaluate(
     side = f"long side {settings.long_side}" if settings.long_side else "size as stored"
     name = protocol_name(settings)
     out.print(
-        f"split {split}, {len(dataset.samples)} images; protocol: {name} ({side}, sizes: {settings.sizes}; "
+        f"split {split}, {told(dataset, trained.changes)}; protocol: {name} ({side}, sizes: {settings.sizes}; "
         f"multi-scale: {numbers(settings.scales)}, each with its mirror image by {settings.mirror}, "
         f"fused at the {settings.fuse_at} by maximum); "
         f"no image-level truth was used; {trained.checkpoint} checkpoint, step {trained.iteration}"
@@ -95,6 +100,8 @@ def evaluate(
             {
                 "split": split,
                 "images": len(dataset.samples),
+                "limited": dataset.whole is not None,
+                "set": trained.changes,
                 "run": str(trained.folder),
                 "step": trained.iteration,
                 "protocol": name,

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from afactl.errors import UsageError
+from afactl.errors import UsageError, counted
 from afactl.machine.terminal import log
 from afactl.prediction.registry import WRITERS
 from afactl.registry import Registry
 
 if TYPE_CHECKING:
+    from afactl.datasets.samples import Split
     from afactl.inference.trained_run import TrainedRun
 
 
@@ -157,6 +158,15 @@ PaletteOption = Annotated[
 ]
 PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print IoU per class")]
 SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
+ScoringOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="for this call, a value of cam, par, affinity, eval or crf; repeatable"
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", metavar="N", min=1, help="a quick look: the first N photos alone")
+]
 CrfOption = Annotated[bool, typer.Option("--crf", help="refine with the dense CRF")]
 BackendOption = Annotated[
     Backend, typer.Option("--crf-backend", help="pydensecrf: the C++ cross-check (pip install 'afactl[crf]')")
@@ -210,6 +220,20 @@ def open_chosen_run(folder: Path | None, device: str, checkpoint: Which) -> Trai
     if run.note:
         log.print(f"run: {chosen}: {run.note}")
     return run
+
+
+def told(split: Split, changes: Sequence[str]) -> str:
+    """How the line beneath a table names the images, and what was not the run's own.
+
+    Args:
+        split: as it was scored. changes: of `TrainedRun`.
+    """
+    images = counted(len(split.samples), "image")
+    if split.whole is not None:
+        images = f"the first {images} of {len(split.whole.samples)}; not kept as the run's score"
+    elif changes:
+        images += "; not kept as the run's score"
+    return images + (f"; {', '.join(changes)}" if changes else "")
 
 
 def say_which(run: Path, how: str) -> None:

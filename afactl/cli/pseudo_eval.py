@@ -14,16 +14,19 @@ from afactl.cli.options import (
     DeviceOption,
     JsonOption,
     Labels,
+    LimitOption,
     OverwriteOption,
     PerClassOption,
     RunOption,
+    ScoringOption,
     SplitOption,
     adopted,
     one_of,
     open_chosen_run,
+    told,
 )
 from afactl.cli.tables import numbers, print_per_class, score_figures
-from afactl.errors import UsageError
+from afactl.errors import UsageError, counted
 from afactl.files import require_free
 from afactl.machine.terminal import out, percent, table, tracker, write_json
 
@@ -74,6 +77,8 @@ def pseudo_eval(
         str | None,
         typer.Option("--thresholds", metavar="FROM:TO:STEP", help=f"with --sweep: which ones; default: {THRESHOLDS}"),
     ] = None,
+    overrides: ScoringOption = None,
+    limit: LimitOption = None,
     data: DataOption = None,
     per_class: PerClassOption = False,
     json_file: JsonOption = None,
@@ -88,7 +93,7 @@ def pseudo_eval(
     from afactl.evaluation.sweep import choices, parse_thresholds, sweep_pseudo_labels
     from afactl.inference.cams import with_predicted_labels
     from afactl.inference.refiners import REFINERS, refiner_settings
-    from afactl.inference.trained_run import open_split
+    from afactl.inference.trained_run import open_split, scored_with
 
     require_free([("--json", json_file)], overwrite)
     if not sweep:
@@ -99,24 +104,30 @@ def pseudo_eval(
         one_of(REFINERS, "--refiner")(refiner)
     if sweep_from == split:
         raise UsageError(f"--sweep-from {split}: is the split that is scored; name another one, or leave it out")
+    if limit is not None and labels is Labels.predicted:
+        raise UsageError(f"--limit {limit}: not with --labels predicted, whose cache is of all photos; leave one out")
     values = parse_thresholds(thresholds or THRESHOLDS)
     run, which = adopted(run, checkpoint, preset, data)
-    trained = open_chosen_run(run, device, which)
+    trained = scored_with(open_chosen_run(run, device, which), overrides or [])
     chosen = refiner or scored_refiner(trained.preset)
-    dataset = open_split(trained, split, data, masks=True)
+    dataset = open_split(trained, split, data, masks=True).head(limit)
     result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"), chosen)
     scores = dict(result.scores)
     if without_afa is not None:
         if not trained.preset.affinity.enabled:
             raise UsageError(f"--without-afa {without_afa}: {trained.folder} is itself a run without AFA; leave it out")
-        other = open_chosen_run(without_afa, device, which)
+        other = scored_with(open_chosen_run(without_afa, device, which), overrides or [])
         if other.preset.affinity.enabled:
             raise UsageError(
                 f"--without-afa {without_afa}: trained with the affinity branch; "
                 "train one with --set affinity.enabled=false"
             )
         plain = score_pseudo_labels(
-            other, open_split(other, split, data, masks=True), overwrite, tracker("pseudo labels w/o AFA"), chosen
+            other,
+            open_split(other, split, data, masks=True).head(limit),
+            overwrite,
+            tracker("pseudo labels w/o AFA"),
+            chosen,
         )
         scores = {WITHOUT_AFA: plain.scores[WITHOUT_AFA], **scores}
     if labels is Labels.predicted:
@@ -133,7 +144,7 @@ def pseudo_eval(
     cam, affinity = trained.preset.cam, trained.preset.affinity
     iterations = refiner_settings(trained.preset, chosen).get("iterations")
     out.print(
-        f"split {split}, {result.images} images; CAM at scales {numbers(cam.scales)} with flip; "
+        f"split {split}, {told(dataset, trained.changes)}; CAM at scales {numbers(cam.scales)} with flip; "
         f"background threshold {cam.background} for CAMs, {affinity.background} for propagated ones; "
         f"{title}{'' if iterations is None else f' {iterations} iterations'}; "
         f"MHSA: mean over heads of the last blocks after softmax; image-level truth was used"
@@ -148,10 +159,13 @@ def pseudo_eval(
         )
     if result.passes:
         out.print(
-            f"{result.passes} images went through the network, {result.images - result.passes} came from the cache"
+            f"{counted(result.passes, 'image')} went through the network, "
+            f"{result.images - result.passes} came from the cache"
         )
     else:
-        out.print(f"no forward pass: all {result.images} images came from the cache ({result.labelled} labelled now)")
+        out.print(
+            f"no forward pass: {counted(result.images, 'image')} came from the cache ({result.labelled} labelled now)"
+        )
     if per_class:
         print_per_class(
             {f"{n}{end}": p for n, pair in scores.items() for end, p in zip(result.ends, pair, strict=True)},
@@ -161,7 +175,7 @@ def pseudo_eval(
     if sweep:
         swept = sweep_pseudo_labels(trained, dataset, values, tracker("thresholds"), chosen)
         if sweep_from is not None:
-            chosen_on = open_split(trained, sweep_from, data, masks=True)
+            chosen_on = open_split(trained, sweep_from, data, masks=True).head(limit)
             source = sweep_pseudo_labels(trained, chosen_on, values, tracker(f"thresholds on {sweep_from}"), chosen)
         print_sweep(swept, choices(swept, trained.preset, source), source)
     if json_file is not None:
@@ -170,6 +184,8 @@ def pseudo_eval(
             {
                 "split": split,
                 "images": result.images,
+                "limited": dataset.whole is not None,
+                "set": trained.changes,
                 "run": str(trained.folder),
                 "step": trained.iteration,
                 "refiner": chosen,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from afactl.cli.options import DeviceOption
-from afactl.errors import UsageError
+from afactl.errors import UsageError, counted
 from afactl.machine.terminal import duration, out, percent, table
 from afactl.training.events import Noted
 from afactl.training.observers.live_view import watch_training
@@ -76,5 +76,5 @@ def train(
         rows = [(names[name], percent(value)) for name, value in result.validation.items()]
         out.print(table(f"validation at step {result.steps}", ("labels", "mIoU %"), rows))
     memory = f", peak memory {result.peak_memory / 2**30:.1f} GiB" if result.peak_memory else ""
-    out.print(f"{result.steps} steps, {duration(result.seconds)} here{memory}")
+    out.print(f"{counted(result.steps, 'step')}, {duration(result.seconds)} here{memory}")
     out.print(f"run: {result.run}")

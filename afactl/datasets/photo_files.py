@@ -8,6 +8,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from afactl.errors import counted
+from afactl.labels import CLASS_TABLE
+
 # What Pillow reads; HEIC by the extra afactl[heic].
 HEIC_SUFFIXES = (".heic", ".heif")
 PHOTO_SUFFIXES = (
@@ -67,7 +70,7 @@ def _search(top: Path, folder: Path, above: frozenset[str], leave_out: Collectio
             _search(top, entry, above | {here}, leave_out, files)
         elif entry.suffix.lower() in PHOTO_SUFFIXES:
             files.photos.append(entry)
-        elif folder != top:
+        elif folder != top and entry.name != CLASS_TABLE:
             files.others[entry.suffix.lower() or entry.name] += 1
 
 
@@ -80,10 +83,10 @@ def passed_over(files: FoundFiles, homeless: int = 0) -> tuple[str, ...]:
     parts = []
     if files.others:
         kinds = ", ".join(f"{suffix} {count}" for suffix, count in sorted(files.others.items()))
-        parts.append(f"{files.others.total()} files that are no photos here ({kinds})")
+        parts.append(f"{counted(files.others.total(), 'other file')} ({kinds})")
     if files.hidden:
         names = ", ".join("hidden files" if name == ".*" else name for name in sorted(files.hidden))
-        parts.append(f"{files.hidden.total()} hidden or system entries ({names})")
+        parts.append(f"{counted(files.hidden.total(), 'hidden or system entry', 'hidden or system entries')} ({names})")
     if homeless:
-        parts.append(f"{homeless} photos in no class folder")
+        parts.append(f"{counted(homeless, 'photo')} in no class folder")
     return (f"passed over: {'; '.join(parts)}",) if parts else ()

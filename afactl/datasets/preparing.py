@@ -31,7 +31,7 @@ from afactl.datasets.tables import (
     read_xml,
     write_csv,
 )
-from afactl.errors import DataError, DependencyError, UsageError
+from afactl.errors import DataError, DependencyError, UsageError, counted
 from afactl.files import whole_file, writing
 
 # What the full dataset has, by split.
@@ -235,7 +235,7 @@ def prepare_folder(
     if val:
         held = sum(row.split == "val" for row in rows)
         if held:
-            raise UsageError(f"--val {val:g}: {held} photos belong to a split val already; leave --val out")
+            raise UsageError(f"--val {val:g}: {counted(held, 'photo')} in a split val already; leave --val out")
         training = [number for number, row in enumerate(rows) if row.split == "train"]
         for chosen in set_aside([rows[number].names for number in training], val, seed):
             rows[training[chosen]] = rows[training[chosen]]._replace(split="val")

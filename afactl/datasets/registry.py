@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from afactl.datasets import folder
 from afactl.datasets.photo_files import HEIC_SUFFIXES
 from afactl.datasets.samples import DatasetFormat, Split
-from afactl.errors import AfactlError, DataError, DependencyError, PresetError, UsageError, nearest
+from afactl.errors import AfactlError, DataError, DependencyError, PresetError, UsageError, counted, nearest
 from afactl.files import is_utf8
 from afactl.registry import Registry
 
@@ -118,8 +118,8 @@ def check_files(split: Split, masks: bool) -> None:
     heic = sum(sample.image_path.suffix.lower() in HEIC_SUFFIXES for sample in split.samples)
     if heic and importlib.util.find_spec("pillow_heif") is None:
         raise DependencyError(
-            f"split {split.name}: {heic} photos are HEIC, which needs pillow-heif: pip install 'afactl[heic]', "
-            "or convert them to JPEG"
+            f"split {split.name}: {counted(heic, 'photo')} in HEIC, which needs pillow-heif: "
+            "pip install 'afactl[heic]', or convert them to JPEG"
         )
     listed = [sample.image_path for sample in split.samples]
     if masks and split.masks is not None:
@@ -135,7 +135,8 @@ def check_files(split: Split, masks: bool) -> None:
 
 
 def data_fingerprint(split: Split) -> str:
-    """16 hex digits that change when the list, a label or the size of a photo changes."""
+    """16 hex digits that change when the list, a label or the size of a photo changes; of the whole split."""
+    split = split.whole or split
     digest = hashlib.sha256(repr(split.classes).encode())
     for sample in split.samples:
         digest.update(repr((sample.image_id, sample.labels, sample.image_path.stat().st_size)).encode())

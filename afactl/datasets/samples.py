@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -50,6 +50,7 @@ class Split:
         masks: None where the dataset has none: training and prediction work, scoring does not.
         category_ids: the dataset's own numbers of the classes, such as COCO's 1..90; () where it has none of its own.
         notes: what is to be said about how the dataset was read: what was passed over, or how it was understood.
+        whole: the split of which this one is the first photos, see `head`; None where it is all of them.
     """
 
     name: str
@@ -58,6 +59,16 @@ class Split:
     masks: Masks | None = None
     notes: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
+    whole: Split | None = None
+
+    def head(self, count: int | None) -> Split:
+        """The first photos alone, for a quick look; None, or as many as there are, leaves all.
+
+        What is kept of a photo in a run's caches belongs to the whole split.
+        """
+        if count is None or count >= len(self.samples):
+            return self
+        return replace(self, samples=self.samples[:count], whole=self)
 
     def require_masks(self, purpose: str = "scoring") -> Masks:
         """The masks of a split that has some.

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
-from afactl.errors import DataError
+from afactl.errors import DataError, counted
 from afactl.files import is_utf8, whole_file
 
 COLUMNS = ("image", "labels")
@@ -96,7 +96,7 @@ def read_tags(root: Path) -> Tags:
             raise DataError(f"{row.where}: {row.image} leaves the data folder; list paths below it")
     named = sum(any(is_background(name) for name in row.names) for row in rows)
     if named:
-        notes = (*notes, f"labels: background is no class and was left out of {named} photos")
+        notes = (*notes, f"labels: background is no class and was left out of {counted(named, 'photo')}")
         rows = [row._replace(names=tuple(name for name in row.names if not is_background(name))) for row in rows]
     return Tags(rows, notes, numbers)
 

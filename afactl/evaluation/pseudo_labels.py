@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -170,7 +171,8 @@ def score_pseudo_labels(
 
     Args:
         refiner: another one than `scored_refiner`, for comparison: it has a cache of its own, and the run does not
-            keep its scores.
+            keep its scores. So it is with values of `scored_with`, and with the first photos of a split the scores
+            are not kept either.
 
     Raises:
         PresetError: no such refiner.
@@ -186,7 +188,9 @@ def score_pseudo_labels(
     passes = labelled = 0
     settings = {name: getattr(preset, name).model_dump(mode="json") for name in ("cam", "par", "affinity")}
     settings |= {key: value for key, value in refiner_settings(preset, chosen).items() if key not in settings["par"]}
-    stage = PSEUDO_STAGE if chosen == own else f"{PSEUDO_STAGE}-{chosen}"
+    stage = PSEUDO_STAGE if chosen == own and not run.changes else f"{PSEUDO_STAGE}-{chosen}"
+    if run.changes:  # a file of their own: the labels of the run's own settings stay
+        stage += f"-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
     header = CacheHeader(stage, settings, run.weights_hash, data_fingerprint(split))
     path = cache_path(run.folder, stage, split.name)
     with open_cam_cache(run, split, overwrite) as cams, Cache.open(path, header, overwrite) as labels:

@@ -91,8 +91,11 @@ class Counting:
 
 
 def keep_scores(run: TrainedRun, name: str, split: Split, scores: Sequence[Score], **facts: str) -> None:
-    """Leave what was counted and what else is to be known of it in the run, for its report and for comparisons."""
-    if distributed.rank() == 0:
+    """Leave what was counted and what else is to be known of it in the run, for its report and for comparisons.
+
+    Not what was counted on the first photos alone, or with other settings than the run's: it is not the run's score.
+    """
+    if distributed.rank() == 0 and split.whole is None and not run.changes:
         told = {
             "split": split.name,
             "images": len(split.samples),

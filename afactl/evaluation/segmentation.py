@@ -14,7 +14,7 @@ from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask, read_pair
 from afactl.datasets.samples import Split, Track
 from afactl.datasets.transforms import normalize
-from afactl.errors import DataError
+from afactl.errors import DataError, counted
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
 from afactl.evaluation.scores import Counting, Score, keep_scores, to_uint8
 from afactl.inference.segmentation import Passes, input_of_crf, multi_scale, segment, single_scale
@@ -52,7 +52,8 @@ class Validation(NamedTuple):
             return ""
         if self.non_finite:
             shown = ", ".join(self.non_finite[:3])
-            return f"the network gives non-finite values (NaN) for {len(self.non_finite)} photos (first: {shown})"
+            photos = counted(len(self.non_finite), "photo")
+            return f"the network gives non-finite values (NaN) for {photos} (first: {shown})"
         return "no photo has a mask to be compared with"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from afactl.datasets.registry import check_files, load_split
 from afactl.datasets.samples import Split
-from afactl.errors import CheckpointError
+from afactl.errors import CheckpointError, UsageError
 from afactl.network.model import AFA
-from afactl.presets import Preset
+from afactl.presets import Preset, changed_preset
 from afactl.runs.checkpoints import WEIGHTS, Architecture, find_checkpoint, load_model, weights_hash
 from afactl.runs.folder import run_preset
+
+# Sections of a preset that scoring and prediction follow, without another training.
+SCORING = ("cam", "par", "affinity", "eval", "crf")
 
 
 class TrainedRun(NamedTuple):
@@ -26,6 +29,7 @@ class TrainedRun(NamedTuple):
         weights_hash: 16 hex digits, which caches are tied to.
         iteration: of the checkpoint. checkpoint: its name: "last", "best", or "last.old" where that one is damaged.
         note: what is to be said about the checkpoint, if anything.
+        changes: `section.key=value` in which the preset is not that of the run, see `scored_with`.
     """
 
     folder: Path
@@ -37,6 +41,7 @@ class TrainedRun(NamedTuple):
     iteration: int
     checkpoint: str = "last"
     note: str = ""
+    changes: tuple[str, ...] = ()
 
 
 def open_run(folder: Path, device: torch.device, which: str = "last") -> TrainedRun:
@@ -61,6 +66,24 @@ def open_run(folder: Path, device: torch.device, which: str = "last") -> Trained
         checkpoint.name,
         note,
     )
+
+
+def scored_with(run: TrainedRun, overrides: Sequence[str]) -> TrainedRun:
+    """The run with other values for this call, of what concerns scoring and not the training.
+
+    Raises:
+        UsageError: a key of another section, or `affinity.enabled`. PresetError: as `changed_preset`.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key == "affinity.enabled" or ("." in key and key.partition(".")[0] not in SCORING):
+            raise UsageError(
+                f"--set {override}: concerns the training, which is over; "
+                f"expected a key of {', '.join(SCORING[:-1])} or {SCORING[-1]}"
+            )
+    if not overrides:
+        return run
+    return run._replace(preset=changed_preset(run.preset, overrides), changes=tuple(overrides))
 
 
 def open_split(run: TrainedRun, split: str, data: Path | None, masks: bool) -> Split:

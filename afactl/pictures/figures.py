@@ -13,7 +13,7 @@ from afactl.datasets.images import read_image, reduce_image
 from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
-from afactl.errors import AfactlError, DataError, UsageError
+from afactl.errors import AfactlError, DataError, UsageError, counted
 from afactl.evaluation.pseudo_labels import (
     WITH_AFFINITY,
     WITHOUT_AFA,
@@ -320,7 +320,7 @@ def draw_cams(
     if len(complete) < len(rows):  # photos with a true mask beside others without: none shows it
         rows = [(image, query, [cell for cell in cells if cell[0] != TRUTH]) for image, query, cells in rows]
     figure = panel(rows, run.architecture.classes, PALETTES[palette]())
-    return Drawn(save_figure(figure, out or run.folder / "figures" / "cams.png"), f"{len(rows)} photos")
+    return Drawn(save_figure(figure, out or run.folder / "figures" / "cams.png"), counted(len(rows), "photo"))
 
 
 def _spread(run: TrainedRun, look: Look, logarithm: torch.Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.registry import data_fingerprint
 from afactl.datasets.samples import Sample, Split
-from afactl.errors import AfactlError
+from afactl.errors import AfactlError, counted
 from afactl.evaluation.intervals import difference
 from afactl.evaluation.metrics import class_iou
 from afactl.evaluation.pseudo_labels import (
@@ -77,7 +77,7 @@ def write_report(
     segmentation = {name: kept for name, kept in scores.items() if name.startswith("segmentation-")}
     page = _template().render(
         title=f"afactl: {run.folder.resolve().name}",
-        subtitle=f"{run.preset.model.backbone}, {len(run.architecture.classes)} classes, "
+        subtitle=f"{run.preset.model.backbone}, {counted(len(run.architecture.classes), 'class', 'classes')}, "
         f"step {run.iteration} of {run.preset.train.max_iters}{_cost(run)}",
         run=run.folder,
         curves=_curves(run),

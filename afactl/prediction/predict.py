@@ -16,15 +16,16 @@ from torch import Tensor
 from afactl.datasets.images import read_image, reduce_image
 from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
 from afactl.datasets.samples import Track
-from afactl.errors import DataError, UsageError
-from afactl.files import require_free, writing
+from afactl.errors import DataError, UsageError, counted
+from afactl.files import require_free, whole_file, writing
 from afactl.inference.segmentation import input_of_crf, multi_scale, segment, segment_windows
 from afactl.inference.trained_run import TrainedRun, to_tensor
+from afactl.labels import CLASS_TABLE
 from afactl.machine import distributed
 from afactl.machine.parallel import ordered_map, processes_for
 from afactl.method.refinement.crf import DenseCrf, crf_label
 from afactl.prediction.unfinished import Unfinished, begun_files, require_idle
-from afactl.prediction.writers import Labelled, Writer, writer_class
+from afactl.prediction.writers import Labelled, Writer, class_table, writer_class
 
 
 class Photo(NamedTuple):
@@ -94,7 +95,7 @@ def find_photos(inputs: Sequence[str], out: Path | None = None) -> Found:
                 f"{other} and {photo.path}: both would write {photo.mask}; predict them into different --out folders"
             )
     if results:
-        notes.append(f"{len(results)} pictures in {out} are taken for results and not for photos")
+        notes.append(f"passed over: {counted(len(results), 'picture')} in {out}, as results of an earlier call")
     return Found(photos, notes)
 
 
@@ -169,6 +170,7 @@ def predict(
         "eval": run.preset.eval.model_dump(),
     }
     own = _require_room(out, list(writers.values()), photos, settings, overwrite)
+    table = _class_table(out, list(writers.values()), overwrite)
     distributed.wait()  # before any process writes, every one has looked
     with writing(f"--out {out}", "give another folder"):
         record = Unfinished(out, settings, distributed.rank())
@@ -203,8 +205,12 @@ def predict(
         record.begin(out / name for writer in writers.values() for name in writer.gathered)
         for writer in writers.values():
             writer.close(done)
+        if table is not None and done:
+            with whole_file(out / CLASS_TABLE) as fresh:
+                fresh.write_text(table, encoding="utf-8")
     record.finish()
     written = [file for writer in writers.values() for file in writer.files(done)]
+    written += [out / CLASS_TABLE] if table is not None and done else []
     failed = [values["failed"] for values in noted.values() if values["failed"]]
     return Prediction(len(done), written, kept, sum(noted[path]["reduced"] for path in done), failed)
 
@@ -237,6 +243,22 @@ def _require_room(
                 "give another folder"
             )
     return own
+
+
+def _class_table(out: Path, writers: Sequence[Writer], overwrite: bool) -> str | None:
+    """What CLASS_TABLE has to hold beside masks of these forms; None beside others.
+
+    Raises:
+        UsageError: there is one of other classes.
+    """
+    if not any(writer.numbered for writer in writers):
+        return None
+    table, file = class_table(writers[0].classes), out / CLASS_TABLE
+    if file.exists() and not overwrite and (not file.is_file() or file.read_bytes() != table.encode()):
+        raise UsageError(
+            f"--out {out}: its {CLASS_TABLE} names other classes than this run has; give another folder, or --overwrite"
+        )
+    return table
 
 
 def _labelled(

@@ -15,7 +15,9 @@ Every photo's file is written first, so that a killed job goes on; the last four
 from __future__ import annotations
 
 import abc
+import csv
 import functools
+import io
 import json
 import os
 import re
@@ -78,10 +80,12 @@ class Writer(abc.ABC):
     Attributes:
         gathered: names of the files in the output folder that hold all photos together, where there are any; those
             of single photos then lie below PARTS, which goes when the job ends.
+        numbered: whether its files hold numbers of classes that only CLASS_TABLE beside them names.
         category_ids: the dataset's own numbers of the classes, which `predict` sets; () where class c is c + 1.
     """
 
     gathered: ClassVar[tuple[str, ...]] = ()
+    numbered: ClassVar[bool] = False
     category_ids: Sequence[int] = ()
 
     def __init__(self, out: Path, classes: Sequence[str], palette: str = "safe") -> None:
@@ -123,8 +127,28 @@ def writer_class(form: str) -> type[Writer]:
     return entry
 
 
+def class_table(classes: Sequence[str]) -> str:
+    """What stands in CLASS_TABLE: value, name and colour in VOC's palette.
+
+    Example:
+        >>> print(class_table(["dog", "cat, wild"]), end="")
+        value,name,colour
+        0,background,#000000
+        1,dog,#800000
+        2,"cat, wild",#008000
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("value", "name", "colour"))
+    for value, name in enumerate(("background", *classes)):
+        writer.writerow((value, name, "#" + bytes(voc_palette()[value].tolist()).hex()))
+    return text.getvalue()
+
+
 class PngWriter(Writer):
     """Indexed masks with the VOC palette."""
+
+    numbered = True
 
     def target(self, path: Path) -> Path:
         return self.out / path
@@ -135,6 +159,8 @@ class PngWriter(Writer):
 
 class GreyWriter(Writer):
     """Masks whose grey values are the numbers of the classes; OpenCV and FiftyOne read indexed ones as colours."""
+
+    numbered = True
 
     def target(self, path: Path) -> Path:
         return self.out / path
@@ -163,6 +189,8 @@ class OverlayWriter(Writer):
 
 class ProbabilityWriter(Writer):
     """softmax over the classes, before any CRF, at the size that was labelled."""
+
+    numbered = True
 
     def objection(self, paths: Sequence[Path], crf: bool) -> str | None:
         """The CRF gives masks, no probabilities."""

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afactl.errors import CheckpointError, first_line
+from afactl.errors import CheckpointError, counted, first_line
 from afactl.runs.hugging_face import from_hugging_face
 
 # How names begin, theirs and ours.
@@ -67,7 +67,7 @@ class Fit(NamedTuple):
 
     def __str__(self) -> str:
         """Such as `222 tensors taken, 1 missing (norm.weight), 2 left (head.weight, head.bias)`."""
-        parts = [f"{len(self.taken)} tensors taken"]
+        parts = [f"{counted(len(self.taken), 'tensor')} taken"]
         for names, what in ((self.missing, "missing"), (self.left, "left")):
             if names:
                 more = ", ..." if len(names) > _SHOWN else ""

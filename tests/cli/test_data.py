@@ -37,7 +37,7 @@ def test_data_prepare_folder_writes_the_table(call, tiny_data, tmp_path):
     assert code == 0 and "all photos" in out and f"labels: {data / 'labels.csv'}" in out
     (data / "masks/val/0000.png").unlink()
     assert (
-        "1 photos have no mask"
+        "left out, as they have no mask: 1 photo"
         in call("data", "prepare", "folder", "--data", data, "--labels-from", "masks", "--overwrite")[1]
     )
     refused(
@@ -71,7 +71,7 @@ def test_data_prepare_tells_what_it_found(call, tmp_path):
     (root / "Annotations" / "t1.xml").write_text("<a><filename>t1.jpg</filename><object><name>cat</name></object></a>")
     code, out, _ = call("data", "prepare", "voc", "--data", root, "--json", tmp_path / "p.json")
     assert code == 0 and "1464" in out and "no masks of SBD: train on the plain list" in out
-    assert "1 photos whose mask and XML disagree" in out and "t1: only in the mask: dog; only in the XML: cat" in out
+    assert "1 photo whose mask and XML disagree" in out and "t1: only in the mask: dog; only in the XML: cat" in out
     assert json.loads((tmp_path / "p.json").read_text())["counts"] == {"train": 1, "val": 1}
     refused(call("data", "prepare", "voc", "--data", tmp_path), 1, "expected JPEGImages/")
     refused(call("data", "prepare", "voc", "--data", root, "--labels-from", "xml"), 2, "--set data.labels=xml")

@@ -72,3 +72,30 @@ def test_eval_scores_trained_weights_of_others(call, run_copy, tmp_path):
         (("--preset", "voc"), "--preset voc: goes with --checkpoint FILE"),
     ):
         refused(call("eval", *wrong), 2, message)
+
+
+def test_the_first_photos_alone_or_with_other_settings_are_not_the_runs_score(call, run_copy, tmp_path):
+    asked = ("eval", "--run", run_copy, "--json", tmp_path / "e.json", "--overwrite")
+    assert call(*asked)[0] == 0
+    whole, scores = json.loads((tmp_path / "e.json").read_text()), run_copy / "scores/segmentation-val.json"
+    kept = scores.read_bytes()
+    assert whole["limited"] is False and whole["set"] == []
+    code, out, _ = call(*asked, "--limit", 1)
+    assert code == 0 and "split val, the first 1 image of 4; not kept as the run's score; protocol" in out
+    first = json.loads((tmp_path / "e.json").read_text())
+    assert first["images"] == 1 and first["limited"] is True
+    code, out, _ = call(*asked, "--set", "eval.scales=[0.5]", "--set", "eval.mirror=mean")
+    assert code == 0 and "4 images; not kept as the run's score; eval.scales=[0.5], eval.mirror=mean; protocol" in out
+    changed = json.loads((tmp_path / "e.json").read_text())
+    row = "multi-scale + flip"
+    assert len({whole["miou"][row], first["miou"][row], changed["miou"][row]}) == 3
+    assert changed["miou"]["single scale"] == whole["miou"]["single scale"]
+    assert scores.read_bytes() == kept
+    assert call(*asked, "--limit", 99)[0] == 0 and json.loads((tmp_path / "e.json").read_text())["limited"] is False
+    refused(
+        call(*asked, "--set", "optim.lr=1"),
+        2,
+        "--set optim.lr=1: concerns the training",
+        "cam, par, affinity, eval or crf",
+    )
+    refused(call(*asked, "--set", "eval.scale=[1]"), 2, 'did you mean "eval.scales"')

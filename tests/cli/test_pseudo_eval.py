@@ -29,7 +29,7 @@ def test_pseudo_eval_prints_table_3_and_reuses_the_caches(call, run_copy, tmp_pa
     figures = json.loads((tmp_path / "t.json").read_text())
     assert figures["images"] == 4 and set(figures["miou"]["AFA"]) == {"plain", "refined"}
     code, again, _ = call("pseudo-eval", "--split", "val", "--run", run_copy)
-    assert "no forward pass: all 4 images came from the cache" in again
+    assert "no forward pass: 4 images came from the cache" in again
     assert [line for line in again.splitlines() if line.startswith("│")] == [
         line for line in out.splitlines() if line.startswith("│")
     ][: 4 + 2], "table and differences"
@@ -49,7 +49,7 @@ def test_pseudo_eval_compares_any_refiner(call, run_copy, tmp_path):
     assert code == 0 and "without CRF" in out and "with CRF" in out and "CRF 10 iterations" in out and "PAR" not in out
     figures = json.loads((tmp_path / "t.json").read_text())
     assert figures["refiner"] == "crf" and "AFA + CRF" in figures["rows"]
-    assert "no forward pass: all 4 images came from the cache (4 labelled now)" in out
+    assert "no forward pass: 4 images came from the cache (4 labelled now)" in out
     kept = (run_copy / "scores" / "pseudo-val.json").read_text()
     assert kept == scores and len(list((run_copy / "scores").glob("pseudo-*.json"))) == 1, (
         "the run keeps those of its own refiner"
@@ -114,3 +114,35 @@ def test_options_of_a_sweep_without_one_are_refused(call, run_copy):
         2,
         'between 0 and 1, such as 0.2:0.7:0.05, got "0.2:1.7:0.1"',
     )
+
+
+def test_the_first_photos_alone_are_scored_and_the_rest_of_the_caches_follows(call, run_copy, tmp_path):
+    asked = ("pseudo-eval", "--split", "val", "--run", run_copy)
+    code, out, _ = call(*asked, "--limit", 2, "--json", tmp_path / "t.json")
+    assert code == 0 and "the first 2 images of 4; not kept as the run's score" in out
+    assert json.loads((tmp_path / "t.json").read_text())["limited"] is True
+    assert not (run_copy / "scores/pseudo-val.json").exists()
+    code, out, _ = call(*asked)
+    assert code == 0 and "2 images went through the network, 2 came from the cache" in out
+    assert json.loads((run_copy / "scores/pseudo-val.json").read_text())["images"] == 4
+    refused(call(*asked, "--limit", 2, "--labels", "predicted"), 2, "--limit 2: not with --labels predicted")
+
+
+def test_other_settings_have_labels_of_their_own_and_leave_the_runs(call, run_copy, tmp_path):
+    asked = ("pseudo-eval", "--split", "val", "--run", run_copy, "--json", tmp_path / "t.json", "--overwrite")
+    assert call(*asked)[0] == 0
+    before, scores = json.loads((tmp_path / "t.json").read_text()), run_copy / "scores/pseudo-val.json"
+    kept = scores.read_bytes()
+    code, out, _ = call(*asked, "--set", "cam.background=0.05")
+    after = json.loads((tmp_path / "t.json").read_text())
+    assert code == 0 and "cam.background=0.05" in out and after["set"] == ["cam.background=0.05"]
+    assert "no forward pass" in out, "the CAMs are the same"
+    assert after["miou"]["AFA (w/o prop.)"] != before["miou"]["AFA (w/o prop.)"]
+    assert after["miou"]["AFA"] == before["miou"]["AFA"]
+    assert scores.read_bytes() == kept
+    assert (
+        "(0 labelled now)" in call(*asked)[1] and "(0 labelled now)" in call(*asked, "--set", "cam.background=0.05")[1]
+    )
+    refused(call(*asked, "--set", "affinity.enabled=false"), 2, "affinity.enabled=false: concerns the training")
+    result = call(*asked[:-1][:-2], "--set", "cam.scales=[1.0, 1.5, 2.0]")
+    refused(result, 1, "cams-val.h5", "cam.scales", "--overwrite")

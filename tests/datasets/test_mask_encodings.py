@@ -125,6 +125,15 @@ def test_what_can_be_read_in_two_ways_is_never_read_wrong(tmp_path_factory, mask
     assert np.array_equal(found, mask)
 
 
+def test_a_palette_whose_only_grey_is_also_a_colour_of_vocs_is_refused(tmp_path_factory):
+    """Grey 64 is the number 64, and VOC's colour of 56."""
+    image = Image.fromarray(np.zeros((4, 4), np.uint8), "P")
+    image.putpalette([64, 64, 64])
+    with pytest.raises(UnknownValueError, match="greys .64. are VOC's colours of other classes"):
+        read(tmp_path_factory, image, 80)
+    assert (read(tmp_path_factory, image, 60) == 56).all(), "with fewer classes it can only be the colour"
+
+
 @pytest.mark.parametrize("colors", [VOC, GREY])
 def test_a_mask_of_background_alone_is_told_by_the_colours_that_it_does_not_use(tmp_path_factory, colors):
     """Black stands at 2, where the second class would be."""

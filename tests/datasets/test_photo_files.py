@@ -36,7 +36,7 @@ def test_what_is_passed_over_is_counted(tmp_path):
     files = find_files(tmp_path, leave_out=("masks",))
     assert files.photos == [tmp_path / "dog" / "a.jpg"]
     assert passed_over(files, 2) == (
-        "passed over: 3 files that are no photos here (.svg 2, notes 1); "
+        "passed over: 3 other files (.svg 2, notes 1); "
         "4 hidden or system entries (hidden files, .ipynb_checkpoints, @eaDir, __MACOSX); 2 photos in no class folder",
     )
 

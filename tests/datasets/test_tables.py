@@ -147,8 +147,7 @@ def test_links_hidden_folders_and_background_beside_classes(tmp_path):
     ]
     (note,) = notes
     assert note == (
-        "passed over: 1 files that are no photos here (.txt 1); "
-        "1 hidden or system entries (.ipynb_checkpoints); 1 photos in no class folder"
+        "passed over: 1 other file (.txt 1); 1 hidden or system entry (.ipynb_checkpoints); 1 photo in no class folder"
     )
 
 

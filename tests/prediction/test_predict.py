@@ -86,7 +86,7 @@ def test_masks_are_what_eval_would_score(run, photos, tmp_path):
 
 def test_crf_refines_the_mask(run, photos, tmp_path):
     found = find_photos([str(photos / "a.jpg")]).photos
-    (written,) = predict(run, found, tmp_path / "crf", PredictOptions(crf="torch")).written
+    written, _ = predict(run, found, tmp_path / "crf", PredictOptions(crf="torch")).written
     image = read_image(photos / "a.jpg")
     logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
     expected = dense_crf(
@@ -112,10 +112,10 @@ def test_a_large_photo_is_labelled_smaller_and_said_so(run, tmp_path, monkeypatc
 
 def test_a_window_is_for_photos_that_are_larger(run, photos, tmp_path):
     found = find_photos([str(photos / "a.jpg")]).photos
-    (whole,) = predict(run, found, tmp_path / "whole").written
-    (below,) = predict(run, found, tmp_path / "below", PredictOptions(window=64)).written
+    whole, _ = predict(run, found, tmp_path / "whole").written
+    below, _ = predict(run, found, tmp_path / "below", PredictOptions(window=64)).written
     assert below.read_bytes() == whole.read_bytes()
-    (cut,) = predict(run, found, tmp_path / "cut", PredictOptions(window=32, forms=("probabilities",))).written
+    cut, _ = predict(run, found, tmp_path / "cut", PredictOptions(window=32, forms=("probabilities",))).written
     logits = segment_windows(
         run.model, read_image(photos / "a.jpg"), run.device, multi_scale(run.preset.eval), 32, (40, 56)
     )
@@ -169,7 +169,7 @@ def test_a_network_that_gives_nan_is_told_by_photo(run, photos, tmp_path, monkey
 def test_a_broken_photo_is_named_and_the_others_are_done(run, photos, tmp_path):
     (photos / "a.jpg").write_bytes(b"\xff\xd8\xff cut off")
     result = predict(run, find_photos([str(photos)]).photos, tmp_path / "out")
-    assert len(result.written) == 2 and len(result.failed) == 1 and "a.jpg" in result.failed[0]
+    assert len(result.written) == 3 and len(result.failed) == 1 and "a.jpg" in result.failed[0]
 
 
 def test_an_output_folder_that_cannot_be_written_is_named(run, photos, tmp_path):
@@ -182,7 +182,7 @@ def test_probabilities_are_the_networks(run, photos, tmp_path):
     found = find_photos([str(photos / "a.jpg")]).photos
     with pytest.raises(UsageError, match="leave --crf out"):
         predict(run, found, tmp_path / "out", PredictOptions(crf="torch", forms=("probabilities",)))
-    (path,) = predict(run, found, tmp_path / "out", PredictOptions(forms=("probabilities",))).written
+    path, _ = predict(run, found, tmp_path / "out", PredictOptions(forms=("probabilities",))).written
     image = read_image(photos / "a.jpg")
     logits = segment(run.model, image, run.device, multi_scale(run.preset.eval))
     assert np.allclose(np.load(path), logits.softmax(0).numpy(), atol=1e-3)
@@ -321,13 +321,13 @@ def test_results_that_would_be_one_file_are_refused(run, quick, tmp_path):
     with pytest.raises(UsageError, match=r"two results would be one file \(.*beach_overlay.png\)"):
         predict(run, found, tmp_path / "out", PredictOptions(forms=("png", "overlay")))
     assert not (tmp_path / "out").exists()
-    assert len(predict(run, found, tmp_path / "out").written) == 2
+    assert len(predict(run, found, tmp_path / "out").written) == 3
 
 
 def test_results_below_the_photos_are_no_photos(run, quick, tmp_path):
     picture(tmp_path / "photos/a.jpg")
     out = tmp_path / "photos" / "masks"
-    for notes in ([], [f"1 pictures in {out} are taken for results and not for photos"]):
+    for notes in ([], [f"passed over: 1 picture in {out}, as results of an earlier call"]):
         found = find_photos([str(tmp_path / "photos")], out)
         assert [photo.path.name for photo in found.photos] == ["a.jpg"] and found.notes == notes
         predict(run, found.photos, out, PredictOptions(overwrite=True))
@@ -387,7 +387,7 @@ def test_a_file_that_appears_meanwhile_is_kept_and_told(run, quick, tmp_path):
             yield photo
 
     result = predict(run, find_photos([str(tmp_path / "photos")]).photos, tmp_path / "out", track=track)
-    assert [path.name for path in result.written] == ["a.png"]
+    assert [path.name for path in result.written] == ["a.png", "classes.csv"]
     assert result.failed == [f"{tmp_path / 'out/b.png'}: appeared while the masks were made, and is left as it is"]
     assert np.asarray(Image.open(tmp_path / "out/b.png")).shape == (8, 8, 3)
 

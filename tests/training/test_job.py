@@ -80,7 +80,7 @@ def test_a_validation_with_non_finite_values_is_no_score(tmp_path, tiny_data, mo
     assert job_of(tiny_data, tmp_path, "train.eval_iters=1", observers=(told.append,)).run_steps() is None
     assert iteration(tmp_path, "best") == 2 and iteration(tmp_path, "last") == 4
     lines = [line for line in read_metrics(tmp_path) if "phase" not in line]
-    why = "the network gives non-finite values (NaN) for 1 photos (first: a)"
+    why = "the network gives non-finite values (NaN) for 1 photo (first: a)"
     assert lines == [
         {"step": step} | ({"val_seg_miou": 30.0} if step == 2 else {"no_score": why}) for step in range(1, 5)
     ]
