@@ -38,6 +38,12 @@ class DataError(AfactlError):
     """A photo, mask, label file or split is missing, broken or contradicts itself."""
 
 
+class MissingDataError(DataError):
+    """The call names a dataset, split or photo that is not there."""
+
+    exit_code = 2
+
+
 class UnknownValueError(DataError):
     """A mask holds a value or colour that is no class."""
 

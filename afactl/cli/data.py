@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from afactl.cli.options import JsonOption, OverwriteOption, Palette, PaletteOption, SplitOption
-from afactl.errors import DataError, UsageError, counted, nearest
+from afactl.errors import MissingDataError, UsageError, counted, nearest
 from afactl.files import require_free
 from afactl.machine.terminal import out, table, tracker, write_json
 
@@ -22,10 +22,19 @@ DatasetArgument = Annotated[
 DownloadOption = Annotated[Path, typer.Option("--data", help="folder of the downloaded dataset")]
 FolderOption = Annotated[Path | None, typer.Option("--data", help="folder of the dataset, where a preset is given")]
 
-app = typer.Typer(help="Look at a dataset before training on it.", rich_markup_mode=None, no_args_is_help=True)
-prepare_app = typer.Typer(
-    help="Make lists, labels and masks of a downloaded dataset.", rich_markup_mode=None, no_args_is_help=True
-)
+app = typer.Typer(help="Look at a dataset before training on it.", rich_markup_mode=None)
+prepare_app = typer.Typer(help="Make lists, labels and masks of a downloaded dataset.", rich_markup_mode=None)
+
+
+@app.callback(invoke_without_command=True)
+@prepare_app.callback(invoke_without_command=True)
+def _alone(context: typer.Context) -> None:
+    """What a group of commands does without one: it shows its help."""
+    if context.invoked_subcommand is None:
+        for line in context.get_help().splitlines():
+            out.print(line)
+
+
 app.add_typer(prepare_app, name="prepare")
 
 
@@ -101,7 +110,7 @@ def prepare_coco(
         raise UsageError(f"--year: expected {coco.YEAR}, the release that the paper uses, got {year}")
     splits = coco.splits(data)
     if not splits:
-        raise DataError(
+        raise MissingDataError(
             f"--data {data}: expected {coco.annotations_path(Path(), 'train')} or the one of val in it, found neither"
         )
     done = [preparing.prepare_coco(data, split, tracker(f"masks of {split}")) for split in splits]

@@ -139,6 +139,11 @@ def _is_out_of_memory(error: Exception) -> bool:
 _ParseError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])  # all of them have its methods
 
 
+def _help_of(error: typer.BadParameter) -> str:
+    """The call that explains the command whose options were wrong."""
+    return f"{error.ctx.command_path if error.ctx else 'afactl'} --help"
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: every error becomes one line and an exit code."""
     keep_freed_memory()
@@ -163,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         error_line(str(error))
         code = error.exit_code
     except _ParseError as error:
-        error_line(f"{error.format_message()} (see afactl --help)")
+        error_line(f"{error.format_message()} (see {_help_of(error)})")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         error_line("stopped")

@@ -23,7 +23,7 @@ import numpy as np
 
 from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import DatasetFormat, Sample, Split
-from afactl.errors import DataError, DependencyError, first_line, nearest
+from afactl.errors import DataError, DependencyError, MissingDataError, first_line, nearest
 from afactl.labels import IGNORE
 
 SPLITS = ("train", "val")
@@ -86,7 +86,7 @@ def load(root: Path, split: str) -> Split:
         DataError: no such split, or the annotations are missing or damaged.
     """
     if split not in SPLITS:
-        raise DataError(f'{root}: COCO has no split "{split}"{nearest(split, SPLITS)}')
+        raise MissingDataError(f'{root}: COCO has no split "{split}"{nearest(split, SPLITS)}')
     photos = root / f"{split}{YEAR}"
     table, masks = prepared_paths(root, split)
     if table.is_file():
@@ -124,7 +124,7 @@ def prepared_paths(root: Path, split: str) -> tuple[Path, Path]:
     """
     path = annotations_path(root, split)
     if not path.is_file():
-        raise DataError(
+        raise MissingDataError(
             f"{path}: expected COCO annotations there; give --data with train{YEAR}/, val{YEAR}/ and annotations/"
         )
     digest = hashlib.sha256(str(path.stat().st_size).encode())

@@ -16,7 +16,7 @@ from afactl.datasets.mask_labels import white_of
 from afactl.datasets.masks import MaskFiles
 from afactl.datasets.samples import DatasetFormat, Sample, Split
 from afactl.datasets.tables import PHOTOS, Row, read_classes, read_rows, read_tags
-from afactl.errors import DataError, nearest
+from afactl.errors import DataError, MissingDataError, nearest
 from afactl.labels import IGNORE
 
 
@@ -48,7 +48,7 @@ def load(root: Path, split: str) -> Split:
         if row.split == split:
             samples.append(Sample(image_id, root / row.image, tuple(sorted({index[name] for name in row.names}))))
     if not samples:
-        raise DataError(
+        raise MissingDataError(
             f'{root}: split "{split}" is empty; splits there: {", ".join(sorted({row.split for row in rows}))}'
         )
 

@@ -141,8 +141,8 @@ def _by_color(used: list[int], codes: list[int], classes: int) -> dict[int, int]
     moved = next((i for i, code in evidence.items() if _names_another(code, i, classes)), None)
     if moved is not None:
         if distinct and len(voc) == len(used):
-            greys = {index: _grey(color) for index, color in colors.items()}
-            if greys != voc and all(_fits(value, classes) for value in greys.values()):
+            greys = {index: value for index in colors if _fits(value := _grey(colors[index]), classes)}
+            if greys != voc and len(greys) == len(used):
                 raise UnknownValueError(
                     f"the palette's greys {sorted(greys.values())} are VOC's colours of other classes"
                 )

@@ -31,7 +31,7 @@ from afactl.datasets.tables import (
     read_xml,
     write_csv,
 )
-from afactl.errors import DataError, DependencyError, UsageError, counted
+from afactl.errors import DataError, DependencyError, MissingDataError, UsageError, counted
 from afactl.files import whole_file, writing
 
 # What the full dataset has, by split.
@@ -128,7 +128,7 @@ def _sbd_masks(folder: Path) -> list[Path]:
         masks = sorted(folder.glob(pattern))
         if masks:
             return masks
-    raise DataError(f"--sbd {folder}: expected SBD's cls/*.mat or its masks as *.png, found neither")
+    raise MissingDataError(f"--sbd {folder}: expected SBD's cls/*.mat or its masks as *.png, found neither")
 
 
 def _read_sbd(path: Path) -> np.ndarray:
@@ -235,7 +235,7 @@ def prepare_folder(
     if val:
         held = sum(row.split == "val" for row in rows)
         if held:
-            raise UsageError(f"--val {val:g}: {counted(held, 'photo')} in a split val already; leave --val out")
+            raise UsageError(f"--val {val:g}: there is a split val already ({counted(held, 'photo')}); leave --val out")
         training = [number for number, row in enumerate(rows) if row.split == "train"]
         for chosen in set_aside([rows[number].names for number in training], val, seed):
             rows[training[chosen]] = rows[training[chosen]]._replace(split="val")

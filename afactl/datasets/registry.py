@@ -13,7 +13,16 @@ from pathlib import Path, PurePosixPath
 from afactl.datasets import folder
 from afactl.datasets.photo_files import HEIC_SUFFIXES
 from afactl.datasets.samples import DatasetFormat, Split
-from afactl.errors import AfactlError, DataError, DependencyError, PresetError, UsageError, counted, nearest
+from afactl.errors import (
+    AfactlError,
+    DataError,
+    DependencyError,
+    MissingDataError,
+    PresetError,
+    UsageError,
+    counted,
+    nearest,
+)
 from afactl.files import is_utf8
 from afactl.registry import Registry
 
@@ -57,7 +66,7 @@ def dataset_folder(name: str, root: Path | None) -> Path:
             raise UsageError(f"data: the folder of the {name} dataset is needed; give --data DIR")
         return generate()
     if not root.is_dir():
-        raise DataError(f"--data {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
+        raise MissingDataError(f"--data {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
     return root
 
 
@@ -77,7 +86,7 @@ def load_split(name: str, root: Path | None, split: str, labels: str | None = No
     root = dataset_folder(name, root)
     chosen = loader(root, split)
     if not chosen.samples:
-        raise DataError(f"--data {root}: split {split} is empty")
+        raise MissingDataError(f"--data {root}: split {split} is empty")
     for name in chosen.classes:
         # Names of photos may be any; those of classes go into checkpoints, tables and pages, which are UTF-8.
         if not is_utf8(name):
@@ -161,7 +170,7 @@ def load_all(name: str, root: Path | None, labels: str | None = None) -> list[Sp
     """
     splits = [load_split(name, root, split, labels) for split in split_names(name, root)]
     if not splits:
-        raise DataError(f"--data {root}: expected a dataset in the {name} format, found no split of it")
+        raise MissingDataError(f"--data {root}: expected a dataset in the {name} format, found no split of it")
     return splits
 
 

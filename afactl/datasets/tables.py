@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
-from afactl.errors import DataError, counted
+from afactl.errors import DataError, MissingDataError, counted
 from afactl.files import is_utf8, whole_file
 
 COLUMNS = ("image", "labels")
@@ -86,7 +86,7 @@ def read_tags(root: Path) -> Tags:
     if (listed := root / CATEGORIES).is_file():
         numbers = _category_numbers(listed, _parse(listed))
     if not rows:
-        raise DataError(
+        raise MissingDataError(
             f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none; "
             "see docs/own-data.md"
         )

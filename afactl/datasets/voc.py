@@ -18,7 +18,7 @@ from afactl.datasets.mask_labels import labels_from_masks
 from afactl.datasets.masks import MaskFiles
 from afactl.datasets.photo_files import PHOTO_SUFFIXES
 from afactl.datasets.samples import DatasetFormat, Sample, Split
-from afactl.errors import DataError, nearest
+from afactl.errors import DataError, MissingDataError, nearest
 
 CLASSES = (
     "aeroplane",
@@ -85,7 +85,7 @@ def _load(root: Path, split: str, table: str | None) -> Split:
     """A split whose labels stand in a table of the folder, as far as it goes, or else in the masks."""
     _check_layout(root)
     if split not in (*LISTS, AUGMENTED):
-        raise DataError(f'{root}: VOC has no split "{split}"{nearest(split, (*LISTS, AUGMENTED))}')
+        raise MissingDataError(f'{root}: VOC has no split "{split}"{nearest(split, (*LISTS, AUGMENTED))}')
     masks = mask_files(root)
     ids = _augmented(root) if split == AUGMENTED else read_list(root, split)
     missing = [image_id for image_id in ids if image_id not in masks]
@@ -127,7 +127,7 @@ def _check_layout(root: Path) -> None:
         p.parent for p in (root / "VOC2012", root / "VOCdevkit" / "VOC2012") for p in [p / "JPEGImages"] if p.is_dir()
     ]
     hint = f"; give --data {below[0]}" if below else "; give the VOC2012 folder of VOCdevkit"
-    raise DataError(f"--data {root}: expected JPEGImages/ and ImageSets/Segmentation/ in it{hint}")
+    raise MissingDataError(f"--data {root}: expected JPEGImages/ and ImageSets/Segmentation/ in it{hint}")
 
 
 def mask_files(root: Path) -> dict[str, Path]:

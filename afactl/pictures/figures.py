@@ -13,7 +13,7 @@ from afactl.datasets.images import read_image, reduce_image
 from afactl.datasets.masks import enlarge_mask
 from afactl.datasets.registry import is_missing, load_split
 from afactl.datasets.samples import Sample, Split
-from afactl.errors import AfactlError, DataError, UsageError, counted
+from afactl.errors import AfactlError, DataError, MissingDataError, UsageError, counted
 from afactl.evaluation.pseudo_labels import (
     WITH_AFFINITY,
     WITHOUT_AFA,
@@ -103,7 +103,7 @@ def look_at_all(run: TrainedRun, photos: Sequence[Path], data: Path | None, over
             split, sample = located
             looks += look_at_samples(run, split, [sample], overwrite)
             continue
-        image = read_image(photo)
+        image = _named_photo(photo)
         labels = likely_labels(run, image)
         names = ", ".join(run.architecture.classes[c] for c in labels) or "none"
         source = f"not a photo of the run's dataset: classes found by the network ({names})"
@@ -126,6 +126,13 @@ def look_at_samples(
         truth = enlarge_mask(split.masks.read(sample), image.shape[:2]) if split.masks else None
         source = f"{how} {cache.path.name}; image-level labels: {names}"
         yield Look(sample.image_path.stem, image, record, truth, source)
+
+
+def _named_photo(photo: Path) -> np.ndarray:
+    """A photo that the call names, which may not be there."""
+    if not photo.is_file():
+        raise MissingDataError(f"{photo}: expected a photo, found {'a folder' if photo.is_dir() else 'nothing'}")
+    return read_image(photo)
 
 
 def _find_samples(run: TrainedRun, photos: Sequence[Path], data: Path | None) -> list[tuple[Split, Sample] | None]:
@@ -199,7 +206,7 @@ def draw_attention(
     """
     if photo is None:
         photo = first_photos(run, data, 1)[0]
-    height, width = read_image(photo).shape[:2]
+    height, width = _named_photo(photo).shape[:2]
     queries = list(attended.queries) or [(width // 2, height // 2)]
     for query in queries:  # before any work
         query_token(query, (height, width), (1, 1))

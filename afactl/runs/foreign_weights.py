@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afactl.errors import CheckpointError, counted, first_line
+from afactl.errors import CheckpointError, UsageError, counted, first_line
 from afactl.runs.hugging_face import from_hugging_face
 
 # How names begin, theirs and ours.
@@ -254,10 +254,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` or a PyTorch file; never runs code from the file.
 
     Raises:
-        CheckpointError: missing, unreadable, or not a mapping of names to tensors.
+        UsageError: there is no such file. CheckpointError: unreadable, or not a mapping of names to tensors.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file; give --init FILE, or --init none for random weights")
+        raise UsageError(f"{path}: no such weights file; give --init FILE, or --init none for random weights")
     if path.suffix == ".onnx":
         raise CheckpointError(
             f"{path}: a network as ONNX, which is only run; give weights: .safetensors or .pth (afactl export --format "

@@ -43,7 +43,7 @@ def test_data_prepare_folder_writes_the_table(call, tiny_data, tmp_path):
     refused(
         call("data", "prepare", "folder", "--data", data, "--overwrite", "--val", "0.2"),
         2,
-        "belong to a split val already",
+        "there is a split val already (3 photos)",
     )
     refused(call("data", "prepare", "folder", "--data", tmp_path / "no"), 1, "expected a folder, found nothing")
 

@@ -193,3 +193,71 @@ def test_a_full_disk_is_no_bug(call, run_copy, monkeypatch):
     result = call("eval", "--run", run_copy)
     refused(result, 1, "scores/segmentation-val.json: No space left on device; mend that, then call again")
     assert "bug" not in result[2]
+
+
+NOTHING = [  # calls that name something that is not there, or a folder that holds something else
+    "train voc --data NOTHING",
+    "train voc --data EMPTY",
+    "train coco --data EMPTY",
+    "train photos --data EMPTY",
+    "train demo --init NOTHING",
+    "train NOTHING",
+    "train --resume --out NOTHING",
+    "eval --run NOTHING",
+    "eval --run RUN --data NOTHING",
+    "eval --run RUN --split NOTHING",
+    "eval --run RUN --checkpoint NOTHING",
+    "pseudo-eval --run RUN --split NOTHING",
+    "pseudo-eval --run RUN --data NOTHING",
+    "pseudo-eval --run RUN --split val --without-afa NOTHING",
+    "dump-cams --run RUN --split NOTHING",
+    "predict NOTHING --run RUN",
+    "predict EMPTY --run RUN",
+    "viz-attn NOTHING --run RUN",
+    "viz-attn EMPTY --run RUN",
+    "viz-cams NOTHING --run RUN",
+    "viz-par NOTHING --run RUN",
+    "explore NOTHING",
+    "report NOTHING",
+    "report EMPTY",
+    "runs NOTHING",
+    "export --run NOTHING",
+    "compare RUN NOTHING",
+    "compare --masks NOTHING EMPTY --truth EMPTY",
+    "ablate table4 --run NOTHING",
+    "presets NOTHING",
+    "data check NOTHING",
+    "data check EMPTY",
+    "data check voc --data NOTHING",
+    "data preview NOTHING",
+    "data prepare voc --data NOTHING",
+    "data prepare voc --data EMPTY",
+    "data prepare coco --data EMPTY",
+    "data prepare folder --data NOTHING",
+    "data prepare folder --data EMPTY",
+]
+
+
+@pytest.mark.parametrize("text", NOTHING)
+def test_what_a_call_names_and_is_not_there_is_the_calls_fault(call, run_copy, tmp_path, text):
+    """Exit code 2, as docs/troubleshooting.md says, and one line."""
+    (tmp_path / "empty").mkdir()
+    names = {"NOTHING": tmp_path / "nothing", "EMPTY": tmp_path / "empty", "RUN": run_copy}
+    refused(call(*(names.get(word, word) for word in text.split())), 2)
+    assert not (tmp_path / "nothing").exists() and not [*(tmp_path / "empty").iterdir()]
+
+
+@pytest.mark.parametrize(
+    "text", ["predict", "eval --bogus", "data check --bogus", "data prepare voc", "viz-attn --layer x"]
+)
+def test_errors_of_options_point_to_the_help_of_their_command(call, text):
+    name = " ".join(word for word in text.split() if word not in ("--bogus", "--layer", "x"))
+    refused(call(*text.split()), 2, f"(see afactl {name} --help)")
+
+
+@pytest.mark.parametrize("group", ["data", "data prepare"])
+def test_a_group_alone_shows_its_commands(call, group):
+    code, out, err = call(*group.split())
+    assert code == 0 and not err and out.startswith(f"Usage: afactl {group}")
+    assert len(out.splitlines()) > 6, "in lines"
+    refused(call(*group.split(), "bogus"), 2, "bogus", f"(see afactl {group} --help)")

@@ -83,4 +83,4 @@ def test_a_quick_look_and_other_settings(call, run_copy, tiny_data, tmp_path):
     assert code == 0 and "with crf.iterations=1" in out
     assert (tmp_path / "b/0000.png").read_bytes() != (tmp_path / "c/0000.png").read_bytes()
     refused(call(*asked, "--set", "train.seed=1"), 2, "--set train.seed=1: concerns the training, which is over")
-    refused(call(*asked, "--limit", 0), 2, "--limit", "0 is not in the range x>=1")
+    refused(call(*asked, "--limit", 0), 2, "--limit", "greater than or equal to 1")

@@ -266,7 +266,7 @@ def test_photos_are_set_aside_once(tagged):
     done = prepare_folder(tagged, val=0.25, seed=1)
     assert done.photos == {"train": 15, "val": 5} and sum(done.splits["val"].values()) == 5
     first = rows_of(tagged)
-    with pytest.raises(UsageError, match="5 photos in a split val already"):
+    with pytest.raises(UsageError, match="there is a split val already \\(5 photos\\)"):
         prepare_folder(tagged, val=0.25, overwrite=True)
     (tagged / "labels.csv").unlink()
     prepare_folder(tagged, val=0.25, seed=1)

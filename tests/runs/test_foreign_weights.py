@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from afactl.errors import CheckpointError
+from afactl.errors import CheckpointError, UsageError
 from afactl.network.model import AFA
 from afactl.runs.foreign_weights import (
     from_authors,
