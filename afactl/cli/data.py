@@ -43,6 +43,7 @@ class TagSource(str, Enum):
 
     tags = "tags"
     masks = "masks"
+    keywords = "keywords"
 
 
 @prepare_app.command(
@@ -141,8 +142,27 @@ def prepare_folder(
     ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
     labels_from: Annotated[
-        TagSource, typer.Option("--labels-from", help="the tags that are there, or the masks in masks/")
+        TagSource,
+        typer.Option(
+            "--labels-from",
+            help="the tags that are there, the masks in masks/, or the keywords (IPTC, XMP) in the photos' files",
+        ),
     ] = TagSource.tags,
+    from_keywords: Annotated[bool, typer.Option("--from-keywords", help="the same as --labels-from keywords")] = False,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            "--classes",
+            metavar="NAME,NAME",
+            help="the keywords that are classes; default: classes.txt, or all that five photos share",
+        ),
+    ] = None,
+    exclude: Annotated[
+        Path | None,
+        typer.Option(
+            "--exclude", metavar="FILE", help="photos to leave out: a review list (its wrong ones), or a path per line"
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="write a labels.csv that is there again")] = False,
 ) -> None:
     """Write labels.csv of own photos, with a validation split if asked.
@@ -151,15 +171,37 @@ def prepare_folder(
     """
     from afactl.datasets import preparing
     from afactl.datasets.registry import dataset_folder
+    from afactl.runs.review import excluded_photos
 
+    source: preparing.LabelSource = "keywords" if from_keywords else labels_from.value
+    if classes is not None and source != "keywords":
+        raise UsageError(f"--classes {classes}: goes with --labels-from keywords; other labels have their classes")
+    names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     done = preparing.prepare_folder(
-        dataset_folder("folder", data), val, seed, labels_from is TagSource.masks, overwrite, tracker("masks")
+        dataset_folder("folder", data),
+        val,
+        seed,
+        source,
+        overwrite,
+        tracker("photos"),
+        names,
+        excluded_photos(exclude) if exclude is not None else (),
     )
     rows = [(name, *(str(counts[name]) for counts in done.splits.values())) for name in done.classes]
     rows.append(("all photos", *(str(done.photos[split]) for split in done.splits)))
     out.print(table("photos per class", ("class", *done.splits), rows))
     if done.left_out:
-        out.print(f"left out, as they have no mask: {counted(done.left_out, 'photo')}")
+        reason = "they have no mask" if source == "masks" else "nothing says what is in them"
+        out.print(f"left out, as {reason}: {counted(done.left_out, 'photo')}")
+    if done.excluded:
+        out.print(f"left out, as {exclude} says: {counted(done.excluded, 'photo')}")
+    named = {name.casefold() for name in done.classes}
+    others = {word: count for word, count in done.keywords.items() if word.casefold() not in named}
+    if others:
+        shown = ", ".join(
+            f"{word} {count}" for word, count in sorted(others.items(), key=lambda item: -item[1])[:SHOWN]
+        )
+        out.print(f"{counted(len(others), 'keyword')} that {'is' if len(others) == 1 else 'are'} no class: {shown}")
     out.print(f"labels: {done.table}")
 
 
@@ -235,7 +277,7 @@ def check(
             "defects": [defect._asdict() for defect in report.defects],
         }
         write_json(json_file, figures)
-    out.print(f"{len(report.defects)} defects" if report.defects else "no defects")
+    out.print(counted(len(report.defects), "defect") if report.defects else "no defects")
     if report.defects:
         raise typer.Exit(1)
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from afactl.datasets import coco, folder, voc
+from afactl.datasets.keywords import read_keywords
 from afactl.datasets.mask_encodings import values_of
 from afactl.datasets.mask_labels import labels_from_masks, white_of
 from afactl.datasets.masks import read_mask, write_mask
@@ -196,12 +198,17 @@ def prepare_coco(root: Path, split: str, track: Track = iter) -> PreparedCoco:
     return PreparedCoco(split, len(photos), empty, drawn, masks)
 
 
+# Where the labels of own photos come from.
+LabelSource = Literal["tags", "masks", "keywords"]
+
+
 class PreparedFolder(NamedTuple):
     """The table that was written and what is in it.
 
     Attributes:
         classes: their names. splits: photos per class, by split. photos: by split.
-        left_out: photos without a mask.
+        left_out: photos without a mask, or without any keyword. excluded: photos that were not wanted.
+        keywords: how many photos have each, where the labels come from keywords.
     """
 
     table: Path
@@ -209,29 +216,51 @@ class PreparedFolder(NamedTuple):
     splits: dict[str, Counter[str]]
     photos: dict[str, int]
     left_out: int
+    excluded: int = 0
+    keywords: Mapping[str, int] = MappingProxyType({})
 
 
 def prepare_folder(
-    root: Path, val: float = 0.0, seed: int = 0, from_masks: bool = False, overwrite: bool = False, track: Track = iter
+    root: Path,
+    val: float = 0.0,
+    seed: int = 0,
+    labels_from: LabelSource = "tags",
+    overwrite: bool = False,
+    track: Track = iter,
+    classes: Sequence[str] | None = None,
+    exclude: Collection[str] = (),
 ) -> PreparedFolder:
-    """Write labels.csv of own photos, out of their tags in any other form or of their masks.
+    """Write labels.csv of own photos, out of their tags in any other form, of their masks, or of their keywords.
 
     Args:
         val: share of the training photos to set aside as the split val, in [0, 1), where there is none yet.
         seed: which ones.
-        from_masks: take the labels from masks/, whose values classes.txt names, instead of from tags.
+        labels_from: "masks": masks/, whose values classes.txt names. "keywords": those that the photos' files hold;
+            a photo without any is left out, since nothing says what is in it.
         overwrite: write a table that is there again.
+        classes: with keywords, those that are classes; None takes classes.txt, or all that are frequent.
+        exclude: photos that the table leaves out, as paths below `root`.
 
     Raises:
         DataError: nothing says what is in the photos, or what does is wrong; no photo has a mask; the table cannot
             be written.
-        UsageError: the table is there already, or so is a split val.
+        UsageError: the table is there already, or so is a split val; no photo has a keyword of the classes; a photo of
+            `exclude` is none of the folder.
     """
     table = root / "labels.csv"
     if table.exists() and not overwrite:
         raise UsageError(f"{table}: is there already; --overwrite writes it again")
-    tags = None if from_masks else read_tags(root)
-    rows, left_out = (tags.rows, 0) if tags else _rows_of_masks(root, track)
+    tags = read_tags(root) if labels_from == "tags" else None
+    keywords: Counter[str] = Counter()
+    if tags:
+        rows, left_out = tags.rows, 0
+    elif labels_from == "masks":
+        rows, left_out = _rows_of_masks(root, track)
+    else:
+        rows, left_out, keywords = _rows_of_keywords(root, classes, track)
+    if strange := sorted(name for name in exclude if not (root / name).is_file()):
+        raise UsageError(f"--exclude: {root} has no {strange[0]}; expected paths of photos below it")
+    rows, excluded = _without(rows, exclude)
     if val:
         held = sum(row.split == "val" for row in rows)
         if held:
@@ -254,8 +283,8 @@ def prepare_folder(
         splits.setdefault(row.split, Counter()).update(row.names)
     photos = dict(Counter(row.split for row in rows))
     listed = read_classes(root)
-    classes = listed.names if listed else sorted(set().union(*splits.values()))
-    return PreparedFolder(table, tuple(classes), splits, photos, left_out)
+    known = listed.names if listed else sorted(set().union(*splits.values()))
+    return PreparedFolder(table, tuple(known), splits, photos, left_out, excluded, keywords)
 
 
 def set_aside(labels: Sequence[Sequence[str]], share: float, seed: int) -> set[int]:
@@ -273,6 +302,22 @@ def set_aside(labels: Sequence[Sequence[str]], share: float, seed: int) -> set[i
             left.subtract(labels[number])
             chosen.add(number)
     return chosen
+
+
+def _without(rows: list[Row], exclude: Collection[str]) -> tuple[list[Row], int]:
+    """The rows of the photos that are not to be left out, and how many these are."""
+    kept = [row for row in rows if row.image not in exclude]
+    return kept, len(rows) - len(kept)
+
+
+def _rows_of_keywords(root: Path, classes: Sequence[str] | None, track: Track) -> tuple[list[Row], int, Counter[str]]:
+    """The photos that have keywords, with the classes among them; how many have none; all keywords."""
+    if classes is None and (listed := read_classes(root)) is not None:
+        classes = listed.names
+    rows = photos_without_labels(root)
+    found = read_keywords([root / row.image for row in rows], classes, track)
+    made = [row._replace(names=names) for row, names in zip(rows, found.labels, strict=True) if names is not None]
+    return made, len(rows) - len(made), found.counts
 
 
 def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:

@@ -18,9 +18,11 @@ from afactl.evaluation.segmentation import validate
 from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import memory_advice, peak_memory
+from afactl.method.schedule import phase_starts
 from afactl.network.backbones import smaller_crop
 from afactl.runs.checkpoints import save_checkpoint
 from afactl.runs.metrics import Progress
+from afactl.training.estimate import TIMED_STEPS, about, seconds_left
 from afactl.training.events import (
     BetweenSteps,
     Ended,
@@ -104,13 +106,19 @@ class Job:
         if self.prepared.val and self.due(self.start) and not self.progress.validated:
             validation = self.look(self.start)  # stopped between checkpoint and score
         logged, spent = self.start, 0.0
+        starts = phase_starts(job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
+        timed, timing = self.start, 0.0  # the first step of this phase, and seconds after it
         self.prepared.model.train()
         batches = iter(loader)
         for step in range(self.start, job.max_iters):
             clock = time.perf_counter()
             with memory_advice(self.device, advice):
                 taken = self.updater.take(step, itertools.islice(batches, shares.batches))
-            spent += time.perf_counter() - clock
+            spent += (took := time.perf_counter() - clock)
+            if step == self.start or step in starts.values():
+                timed, timing = step, 0.0
+            else:
+                timing += took
             self.done = done = step + 1
             last = done == job.max_iters
             self.count(taken, done)
@@ -119,6 +127,12 @@ class Job:
                 rate = round((done - logged) * shares.photos / spent, 2)
                 logged, spent = done, 0.0
             self.tell(self.stepped(taken, done, rate))
+            if step == timed + TIMED_STEPS:
+                left = about(*seconds_left(done, timing / TIMED_STEPS, starts, job.max_iters))
+                held = peak_memory(self.device)
+                memory = f", at most {held / 2**30:.1f} GiB so far" if held else ""
+                pace = f"{taken.phase.value}, {timing / TIMED_STEPS:.2f} s a step"
+                self.tell(Noted(done, f"{left} left ({pace}{memory}; validations come on top)"))
             # Alone, a stop counts at once; processes stop after the same step, in which they all heard of it.
             stopping = taken.stopping if shares.processes > 1 else self.stop.is_set()
             if done % job.checkpoint_iters == 0 or self.due(done) or stopping:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from afactl.datasets.registry import data_fingerprint
-from afactl.errors import UsageError
+from afactl.errors import UsageError, counted
 from afactl.machine import distributed
 from afactl.machine.devices import choose_device, peak_memory
 from afactl.presets import Preset, as_override, differences
@@ -29,6 +29,7 @@ from afactl.runs.folder import (
 )
 from afactl.runs.metrics import forget_metrics_after, progress_at
 from afactl.runs.starting_weights import initialize
+from afactl.training.estimate import CHECKPOINTS, checkpoint_bytes, megabytes, require_disk
 from afactl.training.events import Noted, Observer
 from afactl.training.job import Job
 from afactl.training.observers.metrics_file import MetricsFile
@@ -86,6 +87,7 @@ def start(request: Request) -> Trained:
     for text in prepared.notes:
         _note(request.observers, 0, text)
     _note(request.observers, 0, f"weights: {initialize(prepared.model, request.preset.model.init)}")
+    _note(request.observers, 0, _needs(request, prepared))
     with contextlib.ExitStack() as held:
         run = _new_folder(request, prepared, held)
         return _trained(Job(prepared, run, (MetricsFile(run), *request.observers)), began)
@@ -156,6 +158,22 @@ def preset_changes(data: Path | None, init: str | None, overrides: Sequence[str]
         plain = init in ("none", "timm") or init.startswith("hf:")
         changes.append(as_override("model.init", init if plain else str(Path(init).resolve())))
     return [*changes, *overrides]
+
+
+def _needs(request: Request, prepared: Prepared) -> str:
+    """What the training will do and take, as far as it is known before its first step.
+
+    Raises:
+        UsageError: its checkpoints would not fit on the disk.
+    """
+    size = checkpoint_bytes(prepared.model, prepared.optimizer)
+    free = require_disk(request.out or Path("runs"), size)
+    steps, photos, each = request.preset.train.max_iters, len(prepared.data.samples), prepared.shares.photos
+    return (
+        f"{counted(steps, 'step')} of {counted(each, 'photo')}: {steps * each / photos:.1f} times through "
+        f"{counted(photos, 'photo')}; checkpoints take up to {megabytes(CHECKPOINTS * size)} "
+        f"of the {megabytes(free)} that are free"
+    )
 
 
 def _new_folder(request: Request, prepared: Prepared, held: contextlib.ExitStack) -> Path:

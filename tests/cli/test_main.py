@@ -162,8 +162,8 @@ def test_usage_errors_are_one_line_with_code_2(call, run_copy, tiny_data, tmp_pa
 
 
 def test_failed_jobs_are_one_line_with_code_1(call, run_copy, tiny_data, tmp_path):
-    refused(call("eval", "--run", run_copy, "--split", "tset"), 1, 'split "tset" is empty; splits there: train, val')
-    refused(call("train", "demo", "--data", tmp_path / "no"), 1, "expected a folder, found nothing")
+    refused(call("eval", "--run", run_copy, "--split", "tset"), 2, 'split "tset" is empty; splits there: train, val')
+    refused(call("train", "demo", "--data", tmp_path / "no"), 2, "expected a folder, found nothing")
     (run_copy / "checkpoints" / "last" / "weights.safetensors").write_bytes(b"x")
     code, _, err = call("eval", "--run", run_copy)
     assert code == 0 and "checkpoints/last is damaged or unfinished (checksum); using last.old" in err.replace(

@@ -295,18 +295,18 @@ def test_labels_from_masks(tmp_path):
     expected = rows_of(data)
     (data / "labels.csv").unlink()
     (data / "masks/train/0003.png").unlink()
-    done = prepare_folder(data, from_masks=True)
+    done = prepare_folder(data, labels_from="masks")
     assert done.left_out == 1 and done.photos == {"train": 4, "val": 2}
     found = {image: (split, set(labels.split("|"))) for image, split, labels in rows_of(data)}
     assert found == {image: (split, set(labels.split("|"))) for image, split, labels in expected if "0003" not in image}
     (data / "labels.csv").unlink()
     (data / "classes.txt").rename(data / "names.txt")
     with pytest.raises(DataError, match="classes.txt: expected the names of the mask values"):
-        prepare_folder(data, from_masks=True)
+        prepare_folder(data, labels_from="masks")
     (data / "names.txt").rename(data / "classes.txt")
     shutil.rmtree(data / "masks")
     with pytest.raises(DataError, match="expected masks at the photos' paths"):
-        prepare_folder(data, from_masks=True)
+        prepare_folder(data, labels_from="masks")
 
 
 def test_names_that_a_table_cannot_hold_are_refused(tagged):

@@ -126,7 +126,7 @@ def test_damaged_files_are_named(tmp_path, content):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(CheckpointError, match=f"{name}: cannot be read as weights"):
             read_state(tmp_path / name)
-    with pytest.raises(CheckpointError, match="no such weights file; give --init FILE, or --init none"):
+    with pytest.raises(UsageError, match="no such weights file; give --init FILE, or --init none"):
         read_state(tmp_path / "missing.pth")
 
 

@@ -31,8 +31,9 @@ def test_a_training_tells_its_story_in_order(tmp_path, tiny_data):
     run = train_tiny(tiny_data, tmp_path / "run", observers=(told.append,)).run
     assert all(isinstance(event, typing.get_args(events.Event)) for event in told)
     kinds = [type(event).__name__ for event in told if type(event).__name__ != "Validating"]
-    assert kinds[:3] == ["Noted", "Noted", "Started"] and kinds[-1] == "Ended"
+    assert kinds[:4] == ["Noted", "Noted", "Noted", "Started"] and kinds[-1] == "Ended"
     assert "fewer than 20 photos" in told[0].text and told[1].text.startswith("weights:")
+    assert told[2].text.startswith("4 steps of 2 photos: 1.0 times through 8 photos")
     assert kinds.count("Stepped") == 4 and [event.step for event in told if isinstance(event, Stepped)] == [1, 2, 3, 4]
     (started,) = (event for event in told if isinstance(event, Started))
     assert started == Started(0, 4, run) and told[-1].step == 4
