@@ -14,6 +14,7 @@ import typer
 
 from afactl.cli.main import app, main
 from afactl.datasets import demo
+from afactl.prediction.writers import class_table
 from afactl.presets import field_names, load_preset, preset_names
 from tests.conftest import TINY
 from tests.test_layers import MODULES, WALLS
@@ -197,9 +198,9 @@ def test_every_command_of_a_page_runs(page, tmp_path, tiny_data, tiny_run, monke
     """One after the other, on tiny data, in a folder that has what the pages speak of."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AFACTL_RUN", raising=False)
-    for name in ("photos", "holiday"):
-        shutil.copytree(tiny_data / "images" / "val", name)
-    for name, val in (("mydata", 4), ("ANIMALS", 4), ("tagged", 0), ("masked", 4)):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_data, ".cache/afactl/demo")  # as `train demo` leaves it
+    for name, val in (("mydata", 4), ("tagged", 0), ("masked", 4)):
         demo.generate(Path(name).resolve(), train=24, val=val, size=64)
     by_name(tiny_data, Path("named"))
     shutil.copytree(tiny_run, "runs/mine")
@@ -220,6 +221,7 @@ def test_every_command_of_a_page_runs(page, tmp_path, tiny_data, tiny_run, monke
 
 def run_line(call, tiny_data, capsys):
     """A line of a page; a training becomes a tiny one."""
+    call = [os.path.expanduser(word) for word in call]
     command = next(call[i + 1] for i, word in enumerate(call) if word == "afactl" or word.endswith(".py"))
     if command == "train" and "--resume" not in call:
         call = [
@@ -243,8 +245,8 @@ def test_the_area_of_each_class_is_printed(tiny_data, tmp_path, monkeypatch, cap
     """The block of docs/masks.md, where a reader of docs/own-data.md stands."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_data / "masks" / "val", "masks")
-    Path("ANIMALS").mkdir()
-    shutil.copy(tiny_data / "classes.txt", "ANIMALS")
+    names = (tiny_data / "classes.txt").read_text(encoding="utf-8").split()
+    Path("masks/classes.csv").write_text(class_table(names), encoding="utf-8")
     (block,) = [text for _, _, language, text in blocks(ROOT / "docs" / "masks.md") if language == "python"]
     exec(block, {})
     lines = capsys.readouterr().out.splitlines()

@@ -135,7 +135,7 @@ def prepare_coco(
 @prepare_app.command("folder", epilog="Example: afactl data prepare folder --data mydata --val 0.1")
 def prepare_folder(
     data: Annotated[
-        Path, typer.Option("--data", help="folder of own photos, tagged in any of the forms of docs/own-data.md")
+        Path, typer.Option("--data", help="folder of own photos, tagged in any of the forms of docs/data-formats.md")
     ],
     val: Annotated[
         float, typer.Option("--val", min=0.0, max=0.9, help="share of the training photos to set aside for validation")

@@ -82,7 +82,7 @@ class Split:
         if self.masks is None:
             raise UsageError(
                 f"split {self.name}: {purpose} needs true masks and this dataset has none; "
-                "see masks/ in docs/own-data.md"
+                "see masks/ in docs/data-formats.md"
             )
         return self.masks
 

@@ -88,7 +88,7 @@ def read_tags(root: Path) -> Tags:
     if not rows:
         raise MissingDataError(
             f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none; "
-            "see docs/own-data.md"
+            "see docs/data-formats.md"
         )
     for row in rows:
         path = PurePosixPath(row.image)
