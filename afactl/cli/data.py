@@ -213,7 +213,7 @@ def check(
     overwrite: OverwriteOption = False,
 ) -> None:
     """Read every photo and mask, show what is there, and list what is wrong; exit code 1 if anything is."""
-    from afactl.datasets.advice import size_advice, tag_advice
+    from afactl.datasets.advice import object_advice, size_advice, tag_advice
     from afactl.datasets.checking import check_splits
     from afactl.datasets.registry import load_all
     from afactl.presets import load_preset
@@ -239,6 +239,9 @@ def check(
     for note in notes:
         out.print(note)
     report = check_splits(splits, train or "", tracker("reading"))
+    for facts in report.splits:
+        for note in object_advice(facts, report.classes):
+            out.print(note)
     rows = [
         (
             facts.name,

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 
-from afactl.datasets.checking import median_long_side
+from afactl.datasets.checking import SplitFacts, median_long_side
 from afactl.datasets.samples import Split
 
 # A rule of thumb, not measured.
 FEW = 20
 # A view of less than a third of a photo's side shows its object seldom.
 LARGE = 3
+# A token of a view of 160 pixels, 10 x 10 tokens, is a hundredth of it.
+TINY = 0.01
+# Between names, in tables of this and of other programs.
+SEPARATORS = ",;|"
 
 
 def tag_advice(split: Split) -> list[str]:
@@ -20,7 +25,7 @@ def tag_advice(split: Split) -> list[str]:
     - All photos have the same tags, or one is in every photo: nothing tells the class from what is around it.
     - Two classes occur only together: nothing tells one from the other.
     - A class has few photos.
-    - Two names differ in nothing but case, and may be one class.
+    - Two names differ in nothing but case, and may be one class; or one holds what stands between names elsewhere.
     """
     photos = defaultdict(set)
     for number, sample in enumerate(split.samples):
@@ -62,7 +67,28 @@ def tag_advice(split: Split) -> list[str]:
     alike = [" and ".join(same) for same in folded.values() if len(same) > 1]
     if alike:
         notes.append(f"class names that differ only in case: {'; '.join(alike)}; one of each, if they mean the same")
+    joined = [name for name in names if set(name) & set(SEPARATORS) or name != name.strip()]
+    if joined:
+        notes.append(
+            f"class names with {' '.join(SEPARATORS)} or blanks at their ends: {', '.join(map(repr, joined))}; "
+            "in tables they may be read as several names, so rename them"
+        )
     return notes
+
+
+def object_advice(facts: SplitFacts, classes: Sequence[str]) -> list[str]:
+    """Which classes cover so little of their photos that the network hardly sees them, where masks tell it."""
+    tiny = [
+        f"{name} {100 * share:.1f} %"
+        for name, share in zip(classes, facts.shares, strict=True)
+        if share is not None and share < TINY
+    ]
+    if not tiny:
+        return []
+    return [
+        f"tiny objects in {facts.name} (share of the photo, median): {', '.join(tiny)}; "
+        f"below {100 * TINY:.0f} % little is learned, cut the photos closer to them"
+    ]
 
 
 def size_advice(split: Split, crop: int, long_side: int | None) -> list[str]:

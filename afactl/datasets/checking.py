@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from afactl.datasets.images import decoded_photo
-from afactl.datasets.mask_encodings import values_of
+from afactl.datasets.mask_encodings import pixels_of
 from afactl.datasets.samples import Sample, Split, Track
 from afactl.errors import DataError, UnknownValueError
 from afactl.labels import IGNORE
@@ -38,6 +38,8 @@ class SplitFacts(NamedTuple):
         classes: photos per class, in the order of the classes.
         labels: photos by their number of labels, {0: 3, 1: 20, ...}.
         masked: whether there are masks.
+        shares: per class the share of the photo that it covers, in the median of the photos whose mask has it; None
+            where no mask does.
     """
 
     name: str
@@ -47,6 +49,7 @@ class SplitFacts(NamedTuple):
     classes: tuple[int, ...]
     labels: dict[int, int]
     masked: bool
+    shares: tuple[float | None, ...]
 
 
 class Checked(NamedTuple):
@@ -127,10 +130,12 @@ class _Read(NamedTuple):
     size: tuple[int, int] | None
     digest: bytes | None
     defects: list[Defect]
+    shares: dict[int, float]
 
 
 def _check_split(split: Split, seen: dict[bytes, str], track: Track) -> tuple[SplitFacts, list[Defect]]:
     sizes, defects = [], []
+    shares: list[list[float]] = [[] for _ in split.classes]
     # Pillow and NumPy leave the interpreter's lock while they decode, so threads use all cores.
     with ThreadPoolExecutor() as pool:
         # A task for each photo would cost as much as a tenth of decoding it.
@@ -138,6 +143,8 @@ def _check_split(split: Split, seen: dict[bytes, str], track: Track) -> tuple[Sp
         reads = itertools.chain.from_iterable(pool.map(lambda part: [_read(split, sample) for sample in part], parts))
         for sample, read in zip(track(split.samples), reads, strict=True):
             defects += read.defects
+            for label, share in read.shares.items():
+                shares[label].append(share)
             if read.size:
                 sizes.append(read.size)
             if read.digest:
@@ -154,6 +161,7 @@ def _check_split(split: Split, seen: dict[bytes, str], track: Track) -> tuple[Sp
         tuple(counts[number] for number in range(len(split.classes))),
         dict(sorted(Counter(len(sample.labels) for sample in split.samples).items())),
         split.masks is not None,
+        tuple(float(np.median(values)) if values else None for values in shares),
     ), defects
 
 
@@ -162,7 +170,7 @@ def _spread(values: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _read(split: Split, sample: Sample) -> _Read:
-    defects, size, digest = [], None, None
+    defects, size, digest, shares = [], None, None, {}
     try:
         size, digest = decoded_photo(sample.image_path)
     except DataError as error:
@@ -172,10 +180,12 @@ def _read(split: Split, sample: Sample) -> _Read:
         try:
             mask = split.masks.read(sample)
         except DataError as error:
-            return _Read(size, digest, [*defects, _unreadable("mask", where, error)])
+            return _Read(size, digest, [*defects, _unreadable("mask", where, error)], {})
         if size and mask.shape != size:
             defects.append(_another_size(where, mask.shape, size))
-        drawn = set(values_of(mask))
+        pixels = pixels_of(mask)
+        drawn = {value for value in range(1, IGNORE) if pixels[value]}
+        shares = {value - 1: pixels[value] / mask.size for value in drawn}
         named = {label + 1 for label in sample.labels}
         if drawn != named:
             pairs = [(value, "in the mask") for value in drawn - named] + [
@@ -185,7 +195,7 @@ def _read(split: Split, sample: Sample) -> _Read:
             if not drawn and IGNORE in mask:
                 only.append("the mask holds nothing but 0 and 255, which is ignored")
             defects.append(Defect("labels contradict the mask", str(sample.image_path), "; ".join(only)))
-    return _Read(size, digest, defects)
+    return _Read(size, digest, defects, shares)
 
 
 def _unreadable(what: str, where: str, error: DataError) -> Defect:

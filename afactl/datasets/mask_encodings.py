@@ -171,9 +171,14 @@ def _names_another(code: int, index: int, classes: int) -> bool:
 
 def values_of(mask: np.ndarray, first: int = 1, end: int = IGNORE) -> list[int]:
     """The values from `first` to before `end` that occur in an h x w uint8 mask, sorted; by default the classes."""
-    # Pillow counts bytes as they are; NumPy would make integers of eight bytes of them first.
-    counts = Image.fromarray(mask).histogram()
+    counts = pixels_of(mask)
     return [value for value in range(first, end) if counts[value]]
+
+
+def pixels_of(mask: np.ndarray) -> list[int]:
+    """How many pixels of an h x w uint8 mask have each of the 256 values."""
+    # Pillow counts bytes as they are; NumPy would make integers of eight bytes of them first.
+    return Image.fromarray(mask).histogram()
 
 
 def _grey(color: int) -> int | None:

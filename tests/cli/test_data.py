@@ -8,7 +8,7 @@ from PIL import Image
 
 from afactl.datasets import demo
 from afactl.datasets.images import read_image
-from afactl.datasets.masks import write_mask
+from afactl.datasets.masks import read_mask, write_mask
 from afactl.runs.review import Reviewed, write_review
 from tests.cli.conftest import refused
 from tests.conftest import make_voc
@@ -145,3 +145,17 @@ def test_photos_of_a_review_list_are_left_out(call, tmp_path):
     plain.write_text("cat/c.jpg\n")
     refused(call(*asked, plain, "--overwrite"), 2, "--exclude: ", "has no cat/c.jpg")
     refused(call(*asked, tmp_path / "nothing.csv", "--overwrite"), 2, "--exclude", "cannot be read")
+
+
+def test_data_check_says_which_objects_are_tiny(call, tmp_path):
+    data = demo.generate(tmp_path / "data", train=24, val=2, size=64)
+    code, out, _ = call("data", "check", data)
+    assert code == 0 and "tiny objects" not in out
+    for file in (data / "masks/train").glob("*.png"):
+        mask = read_mask(file, 6)
+        small = np.zeros_like(mask)
+        for value in np.unique(mask[mask > 0]):
+            small.flat[np.flatnonzero(mask == value)[:20]] = value
+        write_mask(file, small)
+    code, out, _ = call("data", "check", data)
+    assert code == 0 and "tiny objects in train (share of the photo, median): disc 0.5 %" in out and "in val" not in out

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from afactl.datasets import advice
-from afactl.datasets.advice import size_advice, tag_advice
+from afactl.datasets.advice import object_advice, size_advice, tag_advice
+from afactl.datasets.checking import SplitFacts
 from afactl.datasets.samples import Sample, Split
 
 NAMES = ("cat", "dog", "cow")
@@ -68,3 +69,16 @@ def test_photos_of_which_a_view_shows_little(tmp_path):
     (note,) = size_advice(split, 33, None)
     assert note.startswith("half of the photos are 100 pixels long or more, over 3 times train.crop_size=33")
     assert note.endswith("--set data.long_side=99 reduces them first")
+
+
+@pytest.mark.parametrize("name", ["a,b", "a;b", "a|b", " a", "a "])
+def test_names_that_tables_would_take_apart_are_told(name):
+    (note,) = tag_advice(split_of([0], [0], [1], [1], names=(name, "dog")))
+    assert note.startswith("class names with") and repr(name) in note and "'dog'" not in note
+
+
+def test_classes_that_cover_next_to_nothing_are_told():
+    facts = SplitFacts("train", 3, (1, 1, 1), (1, 1, 1), (1, 1, 1), {1: 3}, True, (0.5, 0.004, None))
+    (note,) = object_advice(facts, NAMES)
+    assert "tiny objects in train" in note and "dog 0.4 %" in note and "cat" not in note and "cow" not in note
+    assert object_advice(facts._replace(shares=(0.5, 0.01, None)), NAMES) == []

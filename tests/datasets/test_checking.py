@@ -35,6 +35,16 @@ def test_a_sound_dataset_has_no_defects_and_its_facts(data):
     assert sum(train.classes) == sum(map(len, labels)) and sum(train.labels.values()) == 24
 
 
+def test_shares_are_those_of_a_loop_over_the_masks(data):
+    (split, _) = check(data).splits
+    for label, share in enumerate(split.shares):
+        masks = [read_mask(path, 6) for path in sorted((data / "masks/train").glob("*.png"))]
+        covered = [(mask == label + 1).sum() / mask.size for mask in masks if (mask == label + 1).any()]
+        assert share == pytest.approx(np.median(covered))
+    shutil.rmtree(data / "masks")
+    assert check(data).splits[0].shares == (None,) * 6
+
+
 def test_every_kind_of_defect_is_found_and_named(data):
     shutil.copy(data / "images/train/0000.png", data / "images/train/0001.png")
     assert {"photo twice", "labels contradict the mask"} >= set(kinds(data)) and "0000.png" in kinds(data)[
