@@ -177,7 +177,9 @@ def test_bad_calls_are_told(model, photo, tmp_path):
 def test_the_page_runs_as_it_stands(tiny_run, tiny_data, tmp_path, monkeypatch, capsys):
     """Every block of docs/python.md, one after the other, where a reader stands."""
     shutil.copytree(tiny_run, tmp_path / "runs" / "demo")
-    shutil.copy(tiny_data / "images" / "val" / "0001.png", tmp_path / "photo.jpg")
+    shutil.copytree(tiny_data, tmp_path / ".cache" / "afactl" / "demo")
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 5
@@ -192,7 +194,7 @@ def test_the_page_runs_as_it_stands(tiny_run, tiny_data, tmp_path, monkeypatch, 
         exec(block.replace('settings=["train.max_iters=870"]', f'data="{tiny_data}", settings=SETTINGS'), names)
     assert (tmp_path / "mask.png").is_file() and "mIoU" in capsys.readouterr().out
     run = open_run(tiny_run, torch.device("cpu"))
-    single = segment(run.model, read_image(Path("photo.jpg")), run.device).argmax(0).numpy()
+    single = segment(run.model, read_image(names["photo"]), run.device).argmax(0).numpy()
     with Image.open("mask-onnx.png") as written:
         assert np.array_equal(np.array(written), single)
     assert names["logits"].shape[1] == 7 and names["cam"].shape[1] == 6 and names["facts"]["classes"][0] == "background"

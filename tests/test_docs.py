@@ -14,9 +14,8 @@ import typer
 
 from afactl.cli.main import app, main
 from afactl.datasets import demo
-from afactl.prediction.writers import class_table
 from afactl.presets import field_names, load_preset, preset_names
-from tests.conftest import TINY
+from tests.conftest import TINY, train_tiny
 from tests.test_layers import MODULES, WALLS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -191,78 +190,113 @@ def resolve(name):
 
 
 RUN_PAGES = [page for page in PAGES if page.name != "cli.md"]
+# These are read first, so nothing is there yet but a home folder. All other pages say that they come after the demo.
+DRAWN = {"train": 24, "val": 4, "size": 64}
+FIRST_PAGES = ("README.md", "index.md", "install.md")
+PLACES = [
+    pytest.param(page, after, id=f"{page.name}{' after the demo' if after and page.name in FIRST_PAGES else ''}")
+    for page in RUN_PAGES
+    for after in ((False, True) if page.name in FIRST_PAGES else (True,))
+]
 
 
-@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_runs(page, tmp_path, tiny_data, tiny_run, monkeypatch, capsys):
-    """One after the other, on tiny data, in a folder that has what the pages speak of."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("AFACTL_RUN", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    shutil.copytree(tiny_data, ".cache/afactl/demo")  # as `train demo` leaves it
-    for name, val in (("mydata", 4), ("tagged", 0), ("masked", 4)):
-        demo.generate(Path(name).resolve(), train=24, val=val, size=64)
-    by_name(tiny_data, Path("named"))
-    shutil.copytree(tiny_run, "runs/mine")
-    for kind, words, _, text in blocks(page):
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty working folder in a home folder of its own, where the demo draws few small pictures."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    for name, value in {"HOME": home, "USERPROFILE": home, "MPLCONFIGDIR": tmp_path / "fonts"}.items():
+        monkeypatch.setenv(name, str(value))
+    for name in ("AFACTL_RUN", "AFACTL_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in DRAWN.items():
+        monkeypatch.setitem(demo.generate.__kwdefaults__, name, value)
+    monkeypatch.chdir(work)
+    return home
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    """A tiny run on as many pictures as the demo draws here."""
+    data = demo.generate(tmp_path_factory.mktemp("drawn") / "demo", **DRAWN)
+    return train_tiny(data, tmp_path_factory.mktemp("runs") / "demo").run
+
+
+def run_the_demo(run):
+    """What `make demo` leaves for the next page: its pictures and its run."""
+    demo.generate(demo.default_folder())
+    shutil.copytree(run, "runs/demo")
+
+
+@pytest.mark.parametrize(("page", "after_the_demo"), PLACES)
+def test_every_command_of_a_page_runs(page, after_the_demo, home, demo_run, capsys):
+    """One after the other, on few pictures, in the folder where a reader stands."""
+    if after_the_demo:
+        run_the_demo(demo_run)
+    done = 0
+    for kind, words, language, text in blocks(page):
         if kind == "file":
             assert text.count("\n") < 40, f"{words} is to be under 40 lines"
             Path(words).write_text(text)
-    done = 0
-    for kind, words, language, text in blocks(page):
-        if kind == "needs":
+        elif kind == "needs":
             assert set(words.split(", ")) <= MISSING, f"{page.name}: {words}"
         elif language in ("console", "bash", "sh"):
             for call in lines_of(text):
-                run_line(call, tiny_data, capsys)
+                run_line(call, capsys)
                 done += 1
     assert done or page.name not in ("README.md", "index.md", "own-data.md", "table3.md", "jobs.md", "extending.md")
 
 
-def run_line(call, tiny_data, capsys):
-    """A line of a page; a training becomes a tiny one."""
+def run_line(call, capsys):
+    """A line of a page as a shell runs it; a training becomes a tiny one."""
     call = [os.path.expanduser(word) for word in call]
+    if call[:2] == ["cp", "-r"]:
+        shutil.copytree(*call[2:])
+        return
     command = next(call[i + 1] for i, word in enumerate(call) if word == "afactl" or word.endswith(".py"))
+    tiny = [part for override in TINY for part in ("--set", override)]
     if command == "train" and "--resume" not in call:
-        call = [
-            *call,
-            *(() if "--data" in call else ("--data", str(tiny_data))),
-            *(part for override in TINY for part in ("--set", override)),
-        ]
+        call = [*call, *tiny]
     if command == "ablate" and "--preset" in call:
-        call = [*call, "--data", str(tiny_data), *(part for override in TINY for part in ("--set", override))]
+        call = [*call, *tiny]
     if call[0] == "afactl":
         with pytest.raises(SystemExit) as stopped:
             main(call[1:])
         assert not stopped.value.code, f"{shlex.join(call)}: {capsys.readouterr().err}"
         return
+    # Another process would draw the demo's pictures in their full number and size.
+    if command == "train" and "--data" not in call:
+        call = [*call, "--data", str(demo.default_folder())]
+    if call[1] == "watched.py":
+        call = [*call, f"data.root={demo.default_folder()}"]
     programs = {"python": [sys.executable], "torchrun": [sys.executable, "-m", "torch.distributed.run"]}
     finished = subprocess.run([*programs[call[0]], *call[1:]], capture_output=True, text=True)
     assert finished.returncode == 0, f"{shlex.join(call)}: {finished.stderr}"
 
 
-def test_the_area_of_each_class_is_printed(tiny_data, tmp_path, monkeypatch, capsys):
-    """The block of docs/masks.md, where a reader of docs/own-data.md stands."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny_data / "masks" / "val", "masks")
-    names = (tiny_data / "classes.txt").read_text(encoding="utf-8").split()
-    Path("masks/classes.csv").write_text(class_table(names), encoding="utf-8")
-    (block,) = [text for _, _, language, text in blocks(ROOT / "docs" / "masks.md") if language == "python"]
+@pytest.mark.parametrize(
+    "page", [page for page in RUN_PAGES if page.name not in FIRST_PAGES], ids=lambda page: page.name
+)
+def test_a_page_after_the_demo_says_so(page):
+    """Where its commands run, before the first of them."""
+    before, fence, _ = page.read_text(encoding="utf-8").partition("```console")
+    runs = [language for kind, _, language, _ in blocks(page) if kind != "needs" and language == "console"]
+    assert not (fence and runs) or "demo" in before
+
+
+def test_the_area_of_each_class_is_printed(home, demo_run, capsys):
+    """The block of docs/masks.md, after the command before it."""
+    run_the_demo(demo_run)
+    page = blocks(ROOT / "docs" / "masks.md")
+    (block,) = [text for _, _, language, text in page if language == "python"]
+    for call in lines_of(next(text for _, _, language, text in page if language == "console")):
+        run_line(call, capsys)
+    capsys.readouterr()
     exec(block, {})
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[0].startswith("0000, background ")
     assert sum(float(share) for share in re.findall(r"([\d.]+)%", lines[0])) == pytest.approx(100, abs=0.5)
-
-
-def by_name(data, folder):
-    """The tiny data with the labels in the names of the photos, as docs/extending.md reads them."""
-    (folder / "truth").mkdir(parents=True)
-    for row in (data / "labels.csv").read_text().split()[1:]:
-        image, split, labels = row.split(",")
-        name = f"{Path(image).stem}-{labels.replace('|', '-')}.png"
-        (folder / split).mkdir(exist_ok=True)
-        shutil.copy(data / image, folder / split / name)
-        shutil.copy(data / image.replace("images", "masks", 1), folder / "truth" / name)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
@@ -282,7 +316,7 @@ def test_the_site_builds_without_a_warning(tmp_path):
 def test_troubleshooting_speaks_of_messages_that_there_are():
     """The first column of the first table, piece by piece, is found among the messages of the code."""
     source = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "afactl").rglob("*.py"))
-    table = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split("What is no error")[0]
+    table = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").split("Not an error message of")[0]
     rows = re.findall(r"^\| `(.+?)` ", table, re.MULTILINE)
     assert len(rows) > 14
     for row in rows:
@@ -296,7 +330,7 @@ def test_troubleshooting_speaks_of_messages_that_there_are():
 
 def test_links_between_pages_lead_somewhere():
     for page in [*PAGES, ROOT / "tests" / "golden" / "README.md"]:
-        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        for target in re.findall(r"(?:\]\(|^\[[^]\n]+\]: )([^)#\s]+)", page.read_text(encoding="utf-8"), re.MULTILINE):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
 
 
@@ -336,3 +370,29 @@ def test_the_diagram_names_functions_that_exist():
                 (ROOT / "afactl" / part).exists() or [path for path in MODULES if path.stem == part]
                 for part in text.split(", ")
             )
+
+
+WORDS = {
+    "cam": r"\bCAMs?\b",
+    "par": r"\bPAR\b",
+    "mhsa": r"\bMHSA\b",
+    "crf": r"\bCRF\b",
+    "miou": r"\bmIoU\b",
+    "pseudo-label": r"\b[Pp]seudo labels?\b",
+    "affinity": r"\baffinity\b",
+    "preset": r"\bpresets?\b",
+    "image-level-labels": r"\bimage-level labels\b",
+    "background-threshold": r"\bbackground thresholds?\b",
+    "propagation": r"\b[Pp]ropagation\b",
+}
+WRITTEN = ("cli", "errors", "presets", "glossary", "changelog", "contributing")  # by a script, or of other files
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in WRITTEN], ids=lambda page: page.name)
+def test_words_of_the_glossary_are_linked(page):
+    """Every page that uses one in its text links to it."""
+    text = page.read_text(encoding="utf-8")
+    running = re.sub(r"(?s)```.*?```|`[^`\n]*`|!\[.*?\]\(.*?\)", "", text)
+    running = re.sub(r"(?m)^[#|].*$", "", running)
+    used = [word for word, pattern in WORDS.items() if re.search(pattern, running)]
+    assert [word for word in used if not re.search(rf"glossary\.md#{word}\b", text)] == []
