@@ -116,6 +116,11 @@ def ablate(request: TableRequest, watch: Watch = unwatched, track: Track = iter)
         if request.run is None and request.preset is not None:
             base = _trained_row(request, request.preset, watch, ())
         else:
+            if request.preset or request.overrides or request.out:
+                raise UsageError(
+                    f"ablate {name}: --preset, --set and --out are for a run that is trained first; "
+                    "leave them out where --run or the newest run is refined"
+                )
             base = open_run(find_run(request.run)[0], choose_device(request.device))
         where, of_row = f"CAMs of {base.folder}, step {base.iteration}", lambda changes: base
     rows = [*table.rows, *(_added_refiners() if name == "table4" else ())]

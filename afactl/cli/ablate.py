@@ -30,12 +30,15 @@ def ablate(
     ] = None,
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="whose CAMs tables 4, 8 and 9 refine; default: of --preset, or the newest run"),
+        typer.Option(
+            "--run", metavar="RUN", help="whose CAMs tables 4, 8 and 9 refine; default: of --preset, or the newest run"
+        ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="split of those CAMs")] = "train",
-    data: Annotated[Path | None, typer.Option("--data", help="folder of the dataset")] = None,
+    split: Annotated[str, typer.Option("--split", metavar="SPLIT", help="split of those CAMs")] = "train",
+    data: Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="folder of the dataset")] = None,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="folder of the trained rows; default: runs/ablate-PRESET")
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="folder of the trained rows; default: runs/ablate-PRESET"),
     ] = None,
     overrides: Annotated[
         list[str] | None,

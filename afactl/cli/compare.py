@@ -44,10 +44,10 @@ def compare(
     split: SplitOption = "val",
     masks: Annotated[
         tuple[Path, Path] | None,
-        typer.Option("--masks", metavar="DIR DIR", help="in place of runs: folders of masks of any origin"),
+        typer.Option("--masks", metavar="FOLDER FOLDER", help="in place of runs: folders of masks of any origin"),
     ] = None,
     truth: Annotated[
-        Path | None, typer.Option("--truth", metavar="DIR", help="with --masks: the true ones, of the same names")
+        Path | None, typer.Option("--truth", metavar="FOLDER", help="with --masks: the true ones, of the same names")
     ] = None,
     classes: Annotated[
         Path | None,
@@ -55,7 +55,9 @@ def compare(
     ] = None,
     out_file: Annotated[
         Path | None,
-        typer.Option("--out", help="picture of the images that changed most; default: in figures of the last run"),
+        typer.Option(
+            "--out", metavar="FILE", help="picture of the images that changed most; default: in figures of the last run"
+        ),
     ] = None,
     data: DataOption = None,
     json_file: JsonOption = None,
@@ -72,7 +74,7 @@ def compare(
         _compare_masks(masks, truth, classes, json_file)
         return
     if truth or classes:
-        raise UsageError("compare: --truth and --classes belong to --masks; give --masks DIR DIR too")
+        raise UsageError("compare: --truth and --classes belong to --masks; give --masks FOLDER FOLDER too")
     if len(runs or []) < 2:
         raise UsageError("compare: expected two run folders or more; afactl runs lists them")
     from afactl.evaluation.comparing import MAIN_ROW, class_changes, most_changed, require_same_split, run_scores
@@ -118,7 +120,7 @@ def _compare_masks(folders: tuple[Path, Path], truth: Path | None, names: Path |
     from afactl.evaluation.comparing import class_changes, score_mask_folders
 
     if truth is None:
-        raise UsageError("compare --masks: expected --truth DIR, the folder of true masks")
+        raise UsageError("compare --masks: expected --truth FOLDER, the folder of true masks")
     found = score_mask_folders(folders, truth, read_class_file(names).names if names else None, tracker("masks"))
     labels = [str(folder) for folder in folders]
     out.print(

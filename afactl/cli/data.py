@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from afactl.cli.options import JsonOption, OverwriteOption, Palette, PaletteOption, SplitOption
+from afactl.cli.options import (
+    JsonOption,
+    OverwriteOption,
+    Palette,
+    PaletteOption,
+    SplitOption,
+    former_names,
+)
 from afactl.errors import MissingDataError, UsageError, counted, nearest
 from afactl.files import require_free
 from afactl.machine.terminal import out, table, tracker, write_json
@@ -17,10 +24,16 @@ from afactl.machine.terminal import out, table, tracker, write_json
 SHOWN = 10
 
 DatasetArgument = Annotated[
-    str, typer.Argument(metavar="PRESET|DIR", help="a preset, or a folder in one of the formats")
+    str | None,
+    typer.Argument(metavar="PRESET|FOLDER", help="a preset, or a folder in one of the formats; or give --data"),
 ]
-DownloadOption = Annotated[Path, typer.Option("--data", help="folder of the downloaded dataset")]
-FolderOption = Annotated[Path | None, typer.Option("--data", help="folder of the dataset, where a preset is given")]
+FolderArgument = Annotated[Path | None, typer.Argument(metavar="FOLDER", help="the same as --data FOLDER")]
+DownloadOption = Annotated[
+    Path | None, typer.Option("--data", metavar="FOLDER", help="folder of the downloaded dataset")
+]
+FolderOption = Annotated[
+    Path | None, typer.Option("--data", metavar="FOLDER", help="folder of the dataset, alone or of a preset")
+]
 
 app = typer.Typer(help="Look at a dataset before training on it.", rich_markup_mode=None)
 prepare_app = typer.Typer(help="Make lists, labels and masks of a downloaded dataset.", rich_markup_mode=None)
@@ -50,9 +63,11 @@ class TagSource(str, Enum):
     "voc", epilog="Example: afactl data prepare voc --data VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset"
 )
 def prepare_voc(
-    data: DownloadOption,
+    folder: FolderArgument = None,
+    data: DownloadOption = None,
     sbd: Annotated[
-        Path | None, typer.Option("--sbd", help="SBD's folder with cls/*.mat, or a folder of its masks as PNG")
+        Path | None,
+        typer.Option("--sbd", metavar="FOLDER", help="SBD's folder with cls/*.mat, or a folder of its masks as PNG"),
     ] = None,
     labels_from: Annotated[str | None, typer.Option("--labels-from", hidden=True)] = None,
     difficult: Annotated[
@@ -70,7 +85,7 @@ def prepare_voc(
             "and choose for each training: --set data.labels=masks or --set data.labels=xml"
         )
     require_free([("--json", json_file)], overwrite)
-    done = preparing.prepare_voc(data, sbd, difficult, overwrite, tracker("masks of SBD"))
+    done = preparing.prepare_voc(_one_folder(folder, data), sbd, difficult, overwrite, tracker("masks of SBD"))
     rows = [(split, str(count), str(preparing.KNOWN_VOC[split])) for split, count in done.counts.items()]
     out.print(table("photos by split", ("split", "here", "in the full dataset"), rows))
     if not done.augmented:
@@ -99,9 +114,10 @@ def prepare_voc(
 
 @prepare_app.command("coco", epilog="Example: afactl data prepare coco --data COCO --year 2014")
 def prepare_coco(
-    data: DownloadOption,
+    folder: FolderArgument = None,
+    data: DownloadOption = None,
     year: Annotated[
-        int, typer.Option("--year", help="of the release; 2014 is the paper's and the only one here")
+        int, typer.Option("--year", metavar="N", help="of the release; 2014 is the paper's and the only one here")
     ] = 2014,
 ) -> None:
     """Draw the masks of MS COCO from its annotations and write its labels; a stopped job goes on."""
@@ -109,6 +125,7 @@ def prepare_coco(
 
     if year != coco.YEAR:
         raise UsageError(f"--year: expected {coco.YEAR}, the release that the paper uses, got {year}")
+    data = _one_folder(folder, data)
     splits = coco.splits(data)
     if not splits:
         raise MissingDataError(
@@ -134,13 +151,20 @@ def prepare_coco(
 
 @prepare_app.command("folder", epilog="Example: afactl data prepare folder --data mydata --val 0.1")
 def prepare_folder(
+    folder: FolderArgument = None,
     data: Annotated[
-        Path, typer.Option("--data", help="folder of own photos, tagged in any of the forms of docs/data-formats.md")
-    ],
+        Path | None,
+        typer.Option(
+            "--data", metavar="FOLDER", help="folder of own photos, tagged in any of the forms of docs/data-formats.md"
+        ),
+    ] = None,
     val: Annotated[
-        float, typer.Option("--val", min=0.0, max=0.9, help="share of the training photos to set aside for validation")
+        float,
+        typer.Option(
+            "--val", metavar="SHARE", min=0.0, max=0.9, help="share of the training photos to set aside for validation"
+        ),
     ] = 0.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="which ones")] = 0,
     labels_from: Annotated[
         TagSource,
         typer.Option(
@@ -178,7 +202,7 @@ def prepare_folder(
         raise UsageError(f"--classes {classes}: goes with --labels-from keywords; other labels have their classes")
     names = None if classes is None else [name.strip() for name in classes.split(",") if name.strip()]
     done = preparing.prepare_folder(
-        dataset_folder("folder", data),
+        dataset_folder("folder", _one_folder(folder, data)),
         val,
         seed,
         source,
@@ -207,7 +231,7 @@ def prepare_folder(
 
 @app.command(epilog="Example: afactl data check mydata")
 def check(
-    dataset: DatasetArgument,
+    dataset: DatasetArgument = None,
     data: FolderOption = None,
     json_file: JsonOption = None,
     overwrite: OverwriteOption = False,
@@ -220,7 +244,7 @@ def check(
 
     require_free([("--json", json_file)], overwrite)
     name, root, train, source = _locate(dataset, data)
-    settings = load_preset(dataset) if train else None  # a folder alone says nothing of the training
+    settings = load_preset(str(dataset)) if train else None  # a folder alone says nothing of the training
     splits = load_all(name, root, source)
     names = [split.name for split in splits]
     # Without a preset: as the format's own presets name it.
@@ -285,14 +309,19 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: afactl data preview mydata --split val --out sheet.png")
+@app.command(
+    epilog="Example: afactl data preview mydata --split val --out sheet.png",
+    context_settings=former_names(count="photos"),
+)
 def preview(
-    dataset: DatasetArgument,
+    dataset: DatasetArgument = None,
     split: SplitOption = "train",
     data: FolderOption = None,
-    count: Annotated[int, typer.Option("--count", min=1, max=200, help="how many photos")] = 24,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="which ones")] = 0,
-    out_file: Annotated[Path, typer.Option("--out", help="picture to write (.png, .svg, .pdf)")] = Path("preview.png"),
+    photos: Annotated[int, typer.Option("--photos", metavar="N", min=1, max=200, help="how many photos")] = 24,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="which ones")] = 0,
+    out_file: Annotated[Path, typer.Option("--out", metavar="FILE", help="picture to write (.png, .svg, .pdf)")] = Path(
+        "preview.png"
+    ),
     palette: PaletteOption = Palette.safe,
     overwrite: OverwriteOption = False,
 ) -> None:
@@ -303,7 +332,7 @@ def preview(
     name, root, _, source = _locate(dataset, data)
     chosen = load_split(name, root, split, source)
     require_free([("--out", out_file)], overwrite, [sample.image_path for sample in chosen.samples])
-    shown = draw_contact_sheet(chosen, out_file, count, seed, palette.value)
+    shown = draw_contact_sheet(chosen, out_file, photos, seed, palette.value)
     out.print(f"{counted(shown, 'photo')} of {split}")
     out.print(f"picture: {out_file}")
 
@@ -316,11 +345,25 @@ def preset_splits(name: str) -> list[str]:
     return list(dict.fromkeys(data.train_split for data in shipped if data.name == name))
 
 
-def _locate(dataset: str, data: Path | None) -> tuple[str, Path | None, str | None, str | None]:
+def _one_folder(argument: Path | None, option: Path | None) -> Path:
+    """The folder of a command that takes it as FOLDER and as --data FOLDER."""
+    if (argument is None) == (option is None):
+        got = "none" if option is None else f"{argument} and --data {option}"
+        raise UsageError(f"expected one folder of the dataset, as FOLDER or as --data FOLDER, got {got}")
+    return argument or Path(str(option))
+
+
+def _locate(dataset: str | None, data: Path | None) -> tuple[str, Path | None, str | None, str | None]:
     """(format, folder, training split if known, source of labels if chosen) of a preset's dataset or of a folder."""
     from afactl.datasets.registry import format_of
     from afactl.presets import load_preset, preset_names
 
+    if dataset is None:
+        if data is None:
+            raise UsageError("expected a preset or the folder of a dataset, such as afactl data check FOLDER, got none")
+        if not data.is_dir():
+            raise UsageError(f"--data {data}: expected a folder, found {'a file' if data.exists() else 'nothing'}")
+        return format_of(data), data, None, None
     # A folder may be named like a preset; beside --data the name can only mean the preset.
     if Path(dataset).is_dir() and (data is None or dataset not in preset_names()):
         if data is not None:

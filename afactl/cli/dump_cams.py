@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from afactl.cli.options import (
@@ -13,24 +11,24 @@ from afactl.cli.options import (
     DumpFormat,
     DumpFormatOption,
     OverwriteOption,
+    RunArgument,
     RunOption,
     SplitOption,
     Which,
+    one_run,
     open_chosen_run,
 )
 from afactl.errors import counted
 from afactl.machine.terminal import out, tracker
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(rich_markup_mode=None)
 
 
 @app.command("dump-cams", epilog="Example: afactl dump-cams --split train")
 def dump(
+    run: RunArgument = None,
     split: SplitOption = "train",
-    run: RunOption = None,
+    run_option: RunOption = None,
     data: DataOption = None,
     form: DumpFormatOption = DumpFormat.hdf5,
     overwrite: OverwriteOption = False,
@@ -41,7 +39,7 @@ def dump(
     from afactl.inference.cams import dump_cams, export_cams
     from afactl.inference.trained_run import open_split
 
-    trained = open_chosen_run(run, device, checkpoint)
+    trained = open_chosen_run(one_run(run, run_option), device, checkpoint)
     dataset = open_split(trained, split, data, masks=False)
     path, images, computed = dump_cams(trained, dataset, overwrite, tracker("CAMs"))
     out.print(f"{path}: {counted(images, 'image')}, {computed} of them made now")

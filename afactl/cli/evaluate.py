@@ -21,15 +21,18 @@ from afactl.cli.options import (
     PaletteOption,
     PerClassOption,
     Protocol,
+    RunArgument,
     RunOption,
     ScoringOption,
     SplitOption,
     adopted,
     chosen_crf,
+    one_run,
     open_chosen_run,
     told,
 )
 from afactl.cli.tables import numbers, print_per_class, score_figures
+from afactl.errors import UsageError
 from afactl.files import require_free
 from afactl.machine.terminal import out, table, tracker, write_json
 
@@ -38,6 +41,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("eval", epilog="Example: afactl eval --split val --crf --per-class")
 def evaluate(
+    run: RunArgument = None,
     split: SplitOption = "val",
     crf: CrfOption = False,
     crf_backend: BackendOption = Backend.torch,
@@ -49,7 +53,7 @@ def evaluate(
     ] = None,
     overrides: ScoringOption = None,
     limit: LimitOption = None,
-    run: RunOption = None,
+    run_option: RunOption = None,
     data: DataOption = None,
     per_class: PerClassOption = False,
     worst: Annotated[
@@ -74,8 +78,10 @@ def evaluate(
     from afactl.presets import protocol_name
 
     require_free([("--json", json_file)], overwrite)
+    if protocol and any(override.strip().startswith("eval.") for override in overrides or []):
+        raise UsageError(f"--protocol {protocol.value}: says all of eval.*; leave it out, or --set eval.*")
     backend = chosen_crf(crf, crf_backend)
-    run, which = adopted(run, checkpoint, preset, data)
+    run, which = adopted(one_run(run, run_option), checkpoint, preset, data)
     trained = scored_with(open_chosen_run(run, device, which), overrides or [])
     dataset = open_split(trained, split, data, masks=True).head(limit)
     chosen = protocol.value if protocol else None

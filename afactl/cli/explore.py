@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import webbrowser
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from afactl.cli.options import CheckpointOption, DataOption, DeviceOption, RunOption, Which, open_chosen_run
-from afactl.errors import DependencyError, UsageError
+from afactl.cli.options import (
+    CheckpointOption,
+    DataOption,
+    DeviceOption,
+    RunArgument,
+    RunOption,
+    Which,
+    one_run,
+    open_chosen_run,
+)
+from afactl.errors import DependencyError
 from afactl.machine.terminal import out
 
 app = typer.Typer(rich_markup_mode=None)
@@ -18,10 +26,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog="Example: afactl explore runs/voc --port 8700 --no-open")
 def explore(
-    run: Annotated[
-        Path | None,
-        typer.Argument(metavar="[RUN]", help="run folder; default: $AFACTL_RUN, or the newest under runs/"),
-    ] = None,
+    run: RunArgument = None,
     run_option: RunOption = None,
     data: DataOption = None,
     port: Annotated[
@@ -33,8 +38,7 @@ def explore(
     device: DeviceOption = "auto",
 ) -> None:
     """Point at photos in a browser: attention, affinity, pseudo labels under sliders, masks, a review list."""
-    if run is not None and run_option is not None:
-        raise UsageError("explore: give the run once, as RUN or as --run RUN")
+    chosen = one_run(run, run_option)
     try:
         from afactl.explorer.server import address, listen, server
     except ModuleNotFoundError as error:
@@ -44,7 +48,7 @@ def explore(
     from afactl.explorer.session import Session
 
     with listen(port) as bound:
-        session = Session(open_chosen_run(run or run_option, device, checkpoint), data)
+        session = Session(open_chosen_run(chosen, device, checkpoint), data)
         if session.no_photos:
             out.print(f"no photos of the run's dataset ({session.no_photos}); drop some of your own on the page")
         out.print(f"page: {address(bound)} (this machine only; Ctrl-C stops it)")

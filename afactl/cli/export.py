@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from afactl.cli.options import CheckpointOption, OverwriteOption, RunOption, WeightsFormat, Which, say_which
+from afactl.cli.options import (
+    CheckpointOption,
+    OverwriteOption,
+    RunArgument,
+    RunOption,
+    WeightsFormat,
+    Which,
+    one_run,
+    say_which,
+)
 from afactl.errors import UsageError
 from afactl.files import require_free
 from afactl.machine.terminal import log, out
@@ -17,9 +26,11 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog="Example: afactl export --run runs/voc --out voc.safetensors")
 def export(
-    run: RunOption = None,
+    run: RunArgument = None,
+    run_option: RunOption = None,
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="file (hf: folder) to write; default: in the run's folder")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="file (hf: folder) to write; default: in the run's folder"),
     ] = None,
     form: Annotated[
         WeightsFormat,
@@ -43,7 +54,7 @@ def export(
     if int8 and form is not WeightsFormat.onnx:
         raise UsageError(f"--int8: belongs to --format onnx, not {form.value}; leave it out, or export as onnx")
     _require_target(out_file, form, overwrite)
-    folder, how = find_run(run)
+    folder, how = find_run(one_run(run, run_option))
     say_which(folder, how)
     source, note = find_checkpoint(folder, checkpoint.value, needed=(WEIGHTS,))
     if note:

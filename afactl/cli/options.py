@@ -115,6 +115,22 @@ def spread_options(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
+def former_names(**names: str) -> dict[str, Any]:
+    """Settings of a command that still understands options by the names which they had: `count="photos"`."""
+    return {"token_normalize_func": lambda name: names.get(name, name)}
+
+
+def one_run(argument: Path | None, option: Path | None) -> Path | None:
+    """The run of a command that takes it as RUN and as --run RUN.
+
+    Raises:
+        UsageError: both are given.
+    """
+    if argument is not None and option is not None:
+        raise UsageError(f"{argument}: give the run once, as RUN or as --run RUN")
+    return argument or option
+
+
 def one_of(registry: Registry, option: str | None = None) -> Callable[[str], str]:
     """Reads an option whose choices are the names of a registry, by default its own; nothing is imported for it."""
 
@@ -127,12 +143,25 @@ def one_of(registry: Registry, option: str | None = None) -> Callable[[str], str
 
 
 RunOption = Annotated[
-    Path | None, typer.Option("--run", help="run folder; default: $AFACTL_RUN, or the newest under runs/")
+    Path | None,
+    typer.Option("--run", metavar="RUN", help="run folder; default: $AFACTL_RUN, or the newest under runs/"),
+]
+RunArgument = Annotated[Path | None, typer.Argument(metavar="RUN", help="the same as --run RUN")]
+WithoutAfaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--without-afa",
+        metavar="RUN",
+        help="a run with affinity.enabled=false, such as voc-without-afa, for the row w/o AFA",
+    ),
 ]
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="folder of the dataset; default: where the run was trained from")
+    Path | None,
+    typer.Option("--data", metavar="FOLDER", help="folder of the dataset; default: where the run was trained from"),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, mps or xpu; cuda:1 is the second one")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, mps or xpu; cuda:1 is the second one")
+]
 CheckpointOption = Annotated[Which, typer.Option("--checkpoint", help="which checkpoint of the run")]
 CheckpointFileOption = Annotated[
     str,
@@ -144,9 +173,13 @@ CheckpointFileOption = Annotated[
 ]
 AdoptedPresetOption = Annotated[
     str | None,
-    typer.Option("--preset", help="with --checkpoint FILE: what the weights were trained with, a name or a YAML file"),
+    typer.Option(
+        "--preset",
+        metavar="PRESET|FILE",
+        help="with --checkpoint FILE: what the weights were trained with, a name or a YAML file",
+    ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")]
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="also write the figures to this file")]
 OverwriteOption = Annotated[
     bool,
     typer.Option(
@@ -157,7 +190,9 @@ PaletteOption = Annotated[
     Palette, typer.Option("--palette", help="colours of pictures: safe for all eyes, or VOC's own")
 ]
 PerClassOption = Annotated[bool, typer.Option("--per-class", help="also print IoU per class")]
-SplitOption = Annotated[str, typer.Option("--split", help="split of the dataset, such as train or val")]
+SplitOption = Annotated[
+    str, typer.Option("--split", metavar="SPLIT", help="split of the dataset, such as train or val")
+]
 ScoringOption = Annotated[
     list[str] | None,
     typer.Option(

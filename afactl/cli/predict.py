@@ -38,7 +38,7 @@ def predict(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="files, folders or globs")],
     run: RunOption = None,
     out_folder: Annotated[
-        Path | None, typer.Option("--out", help="folder for the masks; default: RUN/predictions")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="folder for the masks; default: RUN/predictions")
     ] = None,
     crf: CrfOption = False,
     crf_backend: BackendOption = Backend.torch,
@@ -57,6 +57,7 @@ def predict(
         int | None,
         typer.Option(
             "--window",
+            metavar="N",
             min=64,
             help="pass photos with a longer side than this at their own size, in overlapping windows of this side",
         ),
@@ -69,7 +70,9 @@ def predict(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", help="with --checkpoint FILE: the dataset whose classes the weights have; voc needs none"
+            "--data",
+            metavar="FOLDER",
+            help="with --checkpoint FILE: the dataset whose classes the weights have; voc needs none",
         ),
     ] = None,
     device: DeviceOption = "auto",

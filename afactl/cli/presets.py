@@ -17,8 +17,10 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog="Example: afactl presets voc --copy mine.yaml")
 def presets(
-    name: Annotated[str | None, typer.Argument(help="print this preset")] = None,
-    copy: Annotated[Path | None, typer.Option("--copy", help="write it to this file, to be changed")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="PRESET", help="print this preset")] = None,
+    copy: Annotated[
+        Path | None, typer.Option("--copy", metavar="FILE", help="write it to this file, to be changed")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """List the shipped presets, print one, or copy one."""

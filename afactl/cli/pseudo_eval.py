@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,11 +16,14 @@ from afactl.cli.options import (
     LimitOption,
     OverwriteOption,
     PerClassOption,
+    RunArgument,
     RunOption,
     ScoringOption,
     SplitOption,
+    WithoutAfaOption,
     adopted,
     one_of,
+    one_run,
     open_chosen_run,
     told,
 )
@@ -32,9 +34,12 @@ from afactl.machine.terminal import out, percent, table, tracker, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    from afactl.cli.options import Which
     from afactl.evaluation.scores import Score
     from afactl.evaluation.sweep import Choice, Sweep
+    from afactl.inference.trained_run import TrainedRun
 
 app = typer.Typer(rich_markup_mode=None)
 # Of --sweep.
@@ -43,15 +48,10 @@ THRESHOLDS = "0.2:0.7:0.05"
 
 @app.command("pseudo-eval", epilog="Example: afactl pseudo-eval --split train --per-class --json table3.json")
 def pseudo_eval(
+    run: RunArgument = None,
     split: SplitOption = "train",
-    run: RunOption = None,
-    without_afa: Annotated[
-        Path | None,
-        typer.Option(
-            "--without-afa",
-            help="a run with affinity.enabled=false, such as voc-without-afa, for the row w/o AFA",
-        ),
-    ] = None,
+    run_option: RunOption = None,
+    without_afa: WithoutAfaOption = None,
     labels: Annotated[
         Labels,
         typer.Option(
@@ -107,28 +107,19 @@ def pseudo_eval(
     if limit is not None and labels is Labels.predicted:
         raise UsageError(f"--limit {limit}: not with --labels predicted, whose cache is of all photos; leave one out")
     values = parse_thresholds(thresholds or THRESHOLDS)
-    run, which = adopted(run, checkpoint, preset, data)
+    run, which = adopted(one_run(run, run_option), checkpoint, preset, data)
     trained = scored_with(open_chosen_run(run, device, which), overrides or [])
     chosen = refiner or scored_refiner(trained.preset)
     dataset = open_split(trained, split, data, masks=True).head(limit)
+    # What a call names is looked at before any work.
+    other = None if without_afa is None else open_without_afa(without_afa, trained, device, which)
+    others_split = None if other is None else open_split(other, split, data, masks=True).head(limit)
+    chosen_on = None if sweep_from is None else open_split(trained, sweep_from, data, masks=True).head(limit)
     result = score_pseudo_labels(trained, dataset, overwrite, tracker("pseudo labels"), chosen)
     scores = dict(result.scores)
-    if without_afa is not None:
-        if not trained.preset.affinity.enabled:
-            raise UsageError(f"--without-afa {without_afa}: {trained.folder} is itself a run without AFA; leave it out")
-        other = scored_with(open_chosen_run(without_afa, device, which), overrides or [])
-        if other.preset.affinity.enabled:
-            raise UsageError(
-                f"--without-afa {without_afa}: trained with the affinity branch; "
-                "train one with --set affinity.enabled=false"
-            )
-        plain = score_pseudo_labels(
-            other,
-            open_split(other, split, data, masks=True).head(limit),
-            overwrite,
-            tracker("pseudo labels w/o AFA"),
-            chosen,
-        )
+    if other is not None and others_split is not None:
+        other = scored_with(other, overrides or [])
+        plain = score_pseudo_labels(other, others_split, overwrite, tracker("pseudo labels w/o AFA"), chosen)
         scores = {WITHOUT_AFA: plain.scores[WITHOUT_AFA], **scores}
     if labels is Labels.predicted:
         guessed = with_predicted_labels(trained, dataset, overwrite, tracker("labels"))
@@ -174,8 +165,7 @@ def pseudo_eval(
     swept = source = None
     if sweep:
         swept = sweep_pseudo_labels(trained, dataset, values, tracker("thresholds"), chosen)
-        if sweep_from is not None:
-            chosen_on = open_split(trained, sweep_from, data, masks=True).head(limit)
+        if chosen_on is not None:
             source = sweep_pseudo_labels(trained, chosen_on, values, tracker(f"thresholds on {sweep_from}"), chosen)
         print_sweep(swept, choices(swept, trained.preset, source), source)
     if json_file is not None:
@@ -202,6 +192,22 @@ def pseudo_eval(
         from afactl.pictures.figures import draw_sweep
 
         out.print(f"picture: {draw_sweep(trained, swept)}")
+
+
+def open_without_afa(folder: Path, run: TrainedRun, device: str, checkpoint: Which) -> TrainedRun:
+    """The run of the row w/o AFA, beside one that has the affinity branch.
+
+    Raises:
+        UsageError: one of the two is of the other kind.
+    """
+    if not run.preset.affinity.enabled:
+        raise UsageError(f"--without-afa {folder}: {run.folder} is itself a run without AFA; leave it out")
+    other = open_chosen_run(folder, device, checkpoint)
+    if other.preset.affinity.enabled:
+        raise UsageError(
+            f"--without-afa {folder}: trained with the affinity branch; train one with --set affinity.enabled=false"
+        )
+    return other
 
 
 def print_differences(scores: Mapping[str, tuple[Score, Score]], columns: Sequence[str]) -> None:

@@ -12,11 +12,13 @@ from afactl.cli.options import (
     DataOption,
     DeviceOption,
     OverwriteOption,
+    RunArgument,
     RunOption,
     Which,
+    WithoutAfaOption,
+    one_run,
     open_chosen_run,
 )
-from afactl.errors import UsageError
 from afactl.files import require_free
 from afactl.machine.terminal import out
 
@@ -25,17 +27,13 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command("report", epilog="Example: afactl report --run runs/voc --without-afa runs/plain")
 def report(
-    run: Annotated[
-        Path | None,
-        typer.Argument(metavar="[RUN]", help="run folder; default: $AFACTL_RUN, or the newest under runs/"),
-    ] = None,
+    run: RunArgument = None,
     run_option: RunOption = None,
-    out_file: Annotated[Path | None, typer.Option("--out", help="file to write; default: RUN/report.html")] = None,
-    without_afa: Annotated[
-        Path | None,
-        typer.Option("--without-afa", metavar="RUN", help="a scored run without AFA, for the first row of Table 3"),
+    out_file: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="file to write; default: RUN/report.html")
     ] = None,
-    photos: Annotated[int, typer.Option("--photos", min=0, max=100, help="how many photos are shown")] = 6,
+    without_afa: WithoutAfaOption = None,
+    photos: Annotated[int, typer.Option("--photos", metavar="N", min=0, max=100, help="how many photos are shown")] = 6,
     data: DataOption = None,
     overwrite: OverwriteOption = False,
     checkpoint: CheckpointOption = Which.last,
@@ -43,11 +41,12 @@ def report(
 ) -> None:
     """Write one self-contained HTML page of a run: curves, tables, photos with a slider, figures, manifest."""
     from afactl.pictures.report import write_report
+    from afactl.runs.folder import find_run
 
-    if run is not None and run_option is not None:
-        raise UsageError("report: give the run once, as RUN or as --run RUN")
     require_free([("--out", out_file)], overwrite)
-    trained = open_chosen_run(run or run_option, device, checkpoint)
+    trained = open_chosen_run(one_run(run, run_option), device, checkpoint)
+    if without_afa is not None:
+        find_run(without_afa)
     made = write_report(trained, out_file, data, without_afa, photos)
     for text in made.missing:
         out.print(f"not on the page: {text}")

@@ -16,8 +16,10 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(epilog="Example: afactl runs, or afactl runs experiments --json runs.json")
 def runs(
-    folder: Annotated[Path, typer.Argument(help="folder whose runs are listed")] = Path("runs"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="also write the list to this file")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="folder whose runs are listed")] = Path("runs"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="also write the list to this file")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """List runs: preset, data, steps, scores of the last validation, size on disk."""

@@ -21,10 +21,12 @@ def train(
     preset: Annotated[
         str | None, typer.Argument(metavar="PRESET|FILE", help="a shipped preset (afactl presets) or a YAML file")
     ] = None,
-    data: Annotated[Path | None, typer.Option("--data", help="folder of the dataset")] = None,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="run folder; default: runs/PRESET-DATE-TIME")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="FOLDER", help="folder of the dataset")] = None,
+    out_folder: Annotated[
+        Path | None, typer.Option("--out", metavar="RUN", help="run folder; default: runs/PRESET-DATE-TIME")
+    ] = None,
     init: Annotated[
-        str | None, typer.Option("--init", help="weights to start from: FILE, hf:REPOSITORY, timm, none")
+        str | None, typer.Option("--init", metavar="FILE|hf:REPOSITORY|timm|none", help="weights to start from")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run --out, or the newest one")] = False,
     allow_changes: Annotated[

@@ -16,8 +16,11 @@ from afactl.cli.options import (
     OverwriteOption,
     Palette,
     PaletteOption,
+    RunArgument,
     RunOption,
     Which,
+    former_names,
+    one_run,
     open_chosen_run,
     spread_options,
 )
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
 
 PhotoArgument = Annotated[
     Path | None,
-    typer.Argument(help="a photo; default: the first of the validation split, or of training where there is none"),
+    typer.Argument(
+        metavar="PHOTO",
+        help="a photo; default: the first of the validation split, or of training where there is none",
+    ),
 ]
 
 
@@ -41,7 +47,8 @@ class PictureOptions:
 
     run: RunOption = None
     out_file: Annotated[
-        Path | None, typer.Option("--out", help="picture to write (.png, .svg, .pdf); default: in RUN/figures")
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="picture to write (.png, .svg, .pdf); default: in RUN/figures"),
     ] = None
     overwrite: OverwriteOption = False
     checkpoint: CheckpointOption = Which.last
@@ -73,7 +80,11 @@ def show(drawn: Drawn) -> None:
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command("viz-attn", epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80")
+@app.command(
+    "viz-attn",
+    epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80",
+    context_settings=former_names(compare="without-afa"),
+)
 @spread_options
 def viz_attn(
     image: PhotoArgument = None,
@@ -87,11 +98,15 @@ def viz_attn(
     ] = None,
     layer: Annotated[
         int | None,
-        typer.Option("--layer", help="attention of this one of the last blocks, from 1, in place of the mean"),
+        typer.Option(
+            "--layer", metavar="N", help="attention of this one of the last blocks, from 1, in place of the mean"
+        ),
     ] = None,
-    head: Annotated[int | None, typer.Option("--head", help="attention of this head of --layer, from 1")] = None,
-    compare: Annotated[
-        Path | None, typer.Option("--compare", metavar="RUN", help="a run without AFA, drawn beside it")
+    head: Annotated[
+        int | None, typer.Option("--head", metavar="N", help="attention of this head of --layer, from 1")
+    ] = None,
+    without_afa: Annotated[
+        Path | None, typer.Option("--without-afa", metavar="RUN", help="a run without AFA, drawn beside it")
     ] = None,
     *,
     options: PhotoPictureOptions,
@@ -105,7 +120,7 @@ def viz_attn(
     if head is not None and layer is None:
         raise UsageError("--head: of which layer? give --layer too")
     trained = options.open_run()
-    other = options.open_run(compare) if compare else None
+    other = options.open_run(without_afa) if without_afa else None
     heads = None if layer is None else (layer, head)
     drawn = draw_attention(
         trained,
@@ -121,12 +136,12 @@ def viz_attn(
 
 @app.command("viz-heads", epilog="Example: afactl viz-heads --run runs/voc")
 @spread_options
-def viz_heads(options: PictureOptions) -> None:
+def viz_heads(folder: RunArgument = None, *, options: PictureOptions) -> None:
     """Draw the learned weight of each head in the affinity, as in figure 14."""
     from afactl.pictures.figures import draw_heads
 
     options.require_free()
-    drawn = draw_heads(open_chosen_run(options.run, "cpu", options.checkpoint), options.out_file)
+    drawn = draw_heads(open_chosen_run(one_run(folder, options.run), "cpu", options.checkpoint), options.out_file)
     show(drawn)
 
 
@@ -135,7 +150,10 @@ def viz_heads(options: PictureOptions) -> None:
 def viz_cams(
     images: Annotated[
         list[Path] | None,
-        typer.Argument(help="photos, a row each; default: the first three of the validation split, or of training"),
+        typer.Argument(
+            metavar="PHOTOS",
+            help="photos, a row each; default: the first three of the validation split, or of training",
+        ),
     ] = None,
     without_afa: Annotated[
         Path | None,
@@ -159,7 +177,9 @@ def viz_cams(
 @spread_options
 def viz_par(
     image: PhotoArgument = None,
-    gif: Annotated[Path | None, typer.Option("--gif", help="also write the way of the labels as an animation")] = None,
+    gif: Annotated[
+        Path | None, typer.Option("--gif", metavar="FILE", help="also write the way of the labels as an animation")
+    ] = None,
     *,
     options: PhotoPictureOptions,
 ) -> None:

@@ -168,10 +168,19 @@ def load_all(name: str, root: Path | None, labels: str | None = None) -> list[Sp
     Raises:
         DataError: there is none. Others: as in `load_split`.
     """
-    splits = [load_split(name, root, split, labels) for split in split_names(name, root)]
-    if not splits:
+    return [load_split(name, root, split, labels) for split in require_dataset(name, root)]
+
+
+def require_dataset(name: str, root: Path | None) -> list[str]:
+    """The splits of a dataset, of which there is one at least.
+
+    Raises:
+        MissingDataError: there is none. Others: as in `load_split`.
+    """
+    names = split_names(name, root)
+    if not names:
         raise MissingDataError(f"--data {root}: expected a dataset in the {name} format, found no split of it")
-    return splits
+    return names
 
 
 def format_of(root: Path) -> str:

@@ -133,7 +133,7 @@ def read_class_file(listed: Path) -> ClassList:
             masks.
     """
     if not listed.is_file():
-        raise DataError(f"{listed}: expected a file with one class name per line, found none")
+        raise MissingDataError(f"{listed}: expected a file with one class name per line, found none")
     names = [line.strip() for line in _text(listed).splitlines() if line.strip()]
     first = 1 if names[:1] and names[0].casefold() == IGNORED else 0
     if first or (names and is_background(names[0])):

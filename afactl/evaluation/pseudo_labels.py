@@ -187,7 +187,10 @@ def score_pseudo_labels(
     counting = Counting([name for *_, name in names], len(split.samples), classes)
     passes = labelled = 0
     settings = {name: getattr(preset, name).model_dump(mode="json") for name in ("cam", "par", "affinity")}
-    settings |= {key: value for key, value in refiner_settings(preset, chosen).items() if key not in settings["par"]}
+    # Those of PAR are among them. Another refiner may call its own the same, as the CRF does its iterations: they are
+    # left out only where they are as PAR's.
+    taken, known = refiner_settings(preset, chosen), preset.par.model_dump()
+    settings |= {key: value for key, value in taken.items() if key not in known or known[key] != value}
     stage = PSEUDO_STAGE if chosen == own and not run.changes else f"{PSEUDO_STAGE}-{chosen}"
     if run.changes:  # a file of their own: the labels of the run's own settings stay
         stage += f"-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"

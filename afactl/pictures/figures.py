@@ -11,7 +11,7 @@ import torch
 
 from afactl.datasets.images import read_image, reduce_image
 from afactl.datasets.masks import enlarge_mask
-from afactl.datasets.registry import is_missing, load_split
+from afactl.datasets.registry import is_missing, load_split, require_dataset
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError, DataError, MissingDataError, UsageError, counted
 from afactl.evaluation.pseudo_labels import (
@@ -138,6 +138,8 @@ def _named_photo(photo: Path) -> np.ndarray:
 def _find_samples(run: TrainedRun, photos: Sequence[Path], data: Path | None) -> list[tuple[Split, Sample] | None]:
     """Each photo in the run's dataset, if it is one of it."""
     settings = run.preset.data
+    if data is not None:
+        require_dataset(settings.name, data)
     samples: dict[Path, tuple[Split, Sample]] = {}
     wanted = {photo.resolve() for photo in photos}
     names = {photo.name for photo in photos}

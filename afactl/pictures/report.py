@@ -18,7 +18,7 @@ from PIL import Image
 
 from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask
-from afactl.datasets.registry import data_fingerprint
+from afactl.datasets.registry import data_fingerprint, require_dataset
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError, counted
 from afactl.evaluation.intervals import difference
@@ -69,8 +69,10 @@ def write_report(
         photos: how many of the validation split are shown, and twice as many of those whose segmentation scored worst.
 
     Raises:
-        UsageError: `out` cannot be written.
+        UsageError: `out` cannot be written. MissingDataError: `data` is no such dataset.
     """
+    if data is not None:
+        require_dataset(run.preset.data.name, data)
     scores = read_scores(run.folder)
     looks, worst, no_looks = _looks(run, data, photos, scores)
     table3 = [_table3(run, name, kept, without_afa) for name, kept in scores.items() if name.startswith("pseudo-")]

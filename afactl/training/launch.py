@@ -123,6 +123,12 @@ def _resumed(
     began = time.perf_counter()
     own = run_preset(run)
     changed = differences(own, preset)
+    if not allow_changes and (own.data.name, own.data.root) != (preset.data.name, preset.data.root):
+        raise UsageError(
+            f"--resume: {run} is another run, trained on {own.data.root or own.data.name} and not on "
+            f"{preset.data.root or preset.data.name}; leave --data out, start a new run, or add "
+            "--allow-changes where the same photos have moved"
+        )
     if changed and not allow_changes:
         raise UsageError(
             f"--resume: {run} was started with other values ({'; '.join(changed)}); leave them, "

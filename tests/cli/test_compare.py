@@ -59,7 +59,7 @@ def test_masks_of_any_origin(call, tmp_path):
     (tmp_path / "names.txt").write_text("cat\n")
     folders = ("--masks", tmp_path / "one", tmp_path / "two", "--truth", tmp_path / "truth")
     code, out, _ = call("compare", *folders, "--classes", tmp_path / "names.txt", "--json", tmp_path / "c.json")
-    assert code == 0 and "2 masks, 1 classes" in out and "cat" in out
+    assert code == 0 and "2 masks, 1 class;" in out and "cat" in out
     told = json.loads((tmp_path / "c.json").read_text())
     assert told["classes"]["cat"]["iou"] == [100, 50] and told["rows"]["masks"][str(tmp_path / "two")]["miou"] == 50
 
@@ -69,7 +69,7 @@ def test_bad_calls_are_told(call, run_copy, tmp_path):
     refused(call("compare"), 2, "expected two run folders or more")
     refused(call("compare", run_copy, tmp_path / "none"), 2, "none")
     refused(call("compare", run_copy, run_copy, "--truth", tmp_path), 2, "belong to --masks")
-    refused(call("compare", "--masks", tmp_path, tmp_path), 2, "expected --truth DIR")
+    refused(call("compare", "--masks", tmp_path, tmp_path), 2, "expected --truth FOLDER")
     refused(call("compare", run_copy, "--masks", tmp_path, tmp_path), 2, "takes folders of masks, no runs")
     folders = ("--masks", tmp_path, tmp_path, "--truth", tmp_path)
-    refused(call("compare", *folders, "--classes", tmp_path / "no.txt"), 1, "no.txt: expected a file")
+    refused(call("compare", *folders, "--classes", tmp_path / "no.txt"), 2, "no.txt: expected a file")

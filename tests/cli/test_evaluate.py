@@ -99,3 +99,8 @@ def test_the_first_photos_alone_or_with_other_settings_are_not_the_runs_score(ca
         "cam, par, affinity, eval or crf",
     )
     refused(call(*asked, "--set", "eval.scale=[1]"), 2, 'did you mean "eval.scales"')
+
+
+def test_a_protocol_and_a_value_of_it_are_not_given_together(call, run_copy):
+    both = ("--protocol", "paper", "--set", "eval.long_side=64")
+    refused(call("eval", "--run", run_copy, *both), 2, "--protocol paper: says all of eval.*; leave it out")

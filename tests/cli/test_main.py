@@ -3,6 +3,7 @@
 import errno
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,8 @@ def test_usage_errors_are_one_line_with_code_2(call, run_copy, tiny_data, tmp_pa
         call("eval", "--run", run_copy, "--json", run_copy / "preset.yaml" / "x.json"), 2, "--json", "cannot be written"
     )
     refused(call("train", "voc"), 2, "give --data DIR")
+    refused(call("eval", "--run", run_copy, "--split", "tset"), 2, 'split "tset" is empty; splits there: train, val')
+    refused(call("train", "demo", "--data", tmp_path / "no"), 2, "expected a folder, found nothing")
 
 
 def test_failed_jobs_are_one_line_with_code_1(call, run_copy, tiny_data, tmp_path):
@@ -248,7 +251,7 @@ def test_what_a_call_names_and_is_not_there_is_the_calls_fault(call, run_copy, t
 
 
 @pytest.mark.parametrize(
-    "text", ["predict", "eval --bogus", "data check --bogus", "data prepare voc", "viz-attn --layer x"]
+    "text", ["predict", "eval --bogus", "data check --bogus", "data prepare voc --bogus", "viz-attn --layer x"]
 )
 def test_errors_of_options_point_to_the_help_of_their_command(call, text):
     name = " ".join(word for word in text.split() if word not in ("--bogus", "--layer", "x"))
@@ -261,3 +264,38 @@ def test_a_group_alone_shows_its_commands(call, group):
     assert code == 0 and not err and out.startswith(f"Usage: afactl {group}")
     assert len(out.splitlines()) > 6, "in lines"
     refused(call(*group.split(), "bogus"), 2, "bogus", f"(see afactl {group} --help)")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_an_option_takes_is_shown_in_words(call, command):
+    """FILE, N or X,Y, or the choices themselves, and no type."""
+    options = call(*command.split(), "--help")[1].split("Options:")[1]
+    assert not re.search(r"--[\w-]+ +(<(path|str|int|float)\b|\b(PATH|TEXT|INTEGER|FLOAT)\b)", options), options
+
+
+def test_one_thing_has_one_name(call, run_copy, tiny_data, tmp_path):
+    """A run and a dataset may be given as an argument and as an option; former names are understood."""
+    scored = (["eval"], ["pseudo-eval", "--split", "val"], ["dump-cams", "--split", "val"])
+    for words in (*scored, ["viz-heads"], ["export"]):
+        assert call(*words, run_copy)[0] == call(*words, "--run", run_copy)[0] == 0
+        refused(call(*words, run_copy, "--run", run_copy), 2, "give the run once, as RUN or as --run RUN")
+    for words in (["data", "preview", "--out", tmp_path / "sheet.png", "--overwrite"], ["data", "check"]):
+        codes = [
+            call(*words, *where)[0] for where in ([tiny_data], ["--data", tiny_data], ["demo", "--data", tiny_data])
+        ]
+        assert len(set(codes)) == 1, codes
+        refused(call(*words), 2, "expected a preset or the folder of a dataset")
+    for kind in ("voc", "coco", "folder"):
+        words = ["data", "prepare", kind]
+        nowhere = tmp_path / "nowhere"
+        assert call(*words, nowhere) == call(*words, "--data", nowhere)
+        refused(call(*words), 2, "expected one folder of the dataset, as FOLDER or as --data FOLDER, got none")
+        refused(call(*words, nowhere, "--data", nowhere), 2, "expected one folder")
+    sheet = ("data", "preview", tiny_data, "--out", tmp_path / "few.png", "--overwrite")
+    assert (
+        "2 photos of train" in call(*sheet, "--count", "2")[1]
+        and "2 photos of train" in call(*sheet, "--photos", "2")[1]
+    )
+    photo = tiny_data / "images/val/0000.png"
+    for name in ("--compare", "--without-afa"):
+        refused(call("viz-attn", photo, "--run", run_copy, name, tmp_path / "no"), 2, "expected a run folder")

@@ -28,7 +28,7 @@ CALLS = {
     ("export", "--out"): ["--run", "RUN"],
     ("presets", "--copy"): ["voc"],
     ("data check", "--json"): ["DATA"],
-    ("data preview", "--out"): ["DATA", "--count", "1"],
+    ("data preview", "--out"): ["DATA", "--photos", "1"],
     ("data prepare voc", "--json"): ["--data", "VOC"],
 }
 SUFFIXES = {"--json": ".json", "--out": ".png", "--gif": ".gif", "--copy": ".yaml"}

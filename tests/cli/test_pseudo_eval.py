@@ -146,3 +146,15 @@ def test_other_settings_have_labels_of_their_own_and_leave_the_runs(call, run_co
     refused(call(*asked, "--set", "affinity.enabled=false"), 2, "affinity.enabled=false: concerns the training")
     result = call(*asked[:-1][:-2], "--set", "cam.scales=[1.0, 1.5, 2.0]")
     refused(result, 1, "cams-val.h5", "cam.scales", "--overwrite")
+
+
+def test_the_settings_of_another_refiner_count_too(call, run_copy, tmp_path):
+    """The CRF calls its iterations as PAR does; labels of ten are none of one, nor of PAR's two."""
+    file = tmp_path / "t.json"
+    asked = ("pseudo-eval", "--split", "val", "--run", run_copy, "--refiner", "crf", "--json", file, "--overwrite")
+    refined = []
+    for words in ((), ("--set", "crf.iterations=1"), ("--set", "crf.iterations=2")):
+        code, out, _ = call(*asked, *words)
+        assert code == 0 and ("(4 labelled now)" in out) == bool(words), "no labels of other settings"
+        refined.append(json.loads(file.read_text())["miou"]["AFA"]["refined"])
+    assert len(set(refined)) == 3

@@ -335,3 +335,12 @@ def test_training_without_masks_works_and_keeps_no_best(tmp_path, tiny_data):
     result = train_tiny(data, tmp_path / "run")
     assert result.validation is None
     assert find_checkpoint(tmp_path / "run", "best").folder.name == "last"
+
+
+def test_going_on_with_another_dataset_is_told_as_another_run(run_copy, tiny_data, tmp_path):
+    own = load_preset(str(run_copy / "preset.yaml"))
+    moved = own.model_copy(update={"data": own.data.model_copy(update={"root": str(tmp_path / "other")})})
+    with pytest.raises(UsageError, match=f"is another run, trained on {tiny_data} and not on {tmp_path}/other; leave"):
+        resume(run_copy, moved)
+    with pytest.raises(UsageError, match="was started with other values"):
+        resume(run_copy, own.model_copy(update={"train": own.train.model_copy(update={"max_iters": 9})}))
