@@ -17,16 +17,19 @@ from PIL import Image
 
 def compare(title: str, ours: Callable[[], object], other: Callable[[], object], name: str, rounds: int = 5) -> None:
     """Print how many times longer the other way takes: best against best, and the median of the rounds."""
-    ours(), other()
-    pairs = []
-    for _ in range(rounds):
-        pairs.append((seconds(ours), seconds(other)))
+    pairs = in_turns(ours, other, rounds)
     mine, theirs = (min(column) for column in zip(*pairs, strict=True))
     median = statistics.median(b / a for a, b in pairs)
     print(
         f"{title}: {theirs / mine:.1f}x (median {median:.1f}x); "
         f"ours {1000 * mine:.1f} ms, {name} {1000 * theirs:.1f} ms"
     )
+
+
+def in_turns(ours: Callable[[], object], other: Callable[[], object], rounds: int) -> list[tuple[float, float]]:
+    """Seconds of both ways, round by round, after one round that is not counted."""
+    ours(), other()
+    return [(seconds(ours), seconds(other)) for _ in range(rounds)]
 
 
 def seconds(job: Callable[[], object]) -> float:
