@@ -93,11 +93,17 @@ def check_shape(name: str, tensor: torch.Tensor, axes: str, **sizes: int) -> Non
             )
 
 
+# So many names of a list are one line that a person still reads.
+LISTED = 30
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint such as `; did you mean "voc"?`, or the whole list where nothing is close."""
+    """A hint such as `; did you mean "voc"?`, or the list, or its beginning, where nothing is close."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
+    folded = {one.casefold(): one for one in reversed(known)}
+    close = [folded[one] for one in difflib.get_close_matches(name.casefold(), folded, n=1)]
+    more = f" and {len(known) - LISTED} more" if len(known) > LISTED else ""
+    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known[:LISTED])}{more}"
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

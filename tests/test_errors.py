@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from afactl.errors import AfactlError, CacheError, DataError, PresetError, ShapeError, UsageError, check_shape, nearest
+from afactl.errors import (
+    LISTED,
+    AfactlError,
+    CacheError,
+    DataError,
+    PresetError,
+    ShapeError,
+    UsageError,
+    check_shape,
+    counted,
+    nearest,
+)
 
 
 def test_exit_codes():
@@ -17,6 +28,15 @@ def test_shapes_are_checked_by_axis():
         check_shape("cam", torch.zeros(2, 3, 4), "B C N", C=5)
 
 
-def test_the_nearest_name_or_the_whole_list():
+def test_the_nearest_name_or_the_list_as_far_as_it_can_be_read():
     assert nearest("vok", ["voc", "coco"]) == '; did you mean "voc"?'
     assert nearest("xyz", ["voc", "coco"]) == "; known: voc, coco"
+    assert nearest("DGO", ["Dog", "cat"]) == '; did you mean "Dog"?'
+    many = [f"name {number}" for number in range(LISTED + 2)]
+    assert nearest("xyz", many).endswith(f"name {LISTED - 1} and 2 more")
+    assert nearest("name 31x", many) == '; did you mean "name 31"?'
+
+
+def test_a_number_has_the_word_that_fits():
+    assert [counted(number, "photo") for number in (0, 1, 2)] == ["0 photos", "1 photo", "2 photos"]
+    assert counted(1, "entry", "entries") == "1 entry" and counted(2, "entry", "entries") == "2 entries"

@@ -91,6 +91,23 @@ def open_upright(path: Path) -> Image.Image:
     return _turn(image, _orientation(image))
 
 
+def open_stored(path: Path) -> Image.Image:
+    """An image that is not decoded yet, for what its file says of it; to be closed.
+
+    Raises:
+        DataError: missing, empty, no image, or larger than Pillow's limit.
+    """
+    try:
+        try:
+            return Image.open(path)
+        except UnidentifiedImageError:
+            return _open(_content(path))  # HEIC, perhaps under another suffix
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise _unknown(path, _content(path)) from error
+
+
 def _photo(path: Path, content: bytes) -> Image.Image:
     """An RGB image, upright."""
     image, cut = _decode(path, content)
@@ -160,6 +177,15 @@ def _not_empty(path: Path, content: bytes) -> bytes:
     return content
 
 
+def _too_large(path: Path) -> DataError:
+    return DataError(f"{path}: more than the {Image.MAX_IMAGE_PIXELS} pixels that Pillow accepts; reduce the image")
+
+
+def _unknown(path: Path, content: bytes) -> DataError:
+    what = "HEIC, for which pillow-heif is needed: pip install 'afactl[heic]'" if _is_heic(content) else ""
+    return DataError(f"{path}: {what or 'no image format that Pillow knows'}; convert it to JPEG or PNG")
+
+
 def _is_heic(content: bytes) -> bool:
     return content[4:8] == b"ftyp" and content[8:12] not in (b"avif", b"avis")
 
@@ -189,11 +215,9 @@ def _decode(path: Path, content: bytes) -> tuple[Image.Image, bool]:
         stored = str(tiles[0].args) if tiles else ""
         image.load()
     except Image.DecompressionBombError as error:
-        limit = Image.MAX_IMAGE_PIXELS
-        raise DataError(f"{path}: more than the {limit} pixels that Pillow accepts; reduce the image") from error
+        raise _too_large(path) from error
     except UnidentifiedImageError as error:
-        what = "HEIC, for which pillow-heif is needed: pip install 'afactl[heic]'" if _is_heic(content) else ""
-        raise DataError(f"{path}: {what or 'no image format that Pillow knows'}; convert it to JPEG or PNG") from error
+        raise _unknown(path, content) from error
     except Exception as error:  # damaged files end in errors of many kinds
         raise DataError(
             f"{path}: truncated or damaged ({first_line(error)}); copy it again or take it off the list"

@@ -1,31 +1,39 @@
-"""The keywords that photographers give their photos, as image-level labels.
+"""Keywords that photographers' programs write into photos or beside them, and which of them are classes.
 
-Where programs keep them, all of which are read and put together:
-
-IPTC            dataset 2:25 of the block that Photoshop brought into JPEG and TIFF
-XMP             dc:subject, in the photo itself or in a file beside it: a.jpg.xmp or a.xmp
-XPKeywords      the Exif tag of Windows' file explorer
+IPTC            data set 2:25 of JPEG and TIFF (IPTC-IIM 4.2); 1:90 names its characters
+XMP             dc:subject, in JPEG, PNG, WebP, TIFF, AVIF and HEIC, or in a file beside the photo: a.jpg.xmp, a.xmp
+XPKeywords      tag 0x9C9E of EXIF, which Windows writes: UTF-16, joined by ;
 """
 
 from __future__ import annotations
 
+import codecs
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec
 from xml.etree import ElementTree
 
-from PIL import ExifTags, Image, IptcImagePlugin
+from PIL import Image, IptcImagePlugin
 
+from afactl.datasets.images import open_stored
 from afactl.datasets.samples import Track
-from afactl.errors import UsageError, counted
+from afactl.datasets.tables import JOINERS, is_background
+from afactl.errors import DataError, UsageError, counted, first_line, nearest
 
-# Without a list of classes a keyword is one if so many photos have it.
+# Without a list of classes a keyword is one if so many photos have it; most rarer ones name places and people.
 ENOUGH = 5
-_IPTC_KEYWORDS, _IPTC_CHARACTERS, _UTF8 = (2, 25), (1, 90), b"\x1b%G"
-_XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
-_XMP_TAG = 700
-_SUBJECT = ".//{http://purl.org/dc/elements/1.1/}subject//{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+IPTC_KEYWORDS, IPTC_CHARACTERS = (2, 25), (1, 90)
+# What 1:90 says of Latin-1, by the escape sequences of ISO 2022.
+LATIN_1 = (b"\x1b.A", b"\x1b-A")
+XP_KEYWORDS = 0x9C9E
+XMP_TAG = 700  # of TIFF
+XMP_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0"  # of JPEG
+SUBJECT = "{http://purl.org/dc/elements/1.1/}subject"
+ITEM = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
+
+_P = ParamSpec("_P")
 
 
 class Keywords(NamedTuple):
@@ -34,32 +42,41 @@ class Keywords(NamedTuple):
     Attributes:
         labels: per photo the classes among its keywords, () where it has others alone; None where it has none at all,
             which says nothing of what is in it.
-        classes: their names. counts: photos per keyword, whatever became of it.
+        classes: their names. counts: photos per keyword, in its commonest spelling, whatever became of it.
+        unreadable: what is wrong with photos that have no keyword since they, or what should hold it, cannot be read.
     """
 
     labels: list[tuple[str, ...] | None]
     classes: tuple[str, ...]
     counts: Counter[str]
+    unreadable: tuple[str, ...] = ()
 
 
 def read_keywords(photos: Sequence[Path], classes: Sequence[str] | None = None, track: Track = iter) -> Keywords:
     """The classes that the photos' keywords name. Upper and lower case are alike.
 
     Args:
-        classes: the keywords that are classes, as they shall be written; None takes those of ENOUGH photos or more.
+        classes: the keywords that are classes, as they shall be written; None takes those of ENOUGH photos or more
+            that a table of labels can hold.
 
     Raises:
         UsageError: no photo has one of the classes.
     """
-    found = [photo_keywords(photo) for photo in track(photos)]
-    spelled: dict[str, str] = {}
+    found, unreadable = [], []
+    for photo in track(photos):
+        try:
+            found.append(photo_keywords(photo))
+        except DataError as error:
+            found.append(())
+            unreadable.append(str(error))
+    spelled: dict[str, Counter[str]] = {}
     for words in found:
         for word in words:
-            spelled.setdefault(word.casefold(), word)
-    counts = Counter(spelled[word] for words in found for word in dict.fromkeys(word.casefold() for word in words))
+            spelled.setdefault(word.casefold(), Counter())[word] += 1
+    counts = Counter({ways.most_common(1)[0][0]: ways.total() for ways in spelled.values()})
     if classes is None:
-        classes = sorted(word for word, count in counts.items() if count >= ENOUGH)
-    wanted = {name.casefold(): name for name in classes}
+        classes = sorted(word for word, count in counts.items() if count >= ENOUGH and _is_class(word))
+    wanted = {unicodedata.normalize("NFC", name).casefold(): name for name in classes}
     labels = [
         tuple(sorted({wanted[word.casefold()] for word in words if word.casefold() in wanted})) if words else None
         for words in found
@@ -67,70 +84,128 @@ def read_keywords(photos: Sequence[Path], classes: Sequence[str] | None = None, 
     if not any(labels):
         common = ", ".join(f"{word} {count}" for word, count in counts.most_common(8)) or "none"
         told = f"of {', '.join(classes)}" if classes else f"that {ENOUGH} photos share"
+        why = f"; {counted(len(unreadable), 'photo')} cannot be read, first: {unreadable[0]}" if unreadable else ""
         raise UsageError(
-            f"{counted(len(photos), 'photo')}: none has a keyword {told} (keywords there: {common}); "
+            f"{counted(len(photos), 'photo')}: none has a keyword {told} (keywords there: {common}{why}); "
             "name your classes by --classes dog,cat"
         )
-    return Keywords(labels, tuple(classes), counts)
+    return Keywords(labels, tuple(classes), counts, tuple(unreadable))
+
+
+def require_classes(names: Sequence[str]) -> None:
+    """See that the keywords that somebody chose can be classes.
+
+    Raises:
+        UsageError: one is given twice, or means the background.
+    """
+    folded = Counter(name.casefold() for name in names)
+    for name in names:
+        if folded[name.casefold()] > 1 or is_background(name):
+            why = "is given twice" if folded[name.casefold()] > 1 else "cannot be a class"
+            raise UsageError(f'--classes: "{name}" {why}; expected keywords that differ in more than case')
+
+
+def strangers(classes: Sequence[str], counts: Counter[str]) -> tuple[str, ...]:
+    """A line for each class that is the keyword of no photo: a slip of the pen, more often than not."""
+    there = {word.casefold() for word in counts}
+    return tuple(
+        f'no photo has the keyword "{name}"{nearest(name, counts)}'
+        for name in classes
+        if unicodedata.normalize("NFC", name).casefold() not in there
+    )
 
 
 def photo_keywords(path: Path) -> tuple[str, ...]:
-    """The keywords of a photo, each once, in the order in which they were found; none where it cannot be read."""
+    """The keywords of a photo, in the file and beside it, each once whatever its case; no pixel is decoded but of PNG.
+
+    Raises:
+        DataError: there are none, and the photo or what should hold them cannot be read.
+    """
     words: list[str] = []
+    damage: list[str] = []
+
+    def collect(read: Callable[_P, list[str]], *arguments: _P.args, **named: _P.kwargs) -> None:
+        try:
+            words.extend(read(*arguments, **named))
+        except Exception as error:  # damage ends in errors of many kinds; the other places may be whole
+            damage.append(f"{path}: its keywords cannot be read ({first_line(error)})")
+
     try:
-        with Image.open(path) as image:
-            words += [*_iptc(image), *_windows(image)]
-            for packet in _packets(image):
-                words += _subjects(packet)
-    except Exception:  # Pillow raises many kinds on damaged metadata; the photo itself is looked at by whoever needs it
-        pass
-    for beside in (path.with_name(f"{path.name}.xmp"), path.with_suffix(".xmp")):
-        if beside.is_file():
-            words += _subjects(beside.read_bytes())
-    return tuple(dict.fromkeys(word.strip() for word in words if word.strip()))
+        with open_stored(path) as image:
+            for read in (_of_iptc, _of_xmp, _of_exif):
+                collect(read, image)
+    except DataError as error:
+        damage.append(str(error))
+    for beside in _sidecars(path):
+        collect(_of_sidecar, beside)
+    found: dict[str, str] = {}
+    for word in words:
+        tidy = unicodedata.normalize("NFC", " ".join(word.split()))  # as XML and CSV files have it, on one line
+        if tidy:
+            found.setdefault(tidy.casefold(), tidy)
+    if damage and not found:
+        raise DataError(damage[0])
+    return tuple(found.values())
 
 
-def _iptc(image: Image.Image) -> Iterable[str]:
-    known = IptcImagePlugin.getiptcinfo(image) or {}  # type: ignore[arg-type]  # an opened image is a file's
-    values = known.get(_IPTC_KEYWORDS, [])
-    utf8 = known.get(_IPTC_CHARACTERS) == _UTF8
-    return [_text(value, utf8) for value in (values if isinstance(values, list) else [values])]
+def _is_class(name: str) -> bool:
+    return not is_background(name) and not any(sign in name for sign in ("|", *JOINERS))
 
 
-def _text(value: bytes, utf8: bool) -> str:
-    """Older programs write Latin-1 and say nothing; newer ones often write UTF-8 and say nothing."""
+def _sidecars(path: Path) -> list[Path]:
+    """Files of XMP beside a photo: darktable's a.jpg.xmp, Lightroom's a.xmp."""
+    names = dict.fromkeys(stem + suffix for stem in (path.name, path.stem) for suffix in (".xmp", ".XMP"))
+    return [beside for name in names if (beside := path.with_name(name)).is_file()]
+
+
+def _of_sidecar(beside: Path) -> list[str]:
+    return _subjects(beside.read_bytes())
+
+
+def _of_iptc(image: Image.Image) -> list[str]:
+    known = IptcImagePlugin.getiptcinfo(image) or {}  # type: ignore[arg-type]  # asks for its file; None for others
+    values = known.get(IPTC_KEYWORDS, [])
+    latin = known.get(IPTC_CHARACTERS) in LATIN_1
+    return [_text(value, latin) for value in (values if isinstance(values, list) else [values]) if value]
+
+
+def _text(value: bytes, latin: bool) -> str:
+    """Most programs write UTF-8, and not all of them say so; older ones write what their system had."""
     try:
-        return value.decode("utf-8")
+        return value.decode("latin-1" if latin else "utf-8")
     except UnicodeDecodeError:
-        return value.decode("utf-8", "replace") if utf8 else value.decode("latin-1")
+        return value.decode("latin-1")
 
 
-def _windows(image: Image.Image) -> Iterable[str]:
-    value = image.getexif().get(ExifTags.Base.XPKeywords, b"")
-    return bytes(value).decode("utf-16-le", "replace").rstrip("\0").split(";") if value else ()
+def _of_xmp(image: Image.Image) -> list[str]:
+    # Where Pillow puts the packet depends on the format, and on the version of Pillow.
+    segments = getattr(image, "applist", ())
+    packets = [data.removeprefix(XMP_SEGMENT) for _, data in segments if data.startswith(XMP_SEGMENT)]
+    if not packets and image.format == "PNG":
+        image.load()  # programs may write it behind the pixels
+    if not packets:
+        packet = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+        packets = [packet or getattr(image, "tag_v2", {}).get(XMP_TAG)]
+    return [word for packet in packets if packet for word in _subjects(packet)]
 
 
-def _packets(image: Image.Image) -> Iterable[bytes]:
-    """XMP as it lies in the file; where depends on the format, and on the version of Pillow."""
-    for key in ("xmp", "XML:com.adobe.xmp"):
-        if key in image.info:
-            packet = image.info[key]
-            yield packet.encode() if isinstance(packet, str) else packet
-            return
-    for name, content in getattr(image, "applist", ()):
-        if name == "APP1" and content.startswith(_XMP_HEAD):
-            yield content[len(_XMP_HEAD) :]
-            return
-    if (tag := getattr(image, "tag_v2", {}).get(_XMP_TAG)) is not None:
-        yield tag if isinstance(tag, bytes) else bytes(tag)
+def _of_exif(image: Image.Image) -> list[str]:
+    value = image.getexif().get(XP_KEYWORDS, b"")
+    text = value if isinstance(value, str) else bytes(value).decode("utf-16-le", errors="replace")
+    return text.partition("\0")[0].split(";")
 
 
-def _subjects(packet: bytes) -> Iterable[str]:
-    """dc:subject of an XMP packet; none of one that is damaged, or that defines entities."""
-    if b"<!DOCTYPE" in packet or b"<!ENTITY" in packet:
-        return ()
-    try:
-        tree = ElementTree.fromstring(packet.strip(b"\0 \r\n\t"))
-    except ElementTree.ParseError:
-        return ()
-    return [entry.text for entry in tree.iterfind(_SUBJECT) if entry.text]
+class _Plain(ElementTree.TreeBuilder):
+    """A tree of XML without a document type: entities that it declares may fill the memory, or read other files."""
+
+    def doctype(self, *declared: str | None) -> None:
+        raise ValueError("XMP with a document type, which it never has")
+
+
+def _subjects(packet: bytes | str) -> list[str]:
+    """The words of dc:subject."""
+    text = packet.encode() if isinstance(packet, str) else bytes(packet)
+    if not text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = text.strip(b"\0 \r\n\t")  # some programs end a packet by a zero, which is no XML
+    tree = ElementTree.fromstring(text, parser=ElementTree.XMLParser(target=_Plain()))
+    return [item.text or "" for subject in tree.iter(SUBJECT) for item in subject.iter(ITEM)]

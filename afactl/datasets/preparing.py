@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from afactl.datasets import coco, folder, voc
-from afactl.datasets.keywords import read_keywords
+from afactl.datasets.keywords import read_keywords, require_classes, strangers
 from afactl.datasets.mask_encodings import values_of
 from afactl.datasets.mask_labels import labels_from_masks, white_of
 from afactl.datasets.masks import read_mask, write_mask
@@ -209,6 +209,7 @@ class PreparedFolder(NamedTuple):
         classes: their names. splits: photos per class, by split. photos: by split.
         left_out: photos without a mask, or without any keyword. excluded: photos that were not wanted.
         keywords: how many photos have each, where the labels come from keywords.
+        notes: what is to be said about files that are no photos here, and about photos that cannot be read.
     """
 
     table: Path
@@ -218,6 +219,16 @@ class PreparedFolder(NamedTuple):
     left_out: int
     excluded: int = 0
     keywords: Mapping[str, int] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
+
+
+class _Found(NamedTuple):
+    """The rows of a source of labels; the rest as in `PreparedFolder`."""
+
+    rows: list[Row]
+    left_out: int = 0
+    keywords: Mapping[str, int] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
 
 
 def prepare_folder(
@@ -251,16 +262,13 @@ def prepare_folder(
     if table.exists() and not overwrite:
         raise UsageError(f"{table}: is there already; --overwrite writes it again")
     tags = read_tags(root) if labels_from == "tags" else None
-    keywords: Counter[str] = Counter()
     if tags:
-        rows, left_out = tags.rows, 0
-    elif labels_from == "masks":
-        rows, left_out = _rows_of_masks(root, track)
+        found = _Found(tags.rows)
     else:
-        rows, left_out, keywords = _rows_of_keywords(root, classes, track)
+        found = _rows_of_masks(root, track) if labels_from == "masks" else _rows_of_keywords(root, classes, track)
     if strange := sorted(name for name in exclude if not (root / name).is_file()):
         raise UsageError(f"--exclude: {root} has no {strange[0]}; expected paths of photos below it")
-    rows, excluded = _without(rows, exclude)
+    rows, excluded = _without(found.rows, exclude)
     if val:
         held = sum(row.split == "val" for row in rows)
         if held:
@@ -284,7 +292,7 @@ def prepare_folder(
     photos = dict(Counter(row.split for row in rows))
     listed = read_classes(root)
     known = listed.names if listed else sorted(set().union(*splits.values()))
-    return PreparedFolder(table, tuple(known), splits, photos, left_out, excluded, keywords)
+    return PreparedFolder(table, tuple(known), splits, photos, found.left_out, excluded, found.keywords, found.notes)
 
 
 def set_aside(labels: Sequence[Sequence[str]], share: float, seed: int) -> set[int]:
@@ -310,25 +318,34 @@ def _without(rows: list[Row], exclude: Collection[str]) -> tuple[list[Row], int]
     return kept, len(rows) - len(kept)
 
 
-def _rows_of_keywords(root: Path, classes: Sequence[str] | None, track: Track) -> tuple[list[Row], int, Counter[str]]:
-    """The photos that have keywords, with the classes among them; how many have none; all keywords."""
-    if classes is None and (listed := read_classes(root)) is not None:
-        classes = listed.names
-    rows = photos_without_labels(root)
-    found = read_keywords([root / row.image for row in rows], classes, track)
+def _rows_of_keywords(root: Path, classes: Sequence[str] | None, track: Track) -> _Found:
+    """The photos that have keywords, with the classes among them."""
+    listed = read_classes(root)
+    require_classes(classes or ())
+    if classes is not None and listed and set(classes) - set(listed.names):
+        raise UsageError(
+            f"--classes: {root / 'classes.txt'} names the classes already ({', '.join(listed.names)}); "
+            "leave --classes out, or change that file"
+        )
+    rows, notes, _ = photos_without_labels(root)
+    chosen = listed.names if classes is None and listed else classes
+    found = read_keywords([root / row.image for row in rows], chosen, track)
+    notes = (*notes, *strangers(found.classes, found.counts))
+    if found.unreadable:
+        notes = (*notes, f"{counted(len(found.unreadable), 'photo')} cannot be read (first: {found.unreadable[0]})")
     made = [row._replace(names=names) for row, names in zip(rows, found.labels, strict=True) if names is not None]
-    return made, len(rows) - len(made), found.counts
+    return _Found(made, len(rows) - len(made), found.counts, notes)
 
 
-def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
-    """The photos that have a mask, with the classes in it, and how many have none."""
+def _rows_of_masks(root: Path, track: Track) -> _Found:
+    """The photos that have a mask, with the classes in it."""
     listed = read_classes(root)
     if listed is None:
         raise DataError(
             f"{root / 'classes.txt'}: expected the names of the mask values 1, 2, ..., one per line, found no such file"
         )
     names = listed.names
-    rows = photos_without_labels(root)
+    rows, notes, _ = photos_without_labels(root)
     masks = [folder.mask_of(root, image_id) for image_id in folder.image_ids([row.image for row in rows])]
     white = white_of(root / "masks", masks, len(names))
     made = []
@@ -341,7 +358,7 @@ def _rows_of_masks(root: Path, track: Track) -> tuple[list[Row], int]:
             f"{root / 'masks'}: expected masks at the photos' paths (images/a.jpg -> masks/a.png), "
             f"found none of {len(rows)}"
         )
-    return made, len(rows) - len(made)
+    return _Found(made, len(rows) - len(made), notes=notes)
 
 
 def _write_mask(path: Path, mask: np.ndarray) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from afactl.datasets import folder
-from afactl.datasets.photo_files import HEIC_SUFFIXES
+from afactl.datasets.photo_files import HEIC_SUFFIXES, unread_pictures
 from afactl.datasets.samples import DatasetFormat, Split
 from afactl.errors import (
     AfactlError,
@@ -121,14 +122,17 @@ def check_files(split: Split, masks: bool) -> None:
         masks: also see that the masks of the split can be located.
 
     Raises:
-        DataError: how many are missing or empty, and the first three.
+        DataError: how many are missing or empty, and the first three; or some are camera RAW, which is not read.
         DependencyError: some are HEIC, and pillow-heif is not installed.
     """
+    unread = unread_pictures(Counter(sample.image_path.suffix.lower() for sample in split.samples))
+    if unread:
+        raise DataError(f"split {split.name}: {'; '.join(unread)}")
     heic = sum(sample.image_path.suffix.lower() in HEIC_SUFFIXES for sample in split.samples)
     if heic and importlib.util.find_spec("pillow_heif") is None:
         raise DependencyError(
-            f"split {split.name}: {counted(heic, 'photo')} in HEIC, which needs pillow-heif: "
-            "pip install 'afactl[heic]', or convert them to JPEG"
+            f"split {split.name}: {counted(heic, 'photo is', 'photos are')} HEIC, which needs pillow-heif: "
+            f"pip install 'afactl[heic]', or convert {'it' if heic == 1 else 'them'} to JPEG"
         )
     listed = [sample.image_path for sample in split.samples]
     if masks and split.masks is not None:

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
-from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
+from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over, unread_pictures
 from afactl.errors import DataError, MissingDataError, counted
 from afactl.files import is_utf8, whole_file
 
@@ -86,9 +86,10 @@ def read_tags(root: Path) -> Tags:
     if (listed := root / CATEGORIES).is_file():
         numbers = _category_numbers(listed, _parse(listed))
     if not rows:
+        why = f" ({'; '.join(notes)})" if notes else ""
         raise MissingDataError(
-            f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none; "
-            "see docs/data-formats.md"
+            f"{root}: expected {', '.join(_READERS)} or one folder of photos per class, found none{why}; see "
+            f"docs/data-formats.md, and for keywords in the photos afactl data prepare folder --from-keywords"
         )
     for row in rows:
         path = PurePosixPath(row.image)
@@ -151,11 +152,14 @@ def read_class_file(listed: Path) -> ClassList:
     return ClassList(names, left_out)
 
 
-def photos_without_labels(root: Path) -> list[Row]:
-    """Every photo below images/ or JPEGImages/, or else below the folder itself but its masks."""
+def photos_without_labels(root: Path) -> Tags:
+    """Every photo below images/ or JPEGImages/, or else below the folder itself but its masks; none has a label."""
     top = next((root / name for name in PHOTOS if (root / name).is_dir()), root)
-    images = [path.relative_to(root).as_posix() for path in find_files(top, leave_out=("masks",)).photos]
-    return [Row(str(root / image), image, _place(image)[0], ()) for image in images]
+    files = find_files(top, leave_out=("masks",))
+    images = [path.relative_to(root).as_posix() for path in files.photos]
+    return Tags(
+        [Row(str(root / image), image, _place(image)[0], ()) for image in images], unread_pictures(files.others)
+    )
 
 
 def write_csv(table: Path, rows: Sequence[Row]) -> None:

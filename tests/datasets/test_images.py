@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from afactl.datasets import images
-from afactl.datasets.images import decoded_photo, read_image
+from afactl.datasets.images import decoded_photo, open_stored, read_image
 from afactl.errors import DataError
 
 
@@ -263,12 +263,33 @@ def test_an_image_over_pillows_limit_is_refused(tmp_path, photo, monkeypatch):
             read_image(tmp_path / "p.png")
 
 
+def test_an_image_can_be_opened_without_being_decoded(tmp_path, photo, monkeypatch):
+    Image.fromarray(photo).save(tmp_path / "p.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "p.png").read_bytes()[:60])
+    for name in ("p.png", "cut.png"):
+        with open_stored(tmp_path / name) as image:
+            assert image.size == photo.shape[1::-1]
+    (tmp_path / "x.png").write_text("nothing")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(DataError, match="x.png: no image format that Pillow knows"):
+        open_stored(tmp_path / "x.png")
+    with pytest.raises(DataError, match="empty.png: the file is empty"):
+        open_stored(tmp_path / "empty.png")
+    with pytest.raises(DataError, match="none.png: expected an image file, found none"):
+        open_stored(tmp_path / "none.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match="p.png: more than the 10 pixels"):
+        open_stored(tmp_path / "p.png")
+
+
 def test_heic_is_read_where_its_reader_is_and_named_where_not(tmp_path, monkeypatch):
     heif = pytest.importorskip("pillow_heif", reason="HEIC needs the extra [heic]")
     image = heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30)))
     image.save(tmp_path / "a.jpg", quality=90)  # telephones name them so now and then
     found = read_image(tmp_path / "a.jpg")
     assert found.shape == (48, 64, 3) and np.abs(found.astype(int) - (200, 30, 30)).max() < 8
+    with open_stored(tmp_path / "a.jpg") as stored:
+        assert stored.size == (64, 48)
     monkeypatch.setattr(images, "_open", lambda content: (_ for _ in ()).throw(UnidentifiedImageError))
     with pytest.raises(DataError, match=r"a.jpg: HEIC, for which pillow-heif is needed: pip install 'afactl\[heic\]'"):
         read_image(tmp_path / "a.jpg")

@@ -1,6 +1,13 @@
 import pytest
 
-from afactl.datasets.photo_files import PHOTO_SUFFIXES, find_files, passed_over
+from afactl.datasets.photo_files import (
+    LAYER_SUFFIXES,
+    PHOTO_SUFFIXES,
+    RAW_SUFFIXES,
+    VIDEO_SUFFIXES,
+    find_files,
+    passed_over,
+)
 
 
 def put(root, *names):
@@ -45,3 +52,18 @@ def test_what_is_passed_over_is_counted(tmp_path):
 def test_where_nothing_is_passed_over_nothing_is_said(tmp_path, names):
     put(tmp_path, *names)
     assert passed_over(find_files(tmp_path)) == ()
+
+
+def test_what_holds_pictures_and_is_not_read_is_told_with_what_to_do(tmp_path):
+    put(tmp_path, "a.CR2", "b.cr2", "dog/c.NEF", "dog/d.psd", "e.mp4", "readme.txt", "dog/f.svg", "dog/g.jpg")
+    assert passed_over(find_files(tmp_path)) == (
+        "passed over: 3 files of camera RAW (.cr2 2, .nef 1), not read here: export as JPEG",
+        "passed over: 1 file of pictures in layers (.psd 1), not read here: export as JPEG or PNG",
+        "passed over: 1 file of video (.mp4 1), not read here: save single frames as JPEG",
+        "passed over: 1 other file (.svg 1)",
+    )
+
+
+def test_no_suffix_is_of_two_kinds():
+    kinds = (PHOTO_SUFFIXES, RAW_SUFFIXES, LAYER_SUFFIXES, VIDEO_SUFFIXES)
+    assert len(set().union(*kinds)) == sum(map(len, kinds))

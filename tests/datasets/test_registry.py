@@ -17,7 +17,7 @@ from afactl.datasets.registry import (
     split_names,
 )
 from afactl.datasets.samples import DatasetFormat, Sample, Split
-from afactl.errors import DataError, PresetError, UsageError
+from afactl.errors import DataError, DependencyError, PresetError, UsageError
 from tests.conftest import make_voc
 
 
@@ -101,3 +101,30 @@ def test_own_photos_go_without_validation_and_voc_does_not(tmp_path, tiny_data):
     with pytest.raises(DataError, match="the list of split val is missing"):
         load_split("voc", root, "val")
     assert is_missing("folder", tiny_data, "holdout") and is_missing("demo", tiny_data, "holdout")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (
+            ["a.NEF", "b.nef", "c.cr2", "d.jpg"],
+            r"split train: 3 files of camera RAW \(.cr2 1, .nef 2\), not read here: export as JPEG",
+        ),
+        (["a.mp4"], r"split train: 1 file of video \(.mp4 1\), not read here"),
+    ],
+)
+def test_listed_files_that_hold_pictures_and_are_not_read_are_told_before_a_job(tmp_path, names, told):
+    """Pillow opens some of them: as the small preview that they hold."""
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=told):
+        check_files(Split("train", ("a",), tuple(Sample(name, tmp_path / name, ()) for name in names)), masks=False)
+
+
+def test_heic_without_its_reader_is_told_before_a_job(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry.importlib.util, "find_spec", lambda name: None)
+    (tmp_path / "a.HEIC").write_bytes(b"x")
+    for number, told in ((1, "1 photo is HEIC, .* or convert it"), (2, "2 photos are HEIC, .* or convert them")):
+        samples = tuple(Sample(str(one), tmp_path / "a.HEIC", ()) for one in range(number))
+        with pytest.raises(DependencyError, match=rf"split train: {told} to JPEG"):
+            check_files(Split("train", ("a",), samples), masks=False)
