@@ -130,7 +130,7 @@ def test_all_four_are_used_from_the_command_line(afactl, tiny_data, tmp_path):
     assert all(name in preset for name in ("backbone: small", "name: tiny", "refiner: halve"))
     photo = data / "images/val/0000.png"
     code, out, err = afactl("predict", photo, "--run", "run", "--out", "out", "--format", "counts")
-    assert code == 0 and "1 of 1 photos as counts" in out, err
+    assert code == 0 and "1 of 1 photo as counts" in out, err
     counts = np.array((tmp_path / "out/0000.txt").read_text().split(), int)
     assert counts.sum() == 64 * 64 and len(counts) == 7
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from afactl.datasets import folder, masks
-from afactl.errors import UsageError
+from afactl.errors import DataError, UsageError
 from afactl.evaluation.intervals import difference
 from afactl.evaluation.pseudo_labels import score_pseudo_labels
 from afactl.evaluation.segmentation import evaluate_segmentation
@@ -149,7 +149,11 @@ def test_the_page_loads_nothing(judged):
 
 def test_a_run_that_was_never_judged_says_what_to_do(run_copy, tmp_path):
     run = open_run(run_copy, CPU)
-    made = write_report(run, data=tmp_path / "nowhere", out=tmp_path / "deep" / "page.html")
+    with pytest.raises(DataError, match="nowhere: expected a folder"):
+        write_report(run, data=tmp_path / "nowhere", out=tmp_path / "deep" / "page.html")
+    settings = run.preset.data.model_copy(update={"root": tmp_path / "nowhere"})  # it was there for the training
+    run = run._replace(preset=run.preset.model_copy(update={"data": settings}))
+    made = write_report(run, out=tmp_path / "deep" / "page.html")
     page = made.file.read_text()
     assert (
         f"afactl pseudo-eval --split train --run {run_copy}" in page
