@@ -27,11 +27,26 @@ def worked():
     return values, normalize_cam(cam), values["images"].permute(0, 3, 1, 2)
 
 
+def require_equal_but_for_ties(label_of, expected):
+    """A label at both thresholds equals the authors'; a pixel may differ only where a hair's breadth decides.
+
+    Of 40,960 pixels one has two planes that are equal in float32 but for their last digits, whose sums come out in
+    another order on another processor, or with another number of threads. It is told by the threshold: a shift of 1e-5
+    gives the authors' class there.
+    """
+    found = label_of(Thresholds(0.35, 0.55))
+    differs = found != expected
+    nudged = [label_of(Thresholds(0.35 + low, 0.55 + high)) for low in (-1e-5, 1e-5) for high in (-1e-5, 1e-5)]
+    tied = torch.stack([label == expected for label in nudged]).any(0)
+    assert int(differs.sum()) <= 1 and not (differs & ~tied).any()
+
+
 def test_golden_refined_label(worked):
     values, cam, images = worked
     photos = Photos(images, values["class_label"], values["box"])
-    found = refined_label(photos, cam, build_refiner("par"), Thresholds(0.35, 0.55))
-    assert torch.equal(found, values["refined_label"])
+    require_equal_but_for_ties(
+        lambda betas: refined_label(photos, cam, build_refiner("par"), betas), values["refined_label"]
+    )
 
 
 def test_golden_segmentation_label(worked):
@@ -40,8 +55,9 @@ def test_golden_segmentation_label(worked):
     radius = int(values["radius"])
     logarithm = slow_windows(values["affinity"].log(), 8, 10, radius)
     walk = Walk(radius, eps=0.1)
-    found = propagated_label(photos, cam, logarithm, walk, build_refiner("par"), Thresholds(0.35, 0.55))
-    assert torch.equal(found, values["seg_label"])
+    require_equal_but_for_ties(
+        lambda betas: propagated_label(photos, cam, logarithm, walk, build_refiner("par"), betas), values["seg_label"]
+    )
 
 
 def test_background_planes_sum_to_one_and_follow_the_threshold():
