@@ -170,7 +170,8 @@ def test_predict(call, data, run, tmp_path, form):  # noqa: F811  (a fixture)
     assert {path.name for path in out.glob("*_overlay.png")} == {f"{name}_overlay.png" for name in PHOTOS[3:]}
     if form == "png":
         assert {path.name for path in out.iterdir() if "_overlay" not in path.name} == {
-            f"{name}.png" for name in PHOTOS[3:]
+            "classes.csv",
+            *(f"{name}.png" for name in PHOTOS[3:]),
         }
     if form == "coco-rle":
         entries = json.loads((out / "results.json").read_text())
