@@ -159,6 +159,13 @@ def is_utf8(name: str) -> bool:
     return True
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    while not path.exists():
+        path = path.parent
+    return path
+
+
 def require_free(
     outputs: Iterable[tuple[str, Path | None]], overwrite: bool = False, inputs: Iterable[Path] = ()
 ) -> None:

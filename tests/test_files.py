@@ -277,3 +277,9 @@ def test_what_a_library_raises_for_a_full_disk_is_told_alike():
     refused(RuntimeError, "unexpected pos", full, "--out w.pth", "give another file")
     with writing("--out w.pth", "give another file"):
         pass
+
+
+def test_the_nearest_existing_is_the_path_itself_or_a_folder_above_it(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert files.nearest_existing(tmp_path / "file") == tmp_path / "file"
+    assert files.nearest_existing(tmp_path / "deep" / "deeper") == tmp_path

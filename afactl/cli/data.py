@@ -355,15 +355,13 @@ def _one_folder(argument: Path | None, option: Path | None) -> Path:
 
 def _locate(dataset: str | None, data: Path | None) -> tuple[str, Path | None, str | None, str | None]:
     """(format, folder, training split if known, source of labels if chosen) of a preset's dataset or of a folder."""
-    from afactl.datasets.registry import format_of
+    from afactl.datasets.registry import dataset_folder, format_of
     from afactl.presets import load_preset, preset_names
 
     if dataset is None:
         if data is None:
             raise UsageError("expected a preset or the folder of a dataset, such as afactl data check FOLDER, got none")
-        if not data.is_dir():
-            raise UsageError(f"--data {data}: expected a folder, found {'a file' if data.exists() else 'nothing'}")
-        return format_of(data), data, None, None
+        return format_of(dataset_folder("folder", data)), data, None, None
     # A folder may be named like a preset; beside --data the name can only mean the preset.
     if Path(dataset).is_dir() and (data is None or dataset not in preset_names()):
         if data is not None:

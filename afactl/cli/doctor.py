@@ -17,7 +17,7 @@ import typer
 from afactl import __version__
 from afactl.cli.options import JsonOption, OverwriteOption
 from afactl.errors import AfactlError, first_line
-from afactl.files import require_free
+from afactl.files import nearest_existing, require_free
 from afactl.machine.terminal import out, table, write_json
 
 app = typer.Typer(rich_markup_mode=None)
@@ -155,9 +155,7 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def _folder(what: str, folder: Path) -> Finding:
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
+    existing = nearest_existing(folder)
     free = shutil.disk_usage(existing).free / 1e9
     if not os.access(existing, os.W_OK):
         return Finding(what, f"{folder}, not writable", "give another folder (AFACTL_CACHE, --out)")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from afactl.datasets.checking import SplitFacts, median_long_side
 from afactl.datasets.samples import Split
+from afactl.datasets.tables import SEPARATORS
 
 # A rule of thumb, not measured.
 FEW = 20
@@ -15,8 +16,6 @@ FEW = 20
 LARGE = 3
 # A token of a view of 160 pixels, 10 x 10 tokens, is a hundredth of it.
 TINY = 0.01
-# Between names, in tables of this and of other programs.
-SEPARATORS = ",;|"
 
 
 def tag_advice(split: Split) -> list[str]:

@@ -19,7 +19,7 @@ from PIL import Image, IptcImagePlugin
 
 from afactl.datasets.images import open_stored
 from afactl.datasets.samples import Track
-from afactl.datasets.tables import JOINERS, is_background
+from afactl.datasets.tables import SEPARATORS, is_background
 from afactl.errors import DataError, UsageError, counted, first_line, nearest
 
 # Without a list of classes a keyword is one if so many photos have it; most rarer ones name places and people.
@@ -149,7 +149,7 @@ def photo_keywords(path: Path) -> tuple[str, ...]:
 
 
 def _is_class(name: str) -> bool:
-    return not is_background(name) and not any(sign in name for sign in ("|", *JOINERS))
+    return not is_background(name) and not any(sign in name for sign in SEPARATORS)
 
 
 def _sidecars(path: Path) -> list[Path]:

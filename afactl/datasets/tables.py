@@ -39,6 +39,8 @@ BACKGROUND = ("background", "_background_")
 IGNORED = "__ignore__"
 # Between labels, if not by |.
 JOINERS = (";", ",")
+# What a name cannot hold without being taken for several in some table.
+SEPARATORS = (*sorted(JOINERS), "|")
 # A table beyond this is no list of photos but a mistake; it would fill the memory.
 MAX_BYTES = 512 * 2**20
 

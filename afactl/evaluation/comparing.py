@@ -14,7 +14,7 @@ from afactl.datasets.samples import Split, Track
 from afactl.errors import DataError, UnknownValueError, UsageError
 from afactl.evaluation.intervals import Difference, class_differences
 from afactl.evaluation.pseudo_labels import row_ends, table3_rows
-from afactl.evaluation.scores import Counting, Score, kept_rows
+from afactl.evaluation.scores import Counting, Score, current_rows
 from afactl.evaluation.segmentation import SEGMENTATION_ROWS, evaluate_segmentation
 from afactl.inference.trained_run import TrainedRun
 from afactl.labels import IGNORE
@@ -63,12 +63,11 @@ def run_scores(run: TrainedRun, split: Split, track: Track = iter) -> dict[str, 
 
 
 def _kept(run: TrainedRun, split: Split, name: str) -> dict[str, Score]:
-    scores = read_scores(run.folder).get(name)
-    if not scores or scores["weights"] != run.weights_hash or scores.get("data") != data_fingerprint(split):
+    files = read_scores(run.folder)
+    rows = current_rows(run, split, name, files)
+    if rows and files[name].get("protocol") not in (None, protocol_name(run.preset.eval)):
         return {}
-    if scores.get("protocol") not in (None, protocol_name(run.preset.eval)):
-        return {}
-    return {score.name: score for score in kept_rows(run.folder, name, scores) if len(score.tallies)}
+    return {score.name: score for score in rows if len(score.tallies)}
 
 
 class ClassChange(NamedTuple):

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from afactl.datasets.images import read_image, reduce_image
 from afactl.datasets.masks import enlarge_mask
@@ -20,7 +19,7 @@ from afactl.inference.cams import CamRecord, open_cam_cache, record_of
 from afactl.inference.refiners import build_refiner, preset_refiner, refiner_settings, refiner_title
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.method.affinity import Walk
-from afactl.method.pseudo_labels import best_class, cut_cam, propagate, refine_cam, refine_planes
+from afactl.method.pseudo_labels import best_class, cut_cam, propagated_planes, refine_cam, refine_planes
 from afactl.presets import Preset
 from afactl.runs.cache import Cache, CacheHeader, cache_path
 
@@ -135,8 +134,7 @@ def labels_over(
     walk = Walk(**preset.walk_settings())
     spread = [record.log_attention(device), *([record.log_affinity(device)] if preset.affinity.enabled else [])]
     for logarithm, values in zip(spread, spread_over, strict=True):
-        planes = propagate(cam, logarithm, values, walk)
-        planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False)
+        planes = propagated_planes(cam, logarithm, values, walk, size)
         rows.append(torch.stack([best_class(planes, classes, size), refine_planes(pixels, planes, classes, refine)]))
     return to_uint8(torch.stack(rows))
 

@@ -109,6 +109,21 @@ def keep_scores(run: TrainedRun, name: str, split: Split, scores: Sequence[Score
         write_scores(run.folder, name, told, {score.name: score.tallies for score in scores})
 
 
+def current_rows(run: TrainedRun, split: Split, name: str, files: Mapping[str, Mapping[str, Any]]) -> list[Score]:
+    """The scores that a run kept under a name, where they are of these weights and of this data; else none.
+
+    Args:
+        files: what `read_scores` gives.
+
+    Raises:
+        CheckpointError: as `kept_rows`.
+    """
+    kept = files.get(name)
+    if not kept or kept["weights"] != run.weights_hash or kept.get("data") != data_fingerprint(split):
+        return []
+    return kept_rows(run.folder, name, kept)
+
+
 def kept_rows(folder: Path, name: str, scores: Mapping[str, Any]) -> list[Score]:
     """The scores of a file that `keep_scores` left.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from afactl.datasets.samples import Split, Track
 from afactl.datasets.transforms import normalize
 from afactl.errors import DataError, counted
 from afactl.evaluation.metrics import confusion_matrix, mean_iou
-from afactl.evaluation.scores import Counting, Score, keep_scores, to_uint8
+from afactl.evaluation.scores import Counting, Score, current_rows, keep_scores, to_uint8
 from afactl.inference.segmentation import Passes, input_of_crf, multi_scale, segment, single_scale
 from afactl.inference.trained_run import TrainedRun, multi_hot, to_tensor
 from afactl.machine import distributed
@@ -100,6 +100,20 @@ def with_protocol(run: TrainedRun, protocol: str | None) -> TrainedRun:
     if protocol is None:
         return run
     return run._replace(preset=run.preset.model_copy(update={"eval": PROTOCOLS[protocol]}))
+
+
+def kept_photo_scores(run: TrainedRun, split: Split, files: Mapping[str, Mapping[str, Any]]) -> np.ndarray | None:
+    """mIoU in per cent of each photo of a split by multi-scale + flip, as `evaluate_segmentation` left it in the run.
+
+    Args:
+        files: what `read_scores` gives.
+
+    Returns:
+        In the order of the split, NaN where all of a photo is ignored; empty where an earlier version kept no photos
+        apart. None where these weights were not scored on this data.
+    """
+    rows = current_rows(run, split, f"segmentation-{split.name}", files)
+    return rows[min(1, len(rows) - 1)].images if rows else None
 
 
 def evaluate_segmentation(

@@ -27,7 +27,7 @@ from afactl.inference.segmentation import input_of_crf, multi_scale, segment
 from afactl.inference.trained_run import TrainedRun, to_tensor
 from afactl.labels import IGNORE
 from afactl.method.affinity import Walk, attention_windows, log_sigmoid
-from afactl.method.pseudo_labels import combine_labels, cut_cam, propagate, refine_cam, refine_planes
+from afactl.method.pseudo_labels import combine_labels, cut_cam, propagated_planes, refine_cam, refine_planes
 from afactl.method.refinement.crf import DenseCrf, dense_crf
 from afactl.network.model import CamPass
 from afactl.presets import Preset, changed_preset
@@ -137,10 +137,8 @@ class ExploredPhoto:
         elif walk == "off":
             high, low = refine_cam(image, self.cam, self.classes, betas, refine)
         else:
-            spread = propagate(
-                self.cam, self._logarithm(walk, preset.affinity.radius), betas, Walk(**preset.walk_settings())
-            )
-            planes = F.interpolate(spread, size=self.size, mode="bilinear", align_corners=False)
+            logarithm, how = self._logarithm(walk, preset.affinity.radius), Walk(**preset.walk_settings())
+            planes = propagated_planes(self.cam, logarithm, betas, how, self.size)
             high, low = refine_planes(image, planes, self.classes, refine)
         label = to_uint8(combine_labels(high, low))
         return Label(label, self._miou(to_uint8(low)), float((label == IGNORE).mean()))

@@ -18,11 +18,11 @@ from PIL import Image
 
 from afactl.datasets.images import decode_image, read_image, reduce_image
 from afactl.datasets.masks import enlarge_mask
-from afactl.datasets.registry import data_fingerprint, dataset_folder, split_names
+from afactl.datasets.registry import dataset_folder, split_names
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError, DataError, UsageError, first_line
 from afactl.evaluation.doubt import Doubt, doubts
-from afactl.evaluation.scores import kept_rows
+from afactl.evaluation.segmentation import kept_photo_scores
 from afactl.explorer.photo import LABEL_KEYS, MASKS, ExploredPhoto, WalkWith, label_preset
 from afactl.inference.cams import likely_labels
 from afactl.inference.refiners import REFINERS, refiner_title
@@ -74,7 +74,7 @@ class Session:
         settings = run.preset.data
         try:
             self._root = dataset_folder(settings.name, settings.folder(data))
-            self._split_names = split_names(settings.name, settings.folder(data))
+            self._split_names = split_names(settings.name, self._root)
         except AfactlError as error:  # own photos can be dropped all the same
             self.no_photos = str(error)
         self._splits: dict[str, Split] = {}
@@ -171,15 +171,12 @@ class Session:
         """mIoU in per cent of the photos of a split, as `afactl eval` left it."""
         self._require_run()
         split.require_masks("the order by score")
-        name = f"segmentation-{split.name}"
-        kept = read_scores(self.run.folder).get(name)
-        if not kept or kept["weights"] != self.run.weights_hash or kept.get("data") != data_fingerprint(split):
+        values = kept_photo_scores(self.run, split, read_scores(self.run.folder))
+        if values is None:
             raise UsageError(
                 f"split {split.name}: not scored with these weights; "
                 f"run `afactl eval --split {split.name} --run {self.run.folder}` first"
             )
-        rows = kept_rows(self.run.folder, name, kept)
-        values = rows[min(1, len(rows) - 1)].images  # the second one is multi-scale + flip
         return {s.image_id: float(v) for s, v in zip(split.samples, values, strict=False) if np.isfinite(v)}
 
     def _doubts(self, split: Split) -> _Doubting:

@@ -165,6 +165,20 @@ def propagate(cam: Tensor, log_affinity: Tensor, thresholds: Sequence[float], wa
     return random_walk(planes.flatten(0, 1)[None], log_affinity[None], walk)[0].view_as(planes)
 
 
+def propagated_planes(
+    cam: Tensor, log_affinity: Tensor, thresholds: Sequence[float], walk: Walk, size: Sequence[int]
+) -> Tensor:
+    """`propagate`, at a size (h, w) again: T x P x h x w.
+
+    Example:
+        >>> alone = torch.zeros(2, 3, 1)  # window form of radius 0: every token stays with itself
+        >>> propagated_planes(torch.rand(1, 32, 48), alone, (0.35,), Walk(radius=0), (32, 48)).shape
+        torch.Size([1, 2, 32, 48])
+    """
+    planes = propagate(cam, log_affinity, thresholds, walk)
+    return F.interpolate(planes, size=tuple(size), mode="bilinear", align_corners=False)
+
+
 def propagated_label(
     photos: Photos, cam: Tensor, log_affinity: Tensor, walk: Walk, refine: Refiner, thresholds: Thresholds
 ) -> Tensor:
@@ -202,8 +216,8 @@ def propagated_label(
         if len(classes) == 0:
             out[i, y0:y1, x0:x1] = 0
             continue
-        walked = propagate(cam[i, classes], log_affinity[i], (thresholds.high, thresholds.low), walk)
-        inside = F.interpolate(walked, size=size, mode="bilinear", align_corners=False)[..., y0:y1, x0:x1]
+        betas = (thresholds.high, thresholds.low)
+        inside = propagated_planes(cam[i, classes], log_affinity[i], betas, walk, size)[..., y0:y1, x0:x1]
         high, low = refine_planes(image[i, :, y0:y1, x0:x1], inside, classes, refine)
         out[i, y0:y1, x0:x1] = combine_labels(high, low)
     return out

@@ -18,7 +18,7 @@ from PIL import Image
 
 from afactl.datasets.images import reduce_image
 from afactl.datasets.masks import enlarge_mask
-from afactl.datasets.registry import data_fingerprint, require_dataset
+from afactl.datasets.registry import require_dataset
 from afactl.datasets.samples import Sample, Split
 from afactl.errors import AfactlError, counted
 from afactl.evaluation.intervals import difference
@@ -30,6 +30,7 @@ from afactl.evaluation.pseudo_labels import (
     pseudo_label_of,
 )
 from afactl.evaluation.scores import Score, kept_rows
+from afactl.evaluation.segmentation import kept_photo_scores
 from afactl.files import whole_file, writing
 from afactl.inference.segmentation import photo_mask
 from afactl.inference.trained_run import TrainedRun
@@ -271,12 +272,9 @@ def _looks(
 
 def _worst(run: TrainedRun, split: Split, count: int, scores: Mapping[str, Any]) -> dict[int, float]:
     """mIoU by place of the photos whose segmentation by these weights scored worst; none where it was not scored."""
-    name = f"segmentation-{split.name}"
-    kept = scores.get(name)
-    if not kept or kept["weights"] != run.weights_hash or kept.get("data") != data_fingerprint(split):
+    values = kept_photo_scores(run, split, scores)
+    if values is None:
         return {}
-    rows = kept_rows(run.folder, name, kept)
-    values = rows[min(1, len(rows) - 1)].images  # the second one is multi-scale + flip
     order = np.argsort(values, kind="stable")[: int(np.isfinite(values).sum())]
     return {int(place): float(values[place]) for place in order[:count]}
 

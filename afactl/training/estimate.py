@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from afactl.errors import UsageError
+from afactl.files import nearest_existing
 from afactl.method.schedule import Phase
 
 # A phase is timed over so many steps, after its first one, which is slower than all others.
@@ -77,9 +78,7 @@ def require_disk(run: Path, needed: int) -> int:
     Raises:
         UsageError: CHECKPOINTS of them do not fit.
     """
-    place = run.absolute()
-    while not place.exists():
-        place = place.parent
+    place = nearest_existing(run.absolute())
     if not hasattr(shutil, "disk_usage"):  # systems that do not tell
         return CHECKPOINTS * needed
     free = shutil.disk_usage(place).free

@@ -1,5 +1,6 @@
 """A run that is explored: what its page asks for, and the page itself."""
 
+import contextlib
 import threading
 import time
 
@@ -18,17 +19,25 @@ def session(run):
     return Session(run)
 
 
+@contextlib.contextmanager
+def page_of(session):
+    """The address of a session's page, as long as the block lasts."""
+    with listen(None) as bound:
+        serving = server(session)
+        thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]})
+        thread.start()
+        try:
+            yield address(bound)
+        finally:
+            serving.should_exit = True
+            thread.join(20)
+
+
 @pytest.fixture
 def served(session):
     """The address of a session's page."""
-    bound = listen(None)
-    serving = server(session)
-    thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]})
-    thread.start()
-    yield address(bound)
-    serving.should_exit = True
-    thread.join(20)
-    bound.close()
+    with page_of(session) as url:
+        yield url
 
 
 def until(condition, seconds=20.0):

@@ -1,17 +1,15 @@
 """The page itself in Chromium, as a person uses it: pointing, moving sliders, typing keys."""
 
 import shutil
-import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from afactl.datasets.masks import write_mask
-from afactl.explorer.server import address, listen, server
 from afactl.explorer.session import Session
 from afactl.runs.review import read_review
-from tests.explorer.conftest import until
+from tests.explorer.conftest import page_of, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -244,17 +242,11 @@ def test_names_like_html_stay_text(chromium, run, tmp_path):
         preset=run.preset.model_copy(update={"data": settings}),
         architecture=run.architecture._replace(classes=tuple(classes)),
     )
-    bound = listen(None)
-    serving = server(Session(strange, data))
-    thread = threading.Thread(target=serving.run, kwargs={"sockets": [bound]})
-    thread.start()
-    page = chromium.new_page()
-    page.goto(address(bound))
-    settled(page)
-    assert page.inner_text("#name").endswith(f"{STRANGE}0") and STRANGE in page.inner_text("#tags")
-    assert page.evaluate("document.querySelectorAll('img[onerror], img[src=x]').length") == 0
-    assert page.title() != "1" and STRANGE in page.inner_text("#legend")
-    page.close()
-    serving.should_exit = True
-    thread.join(20)
-    bound.close()
+    with page_of(Session(strange, data)) as url:
+        page = chromium.new_page()
+        page.goto(url)
+        settled(page)
+        assert page.inner_text("#name").endswith(f"{STRANGE}0") and STRANGE in page.inner_text("#tags")
+        assert page.evaluate("document.querySelectorAll('img[onerror], img[src=x]').length") == 0
+        assert page.title() != "1" and STRANGE in page.inner_text("#legend")
+        page.close()
