@@ -211,6 +211,8 @@ def prepare_folder(
         names,
         excluded_photos(exclude) if exclude is not None else (),
     )
+    for note in done.notes:
+        out.print(note)
     rows = [(name, *(str(counts[name]) for counts in done.splits.values())) for name in done.classes]
     rows.append(("all photos", *(str(done.photos[split]) for split in done.splits)))
     out.print(table("photos per class", ("class", *done.splits), rows))

@@ -62,6 +62,7 @@ def examine() -> list[Finding]:
     for module, distribution, advice in OPTIONAL:
         findings.append(_package(module, distribution, advice, broken=False))
     findings += _added()
+    findings += _weights()
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     advice = "" if compiler else "needed to install the extra [crf] only"
     findings.append(Finding("C++ compiler", compiler or "none", advice))
@@ -146,6 +147,21 @@ def _added() -> list[Finding]:
                 advice = str(error)
             findings.append(Finding(f"{registry.setting} {name}", f"from {owners}", advice))
     return findings
+
+
+def _weights() -> list[Finding]:
+    """What the shipped presets start from, and whether a training with them needs a network."""
+    try:
+        from afactl.runs.weights_at_hand import needed_weights
+    except ImportError:  # of a package that is told about above
+        return []
+    return [
+        Finding(
+            f"weights {weights.name}",
+            f"{'here' if weights.here else 'to be fetched'}; {weights.licence}; for {', '.join(weights.presets)}",
+        )
+        for weights in needed_weights()
+    ]
 
 
 @lru_cache(maxsize=1)

@@ -25,13 +25,20 @@ def presets(
 ) -> None:
     """List the shipped presets, print one, or copy one."""
     from afactl.presets import find_preset, preset_names, preset_summary, weights_licence
+    from afactl.runs.weights_at_hand import needed_weights
 
     require_free([("--copy", copy)], overwrite)
     if name is None:
         if copy is not None:
             raise UsageError("--copy: which preset? give its name: afactl presets voc --copy mine.yaml")
-        rows = [(preset, preset_summary(preset), weights_licence(preset)) for preset in preset_names()]
-        out.print(table("presets", ("name", "what", "licence of its weights"), rows, texts=3))
+        missing = {preset for weights in needed_weights() if not weights.here for preset in weights.presets}
+        rows = [
+            (preset, preset_summary(preset), weights_licence(preset), "no" if preset in missing else "yes")
+            for preset in preset_names()
+        ]
+        out.print(table("presets", ("name", "what", "licence of its weights", "here"), rows, texts=4))
+        if missing:
+            out.print("not here: fetched when a training starts; without a network: --init FILE, or --init none")
         return
     text = find_preset(name).read_text(encoding="utf-8")
     if copy is None:

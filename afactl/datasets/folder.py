@@ -53,11 +53,11 @@ def load(root: Path, split: str) -> Split:
         )
 
     own = tuple(numbers[name] for name in classes) if numbers.keys() >= set(classes) else ()
-    # Masks are optional as a whole; where the folder is there, a missing file is an error.
-    if not (root / "masks").is_dir():
+    # Masks are optional for a split as a whole; where it has one, a missing file is an error.
+    paths = {sample.image_id: mask_of(root, sample.image_id) for sample in samples}
+    if not (root / "masks").is_dir() or not any(path.is_file() for path in paths.values()):
         return Split(split, classes, tuple(samples), notes=notes, category_ids=own)
     white = white_of(root / "masks", [mask_of(root, image_id) for image_id in ids], len(classes))
-    paths = {sample.image_id: mask_of(root, sample.image_id) for sample in samples}
     if white != IGNORE:
         notes = (*notes, f"masks: white (255) is {classes[0]}, since none of them holds the value 1")
     return Split(split, classes, tuple(samples), MaskFiles(paths, len(classes), white), notes, own)

@@ -263,7 +263,7 @@ def prepare_folder(
         raise UsageError(f"{table}: is there already; --overwrite writes it again")
     tags = read_tags(root) if labels_from == "tags" else None
     if tags:
-        found = _Found(tags.rows)
+        found = _Found(tags.rows, notes=tags.notes)
     else:
         found = _rows_of_masks(root, track) if labels_from == "masks" else _rows_of_keywords(root, classes, track)
     if strange := sorted(name for name in exclude if not (root / name).is_file()):

@@ -81,8 +81,7 @@ class Split:
         """
         if self.masks is None:
             raise UsageError(
-                f"split {self.name}: {purpose} needs true masks and this dataset has none; "
-                "see masks/ in docs/data-formats.md"
+                f"split {self.name}: {purpose} needs true masks and it has none; see masks/ in docs/data-formats.md"
             )
         return self.masks
 

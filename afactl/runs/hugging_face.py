@@ -17,8 +17,9 @@ from afactl.errors import CheckpointError, UsageError, first_line
 from afactl.files import whole_file, writing
 from afactl.labels import IGNORE
 from afactl.network.backbones.mit import HEADS, KERNELS, MLP_RATIO, PATCH_STRIDES, REDUCTIONS, VARIANTS
+from afactl.runs.weights_at_hand import WEIGHTS_FILES
 
-WEIGHTS = "model.safetensors"
+WEIGHTS = WEIGHTS_FILES[0]
 # Of a folder.
 FILES = ("config.json", "preprocessor_config.json", WEIGHTS)
 # Parts of a block, theirs and ours.
@@ -197,7 +198,7 @@ def fetch_hugging_face(repository: str) -> Path:
     # It announces each retry; what counts is the outcome.
     hub_logging.set_verbosity(logging.ERROR)
     reason = ""
-    for name in (WEIGHTS, "pytorch_model.bin"):
+    for name in WEIGHTS_FILES:
         try:
             return Path(hf_hub_download(repository, name))
         except Exception as caught:  # offline, no such repository, no rights: the remedy is one

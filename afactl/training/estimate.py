@@ -1,10 +1,12 @@
-"""What a training will need, said before and while it runs: time, disk."""
+"""What a training will need, said before and while it runs: time, memory, disk."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,58 +14,84 @@ from torch import nn
 from afactl.errors import UsageError
 from afactl.files import nearest_existing
 from afactl.method.schedule import Phase
+from afactl.training.updater import Updater
 
 # A phase is timed over so many steps, after its first one, which is slower than all others.
 TIMED_STEPS = 20
-# How many times as long a step with pseudo labels takes as one of classification. Measured: 2.7 (hybrid, CPU),
-# 3.4 (MiT-B1, CPU), 3.1 to 4.3 (MiT-B1, H100); docs/performance.md.
-LABELS_COST = (2.5, 4.5)
 # last, the former last, best, and the one that is being written.
 CHECKPOINTS = 4
 
 
-def seconds_left(step: int, pace: float, starts: Mapping[str, int], total: int) -> tuple[float, float]:
-    """How long the steps that are left will take, at the least and at the most; validations come on top.
+def rehearse(updater: Updater, batches: Sequence[dict[str, Any]], phases: Sequence[Phase]) -> dict[str, float]:
+    """Seconds that a step of each phase takes: each is tried once, and leaves no trace.
+
+    The last phase takes the most memory, so a device that is too small is found out now and not after hours.
 
     Args:
-        step: done. pace: seconds a step of the phase that it lies in. starts: first step of each phase, as
-            `schedule.phase_starts` gives them. total: steps of the training.
+        batches: one step's, of `TrainingStream`. phases: that are still to come, in their order.
+    """
+    updater.rehearse(phases[-1], batches)  # the very first step is slower than all others
+    took = {}
+    for phase in phases:
+        clock = time.perf_counter()
+        updater.rehearse(phase, batches)
+        took[phase.value] = time.perf_counter() - clock
+    return took
+
+
+def steps_left(step: int, starts: Mapping[str, int], total: int) -> dict[str, int]:
+    """How many steps of each phase are still to come, those without any left out.
+
+    Args:
+        step: done. starts: first step of each phase, as `schedule.phase_starts` gives them. total: steps of the
+            training.
+
+    Example:
+        >>> steps_left(120, {"classification": 0, "refined labels": 100, "propagated labels": 300}, 500)
+        {'refined labels': 180, 'propagated labels': 200}
+    """
+    ends = [*starts.values(), total][1:]
+    left = {name: min(end, total) - max(first, step) for (name, first), end in zip(starts.items(), ends, strict=True)}
+    return {name: count for name, count in left.items() if count > 0}
+
+
+def seconds_left(step: int, paces: Mapping[str, float], starts: Mapping[str, int], total: int) -> float:
+    """How long the steps that are left will take; validations come on top.
+
+    Args:
+        paces: seconds a step of each phase that is still to come. Others: as in `steps_left`.
 
     Example:
         >>> starts = {"classification": 0, "refined labels": 100, "propagated labels": 300}
-        >>> seconds_left(20, 1.0, starts, 500)  # 80 as now, and 400 of which each takes 2.5 to 4.5 times as long
-        (1080.0, 1880.0)
-        >>> seconds_left(300, 3.0, starts, 500)
-        (600.0, 600.0)
+        >>> seconds_left(20, {"classification": 1.0, "refined labels": 3.0, "propagated labels": 4.0}, starts, 500)
+        1480.0
     """
-    cheap = max(0, min(starts[Phase.REFINED.value], total) - step)
-    dear = total - step - cheap
-    if step < starts[Phase.REFINED.value]:
-        low, high = (pace * (cheap + cost * dear) for cost in LABELS_COST)
-        return low, high
-    return pace * dear, pace * dear
+    return float(sum(count * paces[name] for name, count in steps_left(step, starts, total).items()))
 
 
-def about(low: float, high: float) -> str:
-    """Two durations in seconds as a person says them.
+def about(seconds: float) -> str:
+    """A duration as a person says it.
 
     Example:
-        >>> about(40, 40), about(600, 610), about(1080, 1880), about(9000, 16000)
-        ('less than a minute', 'about 10 min', '18 to 32 min', '2.5 to 4.4 h')
+        >>> about(40), about(610), about(9000)
+        ('less than a minute', 'about 10 min', 'about 2.5 h')
     """
-    if high < 60:
+    if seconds < 60:
         return "less than a minute"
-    size, unit, digits = (3600, "h", 1) if high >= 2 * 3600 else (60, "min", 0)
-    first, last = f"{low / size:.{digits}f}", f"{high / size:.{digits}f}"
-    return f"about {first} {unit}" if first == last else f"{first} to {last} {unit}"
+    return f"about {seconds / 3600:.1f} h" if seconds >= 2 * 3600 else f"about {seconds / 60:.0f} min"
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of one checkpoint: the weights, and two moments of each parameter that learns."""
     weights: int = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    return weights + moments_bytes(optimizer)
+
+
+def moments_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the two moments that AdamW keeps of each parameter that learns, from its first update on."""
     learned = [value for group in optimizer.param_groups for value in group["params"] if value.requires_grad]
-    moments: int = 2 * sum(value.numel() * value.element_size() for value in learned)
-    return weights + moments
+    size: int = 2 * sum(value.numel() * value.element_size() for value in learned)
+    return size
 
 
 def require_disk(run: Path, needed: int) -> int:

@@ -6,10 +6,10 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from afactl.datasets.samples import Item, Split
 from afactl.datasets.training_stream import Crops, TrainingStream
@@ -18,11 +18,11 @@ from afactl.evaluation.segmentation import validate
 from afactl.inference.trained_run import TrainedRun
 from afactl.machine import distributed
 from afactl.machine.devices import memory_advice, peak_memory
-from afactl.method.schedule import phase_starts
+from afactl.method.schedule import Phase, phase_starts
 from afactl.network.backbones import smaller_crop
 from afactl.runs.checkpoints import save_checkpoint
 from afactl.runs.metrics import Progress
-from afactl.training.estimate import TIMED_STEPS, about, seconds_left
+from afactl.training.estimate import TIMED_STEPS, about, moments_bytes, rehearse, seconds_left, steps_left
 from afactl.training.events import (
     BetweenSteps,
     Ended,
@@ -103,12 +103,14 @@ class Job:
             f"or train.crop_size={smaller_crop(self.prepared.model.backbone, job.crop_size)}"
         )
         validation = None
+        starts = phase_starts(job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
+        self.prepared.model.train()
+        with memory_advice(self.device, advice):
+            paces = self.rehearsed(starts)
         if self.prepared.val and self.due(self.start) and not self.progress.validated:
             validation = self.look(self.start)  # stopped between checkpoint and score
         logged, spent = self.start, 0.0
-        starts = phase_starts(job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
         timed, timing = self.start, 0.0  # the first step of this phase, and seconds after it
-        self.prepared.model.train()
         batches = iter(loader)
         for step in range(self.start, job.max_iters):
             clock = time.perf_counter()
@@ -128,11 +130,11 @@ class Job:
                 logged, spent = done, 0.0
             self.tell(self.stepped(taken, done, rate))
             if step == timed + TIMED_STEPS:
-                left = about(*seconds_left(done, timing / TIMED_STEPS, starts, job.max_iters))
-                held = peak_memory(self.device)
-                memory = f", at most {held / 2**30:.1f} GiB so far" if held else ""
-                pace = f"{taken.phase.value}, {timing / TIMED_STEPS:.2f} s a step"
-                self.tell(Noted(done, f"{left} left ({pace}{memory}; validations come on top)"))
+                # The steps to come are as much slower or quicker than they were rehearsed as these were.
+                pace, phase = timing / TIMED_STEPS, taken.phase.value
+                paces = {name: pace * seconds / paces[phase] for name, seconds in paces.items()}
+                left = about(seconds_left(done, paces, starts, job.max_iters))
+                self.tell(Noted(done, f"{left} left ({phase}, {pace:.2f} s a step; validations come on top)"))
             # Alone, a stop counts at once; processes stop after the same step, in which they all heard of it.
             stopping = taken.stopping if shares.processes > 1 else self.stop.is_set()
             if done % job.checkpoint_iters == 0 or self.due(done) or stopping:
@@ -142,6 +144,23 @@ class Job:
             if not last and (stopping or (shares.processes == 1 and self.stop.is_set())):
                 raise KeyboardInterrupt
         return validation
+
+    def rehearsed(self, starts: Mapping[str, int]) -> dict[str, float]:
+        """Try a step of every phase to come, and say what the training will take; gives their seconds by phase."""
+        job, shares = self.preset.train, self.shares
+        phases = [Phase(name) for name in steps_left(self.start, starts, job.max_iters)]
+        if not phases:
+            return {}
+        items = [self.stream[number] for number in range(shares.batches * shares.batch)]
+        batches = [default_collate(items[first : first + shares.batch]) for first in range(0, len(items), shares.batch)]
+        paces = rehearse(self.updater, batches, phases)
+        told = ", ".join(f"{seconds:.2f} s ({name})" for name, seconds in paces.items())
+        lasts, held = about(seconds_left(self.start, paces, starts, job.max_iters)), peak_memory(self.device)
+        optimizer = self.prepared.optimizer
+        moments = 0 if optimizer.state else moments_bytes(optimizer)  # the first update makes them
+        memory = f", {(held + moments) / 2**30:.1f} GiB of memory" if held else ""
+        self.tell(Noted(self.start, f"a step takes {told}: {lasts}{memory}; validations come on top"))
+        return paces
 
     def due(self, step: int) -> bool:
         """Whether the network is looked at after so many steps."""

@@ -65,9 +65,34 @@ class Updater:
         torch.manual_seed(noise_seed(job.seed, step, distributed.rank()))
         rate = set_learning_rate(self.optimizer, step, self.preset)
         phase = phase_at(step, job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
+        statistics = self._statistics()
+        names, means, mean, stopping = self._gradients(batches, phase)
+        if math.isfinite(mean):
+            rest_or_count(self.optimizer, self.preset)
+            self.optimizer.step()
+        else:
+            self._undo(statistics)
+        return Taken(phase, dict(zip(names, means, strict=True)), mean, rate, math.isfinite(mean), stopping)
+
+    def rehearse(self, phase: Phase, batches: Iterable[dict[str, Any]]) -> None:
+        """All that a step of a phase does but the update; leaves no trace, and returns when the device has done it."""
+        statistics = self._statistics()
+        self._gradients(batches, phase)
+        # A number out of the last result of the backward pass: it is there when the pass is over.
+        next(value.grad for value in self.model.parameters() if value.grad is not None).sum().item()
+        self._undo(statistics)
+
+    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """What batch norms count while they normalise, with copies."""
+        return [(buffer, buffer.clone()) for buffer in self.model.buffers()]
+
+    def _gradients(self, batches: Iterable[dict[str, Any]], phase: Phase) -> tuple[list[str], list[float], float, bool]:
+        """Forward and backward of every batch.
+
+        Returns:
+            (names of the terms, their means, mean of their weighted sum, whether any process was asked to stop).
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        # Batch norms count along while they normalise.
-        statistics = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         names: list[str] = []
         terms: list[Tensor] = []
         answers = Answers(torch.empty(0))
@@ -92,12 +117,7 @@ class Updater:
         *columns, totals = zip(*answers.read().tolist(), strict=True)
         here = [*(sum(value / parts for value in column) for column in columns), sum(totals)]
         (*means, mean), stopping = _of_all(here, self.stop.is_set())
-        if math.isfinite(mean):
-            rest_or_count(self.optimizer, self.preset)
-            self.optimizer.step()
-        else:
-            self._undo(statistics)
-        return Taken(phase, dict(zip(names, means, strict=True)), mean, rate, math.isfinite(mean), stopping)
+        return names, means, mean, stopping
 
     @torch.no_grad()
     def _undo(self, statistics: list[tuple[Tensor, Tensor]]) -> None:

@@ -109,6 +109,16 @@ def test_data_check_takes_the_training_split_of_the_formats_presets(call, tmp_pa
     assert "together in train_aug: bird and tvmonitor" in out and "tvmonitor: occurs in val but never" not in out
 
 
+def test_what_is_no_photo_here_is_told_when_the_table_is_written(call, tmp_path):
+    data = tmp_path / "own"
+    for name in ("cat", "dog"):
+        (data / name).mkdir(parents=True)
+        jpeg(data / name / "a.jpg")
+    (data / "cat" / "b.NEF").write_bytes(b"raw")
+    code, out, _ = call("data", "prepare", "folder", "--data", data)
+    assert code == 0 and "camera RAW (.nef 1)" in out and "labels.csv" in out
+
+
 def test_keywords_become_labels(call, tmp_path):
     data = tmp_path / "data"
     data.mkdir()

@@ -23,6 +23,13 @@ def test_everything_needed_is_reported():
     assert not found["torch"].broken and not found["numpy"].advice
 
 
+def test_the_weights_of_the_presets_are_told(monkeypatch):
+    monkeypatch.setattr("afactl.runs.weights_at_hand.fetched_repositories", lambda: {"nvidia/mit-b1"})
+    found = {finding.what: finding.found for finding in examine()}
+    assert found["weights hf:nvidia/mit-b1"].startswith("here; NVIDIA Source Code License, non-commercial")
+    assert found["weights timm, pvt_v2_b1"] == "to be fetched; apache-2.0 (ImageNet-1k); for voc-pvtv2-b1"
+
+
 def test_what_is_missing_comes_with_advice(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     monkeypatch.setitem(sys.modules, "h5py", None)

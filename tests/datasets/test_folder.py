@@ -96,6 +96,13 @@ def test_masks_are_found_and_a_missing_one_is_named(tmp_path):
     check_files(split, masks=False)
 
 
+def test_masks_of_the_validation_photos_alone_are_enough(tmp_path):
+    make(tmp_path, ["images/a.jpg,train,cat", "images/b.jpg,val,cat"], masks=True)
+    (tmp_path / "masks" / "a.png").unlink()
+    train, val = (load(tmp_path, name) for name in ("train", "val"))
+    assert train.masks is None and val.masks.read(val.samples[0]).shape == (8, 8)
+
+
 def test_black_and_white_masks_are_the_one_class_and_that_is_said(tmp_path):
     make(tmp_path, ["images/a.png,train,cat", "images/b.png,val,cat"], masks=True)
     for name in ("a", "b"):

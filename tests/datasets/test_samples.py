@@ -125,7 +125,7 @@ def test_a_stream_without_masks_carries_none_to_its_workers(tmp_path, tiny_data)
 
 def test_a_split_without_masks_says_what_needs_them(tmp_path):
     split = Split("val", ("a",), (Sample("1", tmp_path / "1.png", ()),))
-    with pytest.raises(UsageError, match="split val: scoring needs true masks and this dataset has none"):
+    with pytest.raises(UsageError, match="split val: scoring needs true masks and it has none"):
         split.require_masks()
     with pytest.raises(UsageError, match=r"split val: train\.supervision=masks needs true masks"):
         split.require_masks("train.supervision=masks")
