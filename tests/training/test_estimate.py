@@ -1,4 +1,5 @@
 import itertools
+import re
 import shutil
 import threading
 from collections import Counter, namedtuple
@@ -11,11 +12,21 @@ from torch.utils.data import default_collate
 from afactl.datasets.training_stream import Crops, TrainingStream
 from afactl.errors import AfactlError, UsageError
 from afactl.method.schedule import Phase, phase_at, phase_starts
-from afactl.presets import changed_preset
+from afactl.presets import changed_preset, find_preset, load_preset, preset_names
+from afactl.runs.checkpoints import architecture_of, load_model
 from afactl.runs.folder import run_preset
-from afactl.training.estimate import CHECKPOINTS, checkpoint_bytes, rehearse, require_disk, seconds_left, steps_left
+from afactl.training.estimate import (
+    CHECKPOINTS,
+    checkpoint_bytes,
+    megabytes,
+    rehearse,
+    require_disk,
+    seconds_left,
+    steps_left,
+)
 from afactl.training.events import Noted, Stepped
 from afactl.training.launch import resume
+from afactl.training.optimizer import build_optimizer
 from afactl.training.prepared import prepare
 from afactl.training.updater import Updater
 from tests.conftest import tiny_preset, train_tiny
@@ -65,13 +76,22 @@ def test_a_phase_without_memory_is_told_before_the_first_step(tmp_path, tiny_dat
 
 
 def test_a_checkpoint_takes_what_is_said(tiny_run):
-    from afactl.runs.checkpoints import load_model
-    from afactl.training.optimizer import build_optimizer
 
     model, _, _ = load_model(tiny_run / "checkpoints/last")
     said = checkpoint_bytes(model, build_optimizer(model, run_preset(tiny_run)))
     found = sum(file.stat().st_size for file in (tiny_run / "checkpoints/last").iterdir())
     assert said == pytest.approx(found, rel=0.1)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_header_of_a_preset_says_the_disk_that_it_needs(name):
+    preset = load_preset(name)
+    classes = {"voc": 20, "coco": 80, "demo": 8, "folder": 6}[preset.data.name]
+    model = architecture_of(preset.model, tuple(map(str, range(classes))), ()).build()
+    size = CHECKPOINTS * checkpoint_bytes(model, build_optimizer(model, preset))
+    needs = next(line for line in find_preset(name).read_text().splitlines() if line.startswith("# Needs: "))
+    told = re.search(r"([\d.]+) GB of disk$", needs)
+    assert float(told[1]) == pytest.approx(size / 1e9, abs=0.06), megabytes(size)
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, tiny_data, monkeypatch):
