@@ -49,14 +49,14 @@ def explore(
 
     with listen(port) as bound:
         session = Session(open_chosen_run(chosen, device, checkpoint), data)
-        if session.no_photos:
-            out.print(f"no photos of the run's dataset ({session.no_photos}); drop some of your own on the page")
+        if session.list.missing:
+            out.print(f"no photos of the run's dataset ({session.list.missing}); drop some of your own on the page")
         out.print(f"page: {address(bound)} (this machine only; Ctrl-C stops it)")
         if not no_open:
             webbrowser.open(address(bound))
         with contextlib.suppress(KeyboardInterrupt):  # the way to stop it, and nothing that failed
             server(session).run(sockets=[bound])
-    counts = session.counts()
+    counts = session.verdicts.counts()
     if any(counts.values()):
         told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
         out.print(f"review list: {session.run.folder / 'review.csv'} ({told})")

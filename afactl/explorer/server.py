@@ -67,7 +67,7 @@ def application(session: Session) -> Starlette:
     expected it.
     """
     answers: dict[str, Answer] = {
-        "run": lambda session, _: session.about() | {"counts": session.counts()},
+        "run": lambda session, _: session.about() | {"counts": session.verdicts.counts()},
         "photos": _photos,
         "photo": lambda session, asked: session.photo(_place(asked)),
         "picture": lambda session, asked: Response(session.picture(_place(asked)), media_type="image/jpeg"),
@@ -129,7 +129,7 @@ async def _own(request: Request, session: Session) -> Response:
 
 def _review(request: Request, session: Session) -> Response:
     named = {"content-disposition": 'attachment; filename="review.csv"'}
-    return Response(session.review(), media_type="text/csv", headers=named)
+    return Response(session.verdicts.text(), media_type="text/csv", headers=named)
 
 
 def _photos(session: Session, asked: Mapping[str, str]) -> dict[str, Any]:

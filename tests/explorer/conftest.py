@@ -8,7 +8,7 @@ import pytest
 
 from afactl.evaluation.segmentation import evaluate_segmentation
 from afactl.explorer.server import address, listen, server
-from afactl.explorer.session import Session
+from afactl.explorer.session import Place, Session
 from afactl.inference.trained_run import open_split
 
 
@@ -46,3 +46,8 @@ def until(condition, seconds=20.0):
     while not (answer := condition()) and time.monotonic() < end:
         time.sleep(0.02)
     return answer
+
+
+def first(session, split="val"):
+    """The photo at the head of the list."""
+    return Place(split, session.photos(split)["photos"][0]["id"])

@@ -1,6 +1,4 @@
-import csv
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,86 +7,15 @@ from PIL import Image
 
 from afactl.datasets.images import read_image
 from afactl.errors import DataError, PresetError, UsageError
-from afactl.evaluation.doubt import doubts
 from afactl.explorer.photo import ExploredPhoto
-from afactl.explorer.session import OWN, PAGE, Place, Session, encoded_mask
+from afactl.explorer.session import OWN, Place, Session, encoded_mask
 from afactl.inference.cams import query_maps
 from afactl.inference.trained_run import open_split
-from afactl.runs.folder import read_scores, read_tallies
-from afactl.runs.review import Reviewed, read_review
-from tests.explorer.conftest import until
-
-
-def first(session, split="val"):
-    return Place(split, session.photos(split)["photos"][0]["id"])
+from tests.explorer.conftest import first
 
 
 def decoded(png):
     return np.array(Image.open(io.BytesIO(png)))
-
-
-def test_the_list_is_that_of_the_split_and_is_searched_by_id_and_class(session):
-    split = open_split(session.run, "train", None, masks=False)
-    listed = session.photos("train")
-    assert [entry["id"] for entry in listed["photos"]] == [sample.image_id for sample in split.samples]
-    assert listed["total"] == len(split.samples) == 8 and listed["photos"][0]["verdict"] == ""
-    name = split.classes[split.samples[0].labels[0]]
-    with_class = {s.image_id for s in split.samples if split.samples[0].labels[0] in s.labels}
-    assert {entry["id"] for entry in session.photos("train", f" {name.upper()} ")["photos"]} == with_class
-    assert [entry["id"] for entry in session.photos("train", split.samples[3].image_id)["photos"]] == [
-        split.samples[3].image_id
-    ]
-    assert session.photos("train", start=6)["photos"] == listed["photos"][6:]
-    assert PAGE >= 8
-
-
-def test_worst_first_is_the_order_of_what_eval_counted(session):
-    tallies = read_tallies(session.run.folder, "segmentation-val")["multi-scale + flip"]
-    ids = [sample.image_id for sample in open_split(session.run, "val", None, masks=False).samples]
-    scores = {}
-    for image_id, (hits, truth, predicted) in zip(ids, tallies, strict=True):
-        ious = [h / (t + p - h) for h, t, p in zip(hits, truth, predicted, strict=True) if t]
-        scores[image_id] = 100 * sum(ious) / len(ious)
-    listed = session.photos("val", order="worst")["photos"]
-    assert [entry["miou"] for entry in listed] == pytest.approx(sorted(scores.values()))
-    assert {entry["id"]: pytest.approx(entry["miou"]) for entry in listed} == scores
-    with pytest.raises(UsageError, match="split train: not scored with these weights; run `afactl eval --split train"):
-        session.photos("train", order="worst")
-    with pytest.raises(UsageError, match="order: expected one of list, worst, doubt, got best"):
-        session.photos("val", order="best")
-
-
-def test_scores_of_other_weights_order_nothing(session):
-    assert read_scores(session.run.folder)
-    other = Session(session.run._replace(weights_hash="0" * 16))
-    with pytest.raises(UsageError, match="not scored with these weights"):
-        other.photos("val", order="worst")
-
-
-def test_most_doubt_comes_first_when_all_photos_have_been_passed(session):
-    def done():
-        page = session.photos("val", order="doubt")
-        return page if page["known"] == page["all"] == 4 else None
-
-    listed = until(done)["photos"]
-    expected = dict(doubts(session.run, open_split(session.run, "val", None, masks=False)))
-    order = sorted(expected, key=lambda image_id: -expected[image_id].value)
-    assert [entry["id"] for entry in listed] == order
-    classes = session.run.architecture.classes
-    for entry in listed:
-        doubt = expected[entry["id"]]
-        assert entry["entropy"] == doubt.entropy
-        assert entry["denied"] == [classes[c] for c in doubt.denied]
-        assert entry["missed"] == [classes[c] for c in doubt.missed]
-
-
-def test_what_goes_wrong_with_the_doubts_is_said(session, monkeypatch):
-    def broken(run, split):
-        raise DataError("a.png: is broken")
-        yield
-
-    monkeypatch.setattr("afactl.explorer.session.doubts", broken)
-    assert until(lambda: session.photos("val", order="doubt")["note"]) == "a.png: is broken"
 
 
 def test_a_photo_tells_its_size_tags_and_truth(session):
@@ -155,34 +82,6 @@ def test_own_photos_have_the_classes_that_the_network_finds(session):
         session.photo(Place(OWN, "99"))
 
 
-def test_verdicts_are_in_the_run_at_once_and_after_it_was_opened_again(session, run):
-    place, file = first(session), run.folder / "review.csv"
-    assert session.judge(place, "wrong") == {"keep": 0, "wrong": 1, "unsure": 0}
-    assert read_review(file) == {Reviewed(f"images/{place.photo}.png", "val"): "wrong"}
-    assert session.photo(place)["verdict"] == "wrong"
-    again = Session(run)
-    assert again.photos("val")["photos"][0]["verdict"] == "wrong"
-    again.judge(Place("train", again.photos("train")["photos"][1]["id"]), "keep")
-    assert again.counts() == {"keep": 1, "wrong": 1, "unsure": 0}
-    assert again.judge(place, "") == {"keep": 1, "wrong": 0, "unsure": 0}
-    assert list(read_review(file).values()) == ["keep"]
-    with pytest.raises(UsageError, match="verdict: expected one of keep, wrong, unsure, got good"):
-        again.judge(place, "good")
-
-
-def test_a_run_that_is_removed_is_said_and_the_list_stays(session, run):
-    place = first(session)
-    session.photo(place)
-    shutil.rmtree(run.folder)
-    with pytest.raises(DataError, match="the run is gone"):
-        session.judge(place, "keep")
-    assert not run.folder.exists()
-    assert [line["verdict"] for line in csv.DictReader(io.StringIO(session.review()))] == ["keep"]
-    assert session.maps(place, (1, 1))["attention"]["values"]
-    with pytest.raises(DataError, match="the run is gone"):
-        session.save_figure(place, (1, 1), {}, "off")
-
-
 def test_figures_are_numbered_and_show_what_is_seen(session, run):
     place = first(session)
     files = [session.save_figure(place, (10, 10), {"cam.beta_low": "0.2"}, "off") for _ in range(2)]
@@ -194,20 +93,10 @@ def test_figures_are_numbered_and_show_what_is_seen(session, run):
 def test_without_the_dataset_own_photos_can_be_explored(run):
     photo = open_split(run, "val", None, masks=False).samples[0].image_path.read_bytes()
     session = Session(run, run.folder / "nowhere")
-    assert "nowhere" in session.no_photos and session.about()["splits"] == []
+    assert "nowhere" in session.list.missing and session.about()["splits"] == []
     with pytest.raises(DataError, match="nowhere"):
         session.photos("val")
     assert session.photo(session.add_own("a.png", photo))["width"] == 64
-
-
-def test_a_split_without_masks_has_no_scores_and_no_order_by_them(session, tmp_path):
-    data = tmp_path / "bare"
-    shutil.copytree(session.run.preset.data.folder(), data)
-    shutil.rmtree(data / "masks")
-    bare = Session(session.run, data)
-    assert bare.photo(first(bare))["truth"] is False
-    with pytest.raises(UsageError, match="the order by score needs true masks"):
-        bare.photos("val", order="worst")
 
 
 def test_the_photos_looked_at_last_are_kept(session, monkeypatch):
