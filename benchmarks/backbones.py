@@ -88,8 +88,8 @@ def main(names: list[str]) -> None:
     machine()
     keep_freed_memory()  # as the command line does
     reference, reference_memory = step_of(REFERENCE), memory(REFERENCE)
-    print("\n| backbone | parameters, million | stride of the tokens | heads | time | memory | weights | licence |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print("\n| backbone | parameters, M | stride | heads | time | memory | weights and their licence |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     reference()
     best = seconds(reference)
     for name in names:
@@ -104,7 +104,7 @@ def main(names: list[str]) -> None:
         init, licence = published(name)
         print(
             f"| `{name}` | {million:.1f} | {backbone.stride} | {backbone.attention_heads} "
-            f"| {time:.2f} | {share:.2f} | `{init}` | {licence} |",
+            f"| {time:.2f} | {share:.2f} | `{init}`, {licence} |",
             flush=True,
         )
     print(f"\n`{REFERENCE}`: {1000 * best:.0f} ms a step at best, {reference_memory:.0f} MiB")

@@ -81,15 +81,16 @@ def needed(preset_name: str, card: Card, precision: str) -> Needed:
 
 
 def main() -> None:
-    """Print the table."""
-    heads = ("preset", "crop", "precision", "memory, GiB", *(f"{card.name}: batch x accumulation, h" for card in CARDS))
+    """Print the table; the batch is that of the smallest card."""
+    hours = (f"hours, {card.name}" for card in CARDS)
+    heads = ("preset", "crop", "precision", "batch x accumulation", "memory, GiB", *hours)
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name in PRESETS:
         for precision in STEPS:
             of = [needed(name, card, precision) for card in CARDS]
-            told = [f"{one.batch} x {one.accumulation}, {one.hours:.1f}" for one in of]
-            crop, memory = load_preset(name).train.crop_size, max(one.memory for one in of)
-            print(f"| `{name}` | {crop} | {precision} | {memory:.1f} | {' | '.join(told)} |")
+            least, crop = of[0], load_preset(name).train.crop_size
+            cells = [f"`{name}`", f"{crop}", precision, f"{least.batch} x {least.accumulation}", f"{least.memory:.1f}"]
+            print(f"| {' | '.join([*cells, *(f'{one.hours:.1f}' for one in of)])} |")
 
 
 if __name__ == "__main__":
