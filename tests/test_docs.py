@@ -168,10 +168,12 @@ NAMES = [
 
 @pytest.mark.parametrize(("page", "name"), NAMES)
 def test_names_in_the_pages_are_where_they_are_said_to_be(page, name):
-    """A file from the project's folder on or the package's (or a benchmark); a key of a preset; or a dotted name."""
+    """A file from the project's folder on or the package's (or a benchmark), a key, a model, or a dotted name."""
     if "/" in name or name.endswith(".py"):
         places = [ROOT, ROOT / "afactl", *([ROOT / "benchmarks"] if page.name == "performance.md" else [])]
         assert any((place / name).exists() for place in places)
+    elif name.startswith("vit_"):
+        assert importlib.import_module("timm").is_model(name)  # slow to import, and needed here alone
     elif name not in field_names():
         resolve(name.removeprefix("afactl."))
 

@@ -267,6 +267,9 @@ def train_batches(ground):
     seen = []
     job = ground.job("train.batch_size=1", "train.effective_batch=3", "train.max_iters=1")
     job.updater.losses.register_forward_hook(lambda losses, given, result: seen.append(len(given[0]["image"])))
+    assert job.rehearsed({"classification": 0}) and seen == [1, 1, 1] * 2  # as a step, and once more before it
+    seen.clear()
+    job.rehearsed = lambda starts: dict.fromkeys(starts, 1.0)
     job.run_steps()
     assert seen == [1, 1, 1]
 
