@@ -256,6 +256,9 @@ def run_line(call, capsys):
     if call[:2] == ["cp", "-r"]:
         shutil.copytree(*call[2:])
         return
+    if call[:2] == ["python", "-c"]:
+        subprocess.run([sys.executable, *call[1:]], check=True)
+        return
     command = next(call[i + 1] for i, word in enumerate(call) if word == "afactl" or word.endswith(".py"))
     tiny = [part for override in TINY for part in ("--set", override)]
     if command == "train" and "--resume" not in call:
