@@ -1,4 +1,4 @@
-"""Ours against the textbook forms, with the C library's defaults and with freed memory kept on both sides, and what
+"""Ours against the naive forms, with the C library's defaults and with freed memory kept on both sides, and what
 no form could pass: python benchmarks/allocators.py [THREADS]
 """
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-import textbook
+import naive
 import torch
 from ratio import compare, machine, picture, seconds
 from step import backward, inputs
@@ -49,16 +49,16 @@ def floor(least: float, other: Callable[[], object], what: str) -> None:
 
 
 def step_at_320() -> None:
-    """MiT-B1, batch 2, without the energy loss, which the textbook has none of."""
+    """MiT-B1, batch 2, without the energy loss, which the naive has none of."""
     model, preset = inputs(320), load_preset("voc", ["loss.reg=0"])
 
     def ours() -> None:
         backward(training_losses(*model, Phase.PROPAGATED, preset))
 
     def other() -> None:
-        backward(textbook.training_step(*model, preset)[0])
+        backward(naive.training_step(*model, preset)[0])
 
-    compare("training step at 320", ours, other, "textbook", rounds=3)
+    compare("training step at 320", ours, other, "naive", rounds=3)
     network, image = model[0], normalize(model[1])
     forward = operations(lambda: training_losses(*model, Phase.PROPAGATED, preset))
     # Backward is twice the forward pass that has a gradient.
@@ -70,16 +70,16 @@ def cam() -> None:
     """One photo of VOC's size."""
     model, pixels, scales = AFA("mit_b1", 20).eval(), normalize(picture(375, 500)[None]), (1.0, 0.5, 1.5)
     ours = partial(model.multi_scale_cam, pixels, scales, 1.0)
-    other = partial(textbook.multi_scale_cam, model, pixels, scales)
-    compare("multi-scale CAM", ours, other, "textbook", rounds=3)
+    other = partial(naive.multi_scale_cam, model, pixels, scales)
+    compare("multi-scale CAM", ours, other, "naive", rounds=3)
     arithmetic_floor(operations(ours), other)
 
 
 def par() -> None:
     """Three planes of 256 x 256."""
     image, scores = picture(256, 256)[None], torch.rand(1, 3, 256, 256)
-    ours, other = (partial(form, image, scores) for form in (pixel_adaptive_refinement, textbook.par))
-    compare("PAR 256 x 256", ours, other, "textbook")
+    ours, other = (partial(form, image, scores) for form in (pixel_adaptive_refinement, naive.par))
+    compare("PAR 256 x 256", ours, other, "naive")
     total, near, weight = torch.zeros(3, 256 * 304), torch.rand(3, 256 * 304 + 1)[:, 1:], torch.rand(256 * 304)
 
     def sums() -> None:

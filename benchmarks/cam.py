@@ -1,8 +1,8 @@
 """Multi-scale CAM of one photo against one encoder pass: python benchmarks/cam.py"""
 
 import torch
+from naive import multi_scale_cam
 from ratio import compare, machine, picture
-from textbook import multi_scale_cam
 
 from afactl.datasets.transforms import normalize
 from afactl.machine.allocator import keep_freed_memory
@@ -23,4 +23,4 @@ if __name__ == "__main__":
         )
         fused = model.multi_scale_cam(pixels, (1.0, 0.5, 1.5), 1.0).cam
         plain = multi_scale_cam(model, pixels, (1.0, 0.5, 1.5))
-        print(f"  largest difference from the textbook form {(fused - plain).abs().max().item():.1e}")
+        print(f"  largest difference from the naive form {(fused - plain).abs().max().item():.1e}")

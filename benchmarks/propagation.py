@@ -1,9 +1,9 @@
-"""Window mask, propagation and confusion matrix against their textbook forms: python benchmarks/propagation.py"""
+"""Window mask, propagation and confusion matrix against their naive forms: python benchmarks/propagation.py"""
 
 from functools import partial
 
+import naive
 import numpy as np
-import textbook
 import torch
 from ratio import compare, machine
 
@@ -14,7 +14,7 @@ from afactl.network.model import AffinityHead
 
 def in_halves(planes: torch.Tensor, affinity: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
     """Once for the planes of each threshold."""
-    return [textbook.propagate(half, affinity, mask, 2.0) for half in planes.chunk(2, dim=1)]
+    return [naive.propagate(half, affinity, mask, 2.0) for half in planes.chunk(2, dim=1)]
 
 
 def from_logits(planes: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -27,11 +27,11 @@ def from_maps(head: AffinityHead, maps: tuple[torch.Tensor, torch.Tensor], plane
     return from_logits(planes, head.windows(*maps, (planes.shape[2], planes.shape[3]), 8))
 
 
-def textbook_from_maps(
+def naive_from_maps(
     head: AffinityHead, maps: tuple[torch.Tensor, torch.Tensor], planes: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
     """The same with the affinity of all pairs."""
-    return textbook.propagate(planes, head(*maps).sigmoid(), mask, 2.0)
+    return naive.propagate(planes, head(*maps).sigmoid(), mask, 2.0)
 
 
 if __name__ == "__main__":
@@ -40,7 +40,7 @@ if __name__ == "__main__":
     compare(
         "window mask 32 x 32, radius 8",
         lambda: neighborhood_mask(32, 32, 8),
-        lambda: textbook.window_mask(32, 32, 8),
+        lambda: naive.window_mask(32, 32, 8),
         "double loop",
         rounds=3,
     )
@@ -52,7 +52,7 @@ if __name__ == "__main__":
         with torch.inference_mode():
             logits, affinity = head.windows(queries, keys, side, 8), head(queries, keys).sigmoid()
             walk = partial(from_logits, planes, logits)
-            once = partial(textbook.propagate, planes.flatten(2), affinity, mask, 2.0)
+            once = partial(naive.propagate, planes.flatten(2), affinity, mask, 2.0)
             twice = partial(in_halves, planes.flatten(2), affinity, mask)
             difference = (walk().flatten(2) - torch.cat(twice(), dim=1)).abs().max().item()
             compare(
@@ -66,18 +66,18 @@ if __name__ == "__main__":
             compare(
                 "  from queries and keys",
                 partial(from_maps, head, (queries, keys), planes),
-                partial(textbook_from_maps, head, (queries, keys), planes.flatten(2), mask),
+                partial(naive_from_maps, head, (queries, keys), planes.flatten(2), mask),
                 "N x N matrices, once for both",
                 rounds=5,
             )
         print(f"  largest difference {difference:.1e}")
     rng = np.random.default_rng(0)
     truth, prediction = rng.integers(0, 21, (2, 375, 500)).astype(np.uint8)
-    if not np.array_equal(confusion_matrix(truth, prediction, 21), textbook.confusion_matrix(truth, prediction, 21)):
+    if not np.array_equal(confusion_matrix(truth, prediction, 21), naive.confusion_matrix(truth, prediction, 21)):
         raise SystemExit("the confusion matrices differ")
     compare(
         "confusion matrix 375 x 500, 21 classes",
         lambda: confusion_matrix(truth, prediction, 21),
-        lambda: textbook.confusion_matrix(truth, prediction, 21),
+        lambda: naive.confusion_matrix(truth, prediction, 21),
         "boolean masks",
     )

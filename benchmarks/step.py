@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-import textbook
+import naive
 import torch
 from ratio import compare, machine, peak_memory, picture
 
@@ -47,10 +47,10 @@ if __name__ == "__main__":
         compare(f"  {title}", plain, partial(one_step, step), "AFA step")
     preset = load_preset("voc", ["loss.reg=0"])
     compare(
-        "  against the textbook step, without the energy loss",
+        "  against the naive step, without the energy loss",
         lambda: backward(training_losses(model, image, label, box, Phase.PROPAGATED, preset)),
-        lambda: backward(textbook.training_step(model, image, label, box, preset)[0]),
-        "textbook",
+        lambda: backward(naive.training_step(model, image, label, box, preset)[0]),
+        "naive",
         rounds=1,
     )
     setup = "import sys; sys.path.insert(0, 'benchmarks'); from step import *; keep_freed_memory()\n"
@@ -58,8 +58,8 @@ if __name__ == "__main__":
     job = "for _ in range(3):\n"
     job += "    losses = training_losses(model, image, label, box, Phase.PROPAGATED, load_preset('voc', []))\n"
     job += "    backward(losses); model.zero_grad()"
-    other = "backward(textbook.training_step(model, image, label, box, load_preset('voc', []))[0])"
+    other = "backward(naive.training_step(model, image, label, box, load_preset('voc', []))[0])"
     print(
         f"  peak memory above the network and the pictures: three steps {peak_memory(setup, job):.0f} MiB, "
-        f"one textbook step {peak_memory(setup, other):.0f} MiB"
+        f"one naive step {peak_memory(setup, other):.0f} MiB"
     )

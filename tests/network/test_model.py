@@ -143,7 +143,7 @@ def test_every_pass_goes_the_one_road(monkeypatch):
     assert calls == ["backbone", "model"] * (len(calls) // 2) and len(calls) // 2 >= 6
 
 
-def test_decoder_equals_the_textbook_order():
+def test_decoder_equals_the_naive_order():
     """Project, upsample, concatenate coarsest first, fuse: the order that the fast form rearranges."""
     torch.manual_seed(0)
     model = AFA("mit_demo", 3, decoder_width=16).eval()

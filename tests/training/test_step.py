@@ -9,7 +9,7 @@ from afactl.network.model import AFA
 from afactl.presets import load_preset
 from afactl.training import step as training_step
 from afactl.training.step import StepLosses, Targets, make_targets, share_weights, supervised_losses, training_losses
-from benchmarks import textbook
+from benchmarks import naive
 from tests.conftest import TINY
 from tests.machine.test_distributed import together
 
@@ -162,7 +162,7 @@ def test_the_first_step_sees_normalised_photos(model, batch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_step_equals_the_textbook_step(monkeypatch, seed):
+def test_a_step_equals_the_naive_step(monkeypatch, seed):
     torch.manual_seed(seed)
     preset = load_preset("demo", ["cam.scales=[1.0,0.5,1.5]", "affinity.eps=0.0"])
     model = AFA("mit_demo", 4, decoder_width=16, drop_path=0.0).train()
@@ -183,7 +183,7 @@ def test_a_step_equals_the_textbook_step(monkeypatch, seed):
         monkeypatch.setattr(
             training_step, name, lambda *given, original=original: seen.append(given) or original(*given)
         )
-    expected, refined, target = textbook.training_step(model, image, label, box, preset)
+    expected, refined, target = naive.training_step(model, image, label, box, preset)
     losses = training_losses(model, image, label, box, Phase.PROPAGATED, preset)
     assert torch.equal(seen[0][0], refined) and torch.equal(seen[1][1], target)
     assert len(refined.unique()) > 2 and len(target.unique()) > 2
