@@ -69,6 +69,34 @@ def seconds_left(step: int, paces: Mapping[str, float], starts: Mapping[str, int
     return float(sum(count * paces[name] for name, count in steps_left(step, starts, total).items()))
 
 
+class Forecast:
+    """Says once in each phase, by the pace of its own steps, how long the rest will take.
+
+    Args:
+        paces: seconds a step of each phase to come, as `rehearse` found them. Others: as in `steps_left`.
+    """
+
+    def __init__(self, paces: Mapping[str, float], starts: Mapping[str, int], total: int) -> None:
+        self._paces, self._starts, self._total = dict(paces), starts, total
+        self._phase: Phase | None = None
+        self._timed, self._seconds = 0, 0.0
+
+    def after(self, step: int, phase: Phase, seconds: float) -> str | None:
+        """What is to be said after so many steps, of which the last one was of `phase` and took `seconds`."""
+        if phase is not self._phase:
+            self._phase, self._timed, self._seconds = phase, 0, 0.0
+            return None
+        self._timed, self._seconds = self._timed + 1, self._seconds + seconds
+        if self._timed != TIMED_STEPS:
+            return None
+        # The steps to come are as much slower or quicker than they were rehearsed as these were.
+        pace = self._seconds / TIMED_STEPS
+        slower = pace / self._paces[phase.value]
+        self._paces = {name: slower * rehearsed for name, rehearsed in self._paces.items()}
+        left = about(seconds_left(step, self._paces, self._starts, self._total))
+        return f"{left} left ({phase.value}, {pace:.2f} s a step; validations come on top)"
+
+
 def about(seconds: float) -> str:
     """A duration as a person says it.
 

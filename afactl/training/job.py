@@ -22,7 +22,7 @@ from afactl.method.schedule import Phase, phase_starts
 from afactl.network.backbones import smaller_crop
 from afactl.runs.checkpoints import save_checkpoint
 from afactl.runs.metrics import Progress
-from afactl.training.estimate import TIMED_STEPS, about, moments_bytes, rehearse, seconds_left, steps_left
+from afactl.training.estimate import Forecast, about, moments_bytes, rehearse, seconds_left, steps_left
 from afactl.training.events import (
     BetweenSteps,
     Ended,
@@ -106,21 +106,16 @@ class Job:
         starts = phase_starts(job.cls_warmup_iters, job.aff_warmup_iters, self.preset.affinity.enabled)
         self.prepared.model.train()
         with memory_advice(self.device, advice):
-            paces = self.rehearsed(starts)
+            forecast = Forecast(self.rehearsed(starts), starts, job.max_iters)
         if self.prepared.val and self.due(self.start) and not self.progress.validated:
             validation = self.look(self.start)  # stopped between checkpoint and score
         logged, spent = self.start, 0.0
-        timed, timing = self.start, 0.0  # the first step of this phase, and seconds after it
         batches = iter(loader)
         for step in range(self.start, job.max_iters):
             clock = time.perf_counter()
             with memory_advice(self.device, advice):
                 taken = self.updater.take(step, itertools.islice(batches, shares.batches))
             spent += (took := time.perf_counter() - clock)
-            if step == self.start or step in starts.values():
-                timed, timing = step, 0.0
-            else:
-                timing += took
             self.done = done = step + 1
             last = done == job.max_iters
             self.count(taken, done)
@@ -129,12 +124,8 @@ class Job:
                 rate = round((done - logged) * shares.photos / spent, 2)
                 logged, spent = done, 0.0
             self.tell(self.stepped(taken, done, rate))
-            if step == timed + TIMED_STEPS:
-                # The steps to come are as much slower or quicker than they were rehearsed as these were.
-                pace, phase = timing / TIMED_STEPS, taken.phase.value
-                paces = {name: pace * seconds / paces[phase] for name, seconds in paces.items()}
-                left = about(seconds_left(done, paces, starts, job.max_iters))
-                self.tell(Noted(done, f"{left} left ({phase}, {pace:.2f} s a step; validations come on top)"))
+            if left := forecast.after(done, taken.phase, took):
+                self.tell(Noted(done, left))
             # Alone, a stop counts at once; processes stop after the same step, in which they all heard of it.
             stopping = taken.stopping if shares.processes > 1 else self.stop.is_set()
             if done % job.checkpoint_iters == 0 or self.due(done) or stopping:

@@ -111,7 +111,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, tin
 
 def test_every_phase_says_what_is_left_by_its_own_pace(tmp_path, tiny_data, monkeypatch):
     """Rehearsed at 1, 3 and 4 seconds; the steps take 2, 3 and 8."""
-    monkeypatch.setattr("afactl.training.job.TIMED_STEPS", 2)
+    monkeypatch.setattr("afactl.training.estimate.TIMED_STEPS", 2)
     rehearsed = {"classification": 1.0, "refined labels": 3.0, "propagated labels": 4.0}
     monkeypatch.setattr("afactl.training.job.rehearse", lambda updater, batches, phases: dict(rehearsed))
     steps = [2.0] * 4 + [3.0] * 4 + [8.0] * 4
@@ -119,7 +119,8 @@ def test_every_phase_says_what_is_left_by_its_own_pace(tmp_path, tiny_data, monk
     ticks = iter([0.0, *itertools.accumulate(tick for second in steps for tick in (0.001, second)), 99.0])
     monkeypatch.setattr("afactl.training.job.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
     monkeypatch.setattr("afactl.training.launch.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
-    monkeypatch.setattr("afactl.training.job.about", lambda seconds: f"{seconds:g} s")
+    for module in ("job", "estimate"):
+        monkeypatch.setattr(f"afactl.training.{module}.about", lambda seconds: f"{seconds:g} s")
     monkeypatch.setattr("afactl.training.job.peak_memory", lambda device: 3 * 2**30)
     told = []
     changes = ["train.max_iters=12", "train.cls_warmup_iters=4", "train.aff_warmup_iters=4", "train.eval_iters=12"]
