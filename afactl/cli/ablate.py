@@ -20,7 +20,10 @@ from afactl.training.observers.live_view import watch_training
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command(epilog="Example: afactl ablate table2 --preset demo")
+@app.command(
+    epilog="Example: afactl ablate table2 --preset demo",
+    short_help="Measure an ablation table of the paper, row by row.",
+)
 def ablate(
     name: Annotated[
         str, typer.Argument(metavar="TABLE", help="table1, table2, table4, table7, table8, table9, table10 or table11")

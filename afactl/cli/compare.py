@@ -36,7 +36,10 @@ app = typer.Typer(rich_markup_mode=None)
 IMAGES, CLASSES = 12, 6
 
 
-@app.command(epilog="Example: afactl compare runs/plain runs/mine --split val")
+@app.command(
+    epilog="Example: afactl compare runs/plain runs/mine --split val",
+    short_help="Compare runs, or masks of any origin, on the same photos.",
+)
 def compare(
     runs: Annotated[
         list[Path] | None, typer.Argument(metavar="RUN RUN ...", help="run folders; each is compared with the first")

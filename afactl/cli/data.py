@@ -60,7 +60,9 @@ class TagSource(str, Enum):
 
 
 @prepare_app.command(
-    "voc", epilog="Example: afactl data prepare voc --data VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset"
+    "voc",
+    epilog="Example: afactl data prepare voc --data VOCdevkit/VOC2012 --sbd benchmark_RELEASE/dataset",
+    short_help="Write the list train_aug of VOC, and the labels of its XML.",
 )
 def prepare_voc(
     folder: FolderArgument = None,
@@ -112,7 +114,11 @@ def prepare_voc(
         )
 
 
-@prepare_app.command("coco", epilog="Example: afactl data prepare coco --data COCO --year 2014")
+@prepare_app.command(
+    "coco",
+    epilog="Example: afactl data prepare coco --data COCO --year 2014",
+    short_help="Draw the masks of MS COCO and write its labels.",
+)
 def prepare_coco(
     folder: FolderArgument = None,
     data: DownloadOption = None,
@@ -149,7 +155,11 @@ def prepare_coco(
         out.print(f"masks: {written.folder}")
 
 
-@prepare_app.command("folder", epilog="Example: afactl data prepare folder --data mydata --val 0.1")
+@prepare_app.command(
+    "folder",
+    epilog="Example: afactl data prepare folder --data mydata --val 0.1",
+    short_help="Write labels.csv of own photos, with a validation split.",
+)
 def prepare_folder(
     folder: FolderArgument = None,
     data: Annotated[
@@ -231,7 +241,9 @@ def prepare_folder(
     out.print(f"labels: {done.table}")
 
 
-@app.command(epilog="Example: afactl data check mydata")
+@app.command(
+    epilog="Example: afactl data check mydata", short_help="Read every photo and mask, and list what is wrong."
+)
 def check(
     dataset: DatasetArgument = None,
     data: FolderOption = None,
@@ -314,6 +326,7 @@ def check(
 @app.command(
     epilog="Example: afactl data preview mydata --split val --out sheet.png",
     context_settings=former_names(count="photos"),
+    short_help="Draw a contact sheet of photos with their labels.",
 )
 def preview(
     dataset: DatasetArgument = None,

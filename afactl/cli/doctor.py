@@ -180,7 +180,9 @@ def _folder(what: str, folder: Path) -> Finding:
     )
 
 
-@app.command(epilog="Example: afactl doctor --json doctor.json")
+@app.command(
+    epilog="Example: afactl doctor --json doctor.json", short_help="Report versions, devices and what is missing."
+)
 def doctor(json_file: JsonOption = None, overwrite: OverwriteOption = False) -> None:
     """Report versions, devices and what is missing, with the way to mend it."""
     require_free([("--json", json_file)], overwrite)

@@ -24,7 +24,11 @@ from afactl.machine.terminal import out, tracker
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command("dump-cams", epilog="Example: afactl dump-cams --split train")
+@app.command(
+    "dump-cams",
+    epilog="Example: afactl dump-cams --split train",
+    short_help="Put CAMs, affinity and attention of a split into HDF5.",
+)
 def dump(
     run: RunArgument = None,
     split: SplitOption = "train",

@@ -39,7 +39,11 @@ from afactl.machine.terminal import out, table, tracker, write_json
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command("eval", epilog="Example: afactl eval --split val --crf --per-class")
+@app.command(
+    "eval",
+    epilog="Example: afactl eval --split val --crf --per-class",
+    short_help="Score the segmentation, with the CRF if asked.",
+)
 def evaluate(
     run: RunArgument = None,
     split: SplitOption = "val",

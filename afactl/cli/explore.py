@@ -24,7 +24,10 @@ from afactl.machine.terminal import out
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command(epilog="Example: afactl explore runs/voc --port 8700 --no-open")
+@app.command(
+    epilog="Example: afactl explore runs/voc --port 8700 --no-open",
+    short_help="Point at photos in a browser: attention, affinity, labels.",
+)
 def explore(
     run: RunArgument = None,
     run_option: RunOption = None,

@@ -24,7 +24,10 @@ from afactl.machine.terminal import log, out
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command(epilog="Example: afactl export --run runs/voc --out voc.safetensors")
+@app.command(
+    epilog="Example: afactl export --run runs/voc --out voc.safetensors",
+    short_help="Write the weights, or the network as ONNX or TorchScript.",
+)
 def export(
     run: RunArgument = None,
     run_option: RunOption = None,

@@ -46,7 +46,11 @@ app = typer.Typer(rich_markup_mode=None)
 THRESHOLDS = "0.2:0.7:0.05"
 
 
-@app.command("pseudo-eval", epilog="Example: afactl pseudo-eval --split train --per-class --json table3.json")
+@app.command(
+    "pseudo-eval",
+    epilog="Example: afactl pseudo-eval --split train --per-class --json table3.json",
+    short_help="Score the pseudo labels: the rows of the paper's Table 3.",
+)
 def pseudo_eval(
     run: RunArgument = None,
     split: SplitOption = "train",

@@ -25,7 +25,11 @@ from afactl.machine.terminal import out
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command("report", epilog="Example: afactl report --run runs/voc --without-afa runs/plain")
+@app.command(
+    "report",
+    epilog="Example: afactl report --run runs/voc --without-afa runs/plain",
+    short_help="Write one self-contained HTML page of a run.",
+)
 def report(
     run: RunArgument = None,
     run_option: RunOption = None,

@@ -14,7 +14,10 @@ from afactl.machine.terminal import log, out, percent, table, write_json
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command(epilog="Example: afactl runs, or afactl runs experiments --json runs.json")
+@app.command(
+    epilog="Example: afactl runs, or afactl runs experiments --json runs.json",
+    short_help="List runs: preset, data, steps, scores, size.",
+)
 def runs(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="folder whose runs are listed")] = Path("runs"),
     json_file: Annotated[

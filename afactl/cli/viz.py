@@ -82,6 +82,7 @@ app = typer.Typer(rich_markup_mode=None)
 
 @app.command(
     "viz-attn",
+    short_help="Draw attention and learned affinity of query points.",
     epilog="Example: afactl viz-attn photo.jpg --query 32,40 --query 100,80",
     context_settings=former_names(compare="without-afa"),
 )
@@ -134,7 +135,11 @@ def viz_attn(
     show(drawn)
 
 
-@app.command("viz-heads", epilog="Example: afactl viz-heads --run runs/voc")
+@app.command(
+    "viz-heads",
+    short_help="Draw the learned weight of each head in the affinity.",
+    epilog="Example: afactl viz-heads --run runs/voc",
+)
 @spread_options
 def viz_heads(folder: RunArgument = None, *, options: PictureOptions) -> None:
     """Draw the learned weight of each head in the affinity, as in figure 14."""
@@ -145,7 +150,11 @@ def viz_heads(folder: RunArgument = None, *, options: PictureOptions) -> None:
     show(drawn)
 
 
-@app.command("viz-cams", epilog="Example: afactl viz-cams --without-afa runs/plain")
+@app.command(
+    "viz-cams",
+    short_help="Draw CAMs as they are, spread by MHSA, and by affinity.",
+    epilog="Example: afactl viz-cams --without-afa runs/plain",
+)
 @spread_options
 def viz_cams(
     images: Annotated[
@@ -173,7 +182,11 @@ def viz_cams(
     show(drawn)
 
 
-@app.command("viz-par", epilog="Example: afactl viz-par photo.jpg --gif par.gif")
+@app.command(
+    "viz-par",
+    short_help="Draw labels before and after each refiner.",
+    epilog="Example: afactl viz-par photo.jpg --gif par.gif",
+)
 @spread_options
 def viz_par(
     image: PhotoArgument = None,

@@ -87,6 +87,13 @@ def test_the_version_is_that_of_the_package(call):
     assert importlib.metadata.version("afactl") == afactl.__version__
 
 
+@pytest.mark.parametrize("group", [(), ("data",), ("data", "prepare")], ids=" ".join)
+def test_no_line_of_a_list_of_commands_is_cut_off(call, monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "80")
+    listed = call(*group, "--help")[1].split("Commands:")[1]
+    assert len(listed.split("\n")) > 3 and "..." not in listed
+
+
 def test_help_needs_no_torch():
     code = "import sys; from afactl.cli.main import main\n"
     code += "try: main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
