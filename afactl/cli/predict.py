@@ -33,7 +33,10 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command(epilog="Example: afactl predict holiday/ --crf --overlay --out masks")
+@app.command(
+    epilog="Example: afactl predict holiday/ --crf --overlay --out masks",
+    short_help="Write masks for any photos; no label files are needed.",
+)
 def predict(
     photos: Annotated[list[str], typer.Argument(metavar="PHOTOS...", help="files, folders or globs")],
     run: RunOption = None,

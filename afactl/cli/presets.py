@@ -15,7 +15,10 @@ from afactl.machine.terminal import out, table
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command(epilog="Example: afactl presets voc --copy mine.yaml")
+@app.command(
+    epilog="Example: afactl presets voc --copy mine.yaml",
+    short_help="List the shipped presets, print one, or copy one.",
+)
 def presets(
     name: Annotated[str | None, typer.Argument(metavar="PRESET", help="print this preset")] = None,
     copy: Annotated[

@@ -16,7 +16,10 @@ from afactl.training.observers.live_view import watch_training
 app = typer.Typer(rich_markup_mode=None)
 
 
-@app.command(epilog="Example: afactl train voc --data VOCdevkit/VOC2012 --init mit_b1.pth --set train.max_iters=20000")
+@app.command(
+    epilog="Example: afactl train voc --data VOCdevkit/VOC2012 --init mit_b1.pth --set train.max_iters=20000",
+    short_help="Train from image-level labels; writes a run folder.",
+)
 def train(
     preset: Annotated[
         str | None, typer.Argument(metavar="PRESET|FILE", help="a shipped preset (afactl presets) or a YAML file")
