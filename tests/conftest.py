@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,14 @@ def train_tiny(data, out, *changes, device="cpu", observers=()):
     from afactl.training.launch import Request, start
 
     return start(Request(tiny_preset(data, *changes), out=out, device=device, observers=observers))
+
+
+def until(condition, seconds=20.0):
+    """Wait for what another thread does; the last answer, whatever it is."""
+    end = time.monotonic() + seconds
+    while not (answer := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return answer
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-import time
 
 import pytest
 
@@ -38,14 +37,6 @@ def served(session):
     """The address of a session's page."""
     with page_of(session) as url:
         yield url
-
-
-def until(condition, seconds=20.0):
-    """Wait for what another thread does; the last answer, whatever it is."""
-    end = time.monotonic() + seconds
-    while not (answer := condition()) and time.monotonic() < end:
-        time.sleep(0.02)
-    return answer
 
 
 def first(session, split="val"):

@@ -9,7 +9,8 @@ from PIL import Image
 from afactl.datasets.masks import write_mask
 from afactl.explorer.session import Session
 from afactl.runs.review import read_review
-from tests.explorer.conftest import page_of, until
+from tests.conftest import until
+from tests.explorer.conftest import page_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(

@@ -10,7 +10,8 @@ from afactl.explorer.photo_list import PAGE
 from afactl.explorer.session import Session
 from afactl.inference.trained_run import open_split
 from afactl.runs.folder import read_scores, read_tallies
-from tests.explorer.conftest import first, until
+from tests.conftest import until
+from tests.explorer.conftest import first
 
 
 def test_the_list_is_that_of_the_split_and_is_searched_by_id_and_class(session):

@@ -8,7 +8,7 @@ from afactl.presets import values_by_key
 from afactl.runs.folder import run_preset
 from afactl.runs.metrics import read_metrics
 from afactl.training.observers.wandb import WandbLog
-from tests.conftest import train_tiny
+from tests.conftest import train_tiny, until
 
 
 def records(content):
@@ -31,9 +31,13 @@ def test_an_offline_run_is_written(tmp_path, tiny_data, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)  # a key of the user sends nothing either
     run = train_tiny(tiny_data, tmp_path / "run", observers=(WandbLog(),)).run
     (file,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
-    content = records(file.read_bytes())
-    for name in (b"loss_cls", b"val_seg_miou", b"train.max_iters", b"from_step", b"pseudo label"):
-        assert name in content
+    names = (b"loss_cls", b"val_seg_miou", b"train.max_iters", b"from_step", b"pseudo label")
+
+    def whole():
+        content = records(file.read_bytes())
+        return all(name in content for name in names)
+
+    assert until(whole, 60)  # a process of wandb's own writes it, on a slow disk after the training has ended
 
 
 def test_what_is_logged_is_what_the_run_has(tmp_path, tiny_data, monkeypatch):
