@@ -110,6 +110,7 @@ def test_small_batches_add_up_to_the_effective_one(tmp_path, tiny_data):
         torch.testing.assert_close(whole[name], parts[name], atol=2e-5, rtol=1e-3)
 
 
+@pytest.mark.slow  # torch.compile takes a minute
 def test_the_compiled_backbone_takes_the_same_steps(tmp_path, tiny_data, tiny_run, monkeypatch):
     """Traced, and run by torch's own operations: building C++ for it takes minutes."""
     traced = []
