@@ -153,6 +153,8 @@ def _weights() -> list[Finding]:
     """What the shipped presets start from, and whether a training with them needs a network."""
     try:
         from afactl.runs.weights_at_hand import needed_weights
+
+        needed = needed_weights()
     except ImportError:  # of a package that is told about above
         return []
     return [
@@ -160,7 +162,7 @@ def _weights() -> list[Finding]:
             f"weights {weights.name}",
             f"{'here' if weights.here else 'to be fetched'}; {weights.licence}; for {', '.join(weights.presets)}",
         )
-        for weights in needed_weights()
+        for weights in needed
     ]
 
 

@@ -55,7 +55,7 @@ def load(root: Path, split: str) -> Split:
     own = tuple(numbers[name] for name in classes) if numbers.keys() >= set(classes) else ()
     # Masks are optional for a split as a whole; where it has one, a missing file is an error.
     paths = {sample.image_id: mask_of(root, sample.image_id) for sample in samples}
-    if not (root / "masks").is_dir() or not any(path.is_file() for path in paths.values()):
+    if not any(path.is_file() for path in paths.values()):
         return Split(split, classes, tuple(samples), notes=notes, category_ids=own)
     white = white_of(root / "masks", [mask_of(root, image_id) for image_id in ids], len(classes))
     if white != IGNORE:

