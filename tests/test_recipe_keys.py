@@ -423,7 +423,7 @@ def train_workers_read_the_photos(ground):
     seen = []
 
     class Loader(torch.utils.data.DataLoader):
-        def __init__(self, *given, num_workers, **options):
+        def __init__(self, *given, num_workers=0, **options):
             seen.append(num_workers)
             super().__init__(*given, num_workers=0)
 
@@ -431,7 +431,7 @@ def train_workers_read_the_photos(ground):
         patch.setattr(job_module, "DataLoader", Loader)
         for workers in (0, 3):
             ground.job("train.max_iters=1", f"train.workers={workers}").run_steps()
-    assert seen == [0, 3]
+    assert seen == [0, 0, 3, 0]  # of the steps, and of the rehearsal before them, which starts no processes
 
 
 # cam
