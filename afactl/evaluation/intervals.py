@@ -126,8 +126,8 @@ class Difference(NamedTuple):
     @property
     def text(self) -> str:
         """+2.4 [1.1, 3.6]."""
-        low, high = self.interval
-        return f"{self.value:+.1f} [{low:.1f}, {high:.1f}]"
+        value, low, high = (round(number, 1) + 0.0 for number in (self.value, *self.interval))  # + 0.0: no "-0.0"
+        return f"{value:+.1f} [{low:.1f}, {high:.1f}]"
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> Difference:

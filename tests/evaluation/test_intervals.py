@@ -5,7 +5,16 @@ import pytest
 
 from afactl.errors import ShapeError
 from afactl.evaluation import intervals
-from afactl.evaluation.intervals import difference, interval, mean_of_classes, resampled_iou, tallied_iou, tally
+from afactl.evaluation.intervals import (
+    Difference,
+    Interval,
+    difference,
+    interval,
+    mean_of_classes,
+    resampled_iou,
+    tallied_iou,
+    tally,
+)
 from afactl.evaluation.metrics import class_iou, mean_iou
 
 
@@ -83,6 +92,18 @@ def test_a_difference_is_paired():
     assert found.interval.half < alone.half / 10
     back = difference(other, one)
     assert (back.value, *back.interval) == pytest.approx((-found.value, -found.interval.high, -found.interval.low))
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (2.44, 1.1, 3.6, "+2.4 [1.1, 3.6]"),
+        (-2.44, -3.6, 0.04, "-2.4 [-3.6, 0.0]"),
+        (-0.04, -0.04, -0.01, "+0.0 [0.0, 0.0]"),  # zero has no sign
+    ],
+)
+def test_a_difference_in_words(value, low, high, text):
+    assert Difference(value, Interval(low, high)).text == text
 
 
 def test_what_cannot_be_compared_is_refused():
