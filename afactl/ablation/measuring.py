@@ -55,10 +55,16 @@ class Measured(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A finished table; `where` says what it was measured on."""
+    """A finished table.
+
+    Attributes:
+        columns, papers: the splits of our figures, and those of VOC that the paper's are of. where: what it was
+            measured on.
+    """
 
     title: str
     columns: tuple[str, ...]
+    papers: tuple[str, ...]
     rows: list[Measured]
     where: str
 
@@ -125,7 +131,8 @@ def ablate(request: TableRequest, watch: Watch = unwatched, track: Track = iter)
         where, of_row = f"CAMs of {base.folder}, step {base.iteration}", lambda changes: base
     rows = [*table.rows, *(_added_refiners() if name == "table4" else ())]
     measured = [_measure(table, row, of_row(row.changes), splits, request.data, track) for row in rows]
-    return Result(f"{name}: {table.title}", splits, measured, where)
+    papers = tuple(column or "train" for column in table.splits)  # Tables 4 and 8 refine CAMs of VOC's train
+    return Result(f"{name}: {table.title}", splits, papers, measured, where)
 
 
 def _added_refiners() -> list[Row]:

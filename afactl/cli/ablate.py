@@ -58,7 +58,8 @@ def ablate(
     require_free([("--json", json_file)], overwrite)
     request = TableRequest(name, preset, data, tuple(overrides or ()), out_folder, run, split, device)
     result = measure(request, watch_training, tracker("scoring"))
-    columns = [f"{column}{whose}" for column in result.columns for whose in (", here", ", the paper's on VOC")]
+    splits = zip(result.columns, result.papers, strict=True)
+    columns = [text for ours, paper in splits for text in (f"{ours}, here", f"the paper's, VOC {paper}")]
     rows = []
     for row in result.rows:
         pairs = zip(row.ours, row.paper, strict=True)

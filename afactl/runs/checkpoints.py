@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from afactl.errors import CheckpointError, first_line
+from afactl.errors import CheckpointError, PresetError, first_line
 from afactl.files import whole_file, writing
 from afactl.network.model import AFA
 from afactl.presets import Model
@@ -177,7 +177,7 @@ def load_model(folder: Path) -> tuple[AFA, Architecture, int]:
     """The network of a checkpoint in evaluation mode, what it is, and its iteration.
 
     Raises:
-        CheckpointError: missing, unreadable, or not one of ours.
+        CheckpointError: missing, unreadable, or not one of ours. PresetError: its backbone is not known here.
     """
     from safetensors import safe_open
 
@@ -195,7 +195,13 @@ def load_model(folder: Path) -> tuple[AFA, Architecture, int]:
         raise CheckpointError(
             f"{path}: expected weights saved by afactl train, found no description of the network"
         ) from error
-    model = architecture.build()
+    try:
+        model = architecture.build()
+    except PresetError as error:
+        raise PresetError(
+            f'{path}: its backbone "{architecture.backbone}" is not known here; call the script that registers it, or '
+            "install the package that brings it"
+        ) from error
     load_state(model, state, str(path))
     return model.eval(), architecture, iteration
 

@@ -9,9 +9,8 @@ from tests.cli.conftest import SETS, refused
 
 def test_ablate_prints_our_figures_beside_the_papers(call, run_copy, tmp_path):
     code, out, _ = call("ablate", "table4", "--run", run_copy, "--split", "val", "--json", tmp_path / "a.json")
-    assert (
-        code == 0 and "the paper's on VOC" in out and "52.9" in out and "5 rows measured now, 0 finished before" in out
-    )
+    assert code == 0 and "52.9" in out and "5 rows measured now, 0 finished before" in out
+    assert "val, here" in out and "the paper's, VOC train" in out  # whatever split ours is of
     assert "0 rows measured now, 5 finished before" in call("ablate", "table4", "--run", run_copy, "--split", "val")[1]
     assert json.loads((tmp_path / "a.json").read_text())["rows"][0]["paper"] == [48.2]
     refused(call("ablate", "table12"), 2, "expected one of table1, table2")

@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from afactl.errors import CheckpointError
+from afactl.errors import CheckpointError, PresetError
 from afactl.runs import checkpoints
 from afactl.runs.checkpoints import (
     Architecture,
@@ -52,6 +52,16 @@ def test_weights_of_earlier_versions_have_no_category_ids(saved):
     del fields["category_ids"]
     save_file(state, folder / "weights.safetensors", {**metadata, "architecture": json.dumps(fields)})
     assert load_model(folder)[1] == ARCHITECTURE._replace(category_ids=())
+
+
+def test_a_network_of_a_script_that_is_not_running_is_named(saved):
+    folder = saved[0]
+    with safe_open(folder / "weights.safetensors", framework="pt") as file:
+        metadata, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+    fields = {**json.loads(metadata["architecture"]), "backbone": "mine"}
+    save_file(state, folder / "weights.safetensors", {**metadata, "architecture": json.dumps(fields)})
+    with pytest.raises(PresetError, match='backbone "mine" is not known here; call the script'):
+        load_model(folder)
 
 
 def test_a_new_checkpoint_replaces_the_old_one_and_changes_the_hash(saved):
